@@ -1,0 +1,1 @@
+"""Clusters the weights of a Keras model to few shared values."""

@@ -1,0 +1,44 @@
+"""The Clusterer as a TFX component."""
+
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.types.standard_artifacts import Examples, Model, ModelRun
+
+from edgeline import data, keras_io, model_module, training
+from edgeline.clusterer import clustering
+from edgeline.clusterer.config import Cluster
+from edgeline.passport import Passport
+
+
+@component
+def Clusterer(
+    examples: InputArtifact[Examples],
+    model: InputArtifact[Model],
+    compressed: OutputArtifact[Model],
+    model_run: OutputArtifact[ModelRun],
+    module: Parameter[str],
+    module_digest: Parameter[str],
+    toolchain: Parameter[str],
+    epochs: Parameter[int],
+    batch_size: Parameter[int],
+    seed: Parameter[int],
+    clusters: Parameter[int],
+    centroid_initialization: Parameter[str],
+    min_layer_share: Parameter[float],
+) -> None:
+    """Gives each layer few shared weight values; verifies their number, and the zeros of a pruning before it."""
+    config = Cluster(
+        clusters=clusters, centroid_initialization=centroid_initialization, min_layer_share=min_layer_share,
+        epochs=epochs, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    code = model_module.load(module, module_digest)
+    training.start(config.seed)
+    splits = training.open_splits(examples.uri, code, config)
+    passport = Passport.read(model.uri)
+    outcome = clustering.cluster(keras_io.load(model.uri, code), code, splits, config, passport.promises, model_run.uri)
+    inputs = {"examples": data.fingerprint(examples.uri), "module": module_digest, "model": passport.steps[-1]["model"]}
+    training.deliver(
+        outcome, passport, step="Clusterer", config=config, inputs=inputs, toolchain=toolchain,
+        model_uri=compressed.uri, run_uri=model_run.uri,
+    )  # fmt: skip
+    compressed.set_string_custom_property("stage", "clustered")

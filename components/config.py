@@ -1,0 +1,98 @@
+"""What the configs of all steps share: checked, coerced, flat, frozen dataclasses. Standard library only.
+
+A step's config is its request: every field is a primitive, so that each value becomes a queryable execution property
+in ML Metadata. TFX neither records defaults nor takes an int where a float is declared, so values are coerced here and
+every field is always passed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from typing import Any, get_type_hints
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """Base of all step configs: coerces each field to its annotated type (int to float; nothing lossy).
+
+    Raises:
+      ValueError: a value has another type; the message names the class, the field, what was expected and received.
+    """
+
+    def __post_init__(self) -> None:
+        for name, expected in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if expected is float and type(value) is int:
+                object.__setattr__(self, name, float(value))
+            elif type(value) is not expected:
+                raise ValueError(f"{self.where(name)} must be of type {expected.__name__}, received {value!r}")
+            if expected is float and not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{self.where(name)} must be a finite number, received {value!r}")
+
+    def where(self, name: str) -> str:
+        """Returns `Class.field`, the start of every message about a field."""
+        return f"{type(self).__name__}.{name}"
+
+    def check(self, name: str, holds: bool, expected: str) -> None:
+        """Raises ValueError saying what `name` was expected to be, unless `holds`."""
+        if not holds:
+            raise ValueError(f"{self.where(name)} must be {expected}, received {getattr(self, name)!r}")
+
+    def check_choice(self, name: str, choices: tuple[str, ...]) -> None:
+        """Raises ValueError unless the field's value is one of `choices`."""
+        self.check(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+
+    def parameters(self) -> dict[str, Any]:
+        """Returns every field by name: the parameters of the step's component."""
+        return dataclasses.asdict(self)
+
+    def describe(self) -> str:
+        """Returns the step in words for tables, e.g. `prune sparsity=0.8 schedule=polynomial_decay`."""
+        fields = (f"{name}={value}" for name, value in self.parameters().items())
+        return " ".join((type(self).__name__.lower(), *fields))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FineTuning(StepConfig):
+    """What every step that trains an existing model may be asked.
+
+    Attributes:
+      epochs: passes over the training split, at least 1.
+      batch_size: examples per optimizer step, at least 1.
+      seed: start of every random draw (shuffling, initialisation), 0 to 2**31 - 1.
+    """
+
+    epochs: int = 2
+    batch_size: int = 128
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("epochs", self.epochs >= 1, "at least 1")
+        self.check("batch_size", self.batch_size >= 1, "at least 1")
+        self.check("seed", 0 <= self.seed < 2**31, "in [0, 2**31)")
+
+
+def deviation_tag(config: StepConfig, named: tuple[str, ...]) -> str:
+    """Returns a short tag for fields that differ from the defaults and are not in the step's name.
+
+    A node's id is made of the names of its steps, so two different requests must never get the same name.
+
+    Args:
+      config: a step config.
+      named: the fields that its name already spells out, and those that are set for a whole run (epochs and so on).
+
+    Returns:
+      "" where all other fields have their defaults, else `_x` and four hexadecimal digits.
+    """
+    fields = {f.name: f.default for f in dataclasses.fields(config)}
+    changed = {n: v for n, v in config.parameters().items() if n not in named and v != fields[n]}
+    if not changed:
+        return ""
+    return "_x" + hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:4]
+
+
+RUN_WIDE = ("epochs", "batch_size", "seed")

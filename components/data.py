@@ -1,0 +1,283 @@
+"""Reading Examples artifacts: one parser for every step that sees data, and the input pipeline of training."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from edgeline.errors import UserError
+from edgeline.model_module import ModelModule
+
+#: A split whose preprocessed tensors are larger than this is streamed from disk in every epoch instead of kept.
+IN_MEMORY_BYTES = 4 * 2**30
+
+_PARSE_BATCH = 1024
+
+
+class ExampleParser:
+    """Turns serialized `tf.train.Example`s into what the model and the metrics want, by the module's own hooks.
+
+    Calling it traces; `compiled` is the same as one tf.function for use batch by batch outside tf.data (an eager call
+    of parse_example and a few ops is 8 times slower).
+    """
+
+    def __init__(self, module: ModelModule):
+        self._module = module
+        self._spec = module.feature_spec()
+        self.compiled = tf.function(self.__call__, input_signature=[tf.TensorSpec([None], tf.string)])
+
+    def __call__(self, serialized: tf.Tensor) -> tuple[Any, Any, tf.Tensor | None]:
+        """Returns (inputs, label, weight) of a batch.
+
+        Args:
+          serialized: shape [batch], dtype string.
+
+        Returns:
+          The two results of the module's `preprocess`, and `example_weight`'s (None without that hook); all batched.
+        """
+        features = tf.io.parse_example(serialized, self._spec)
+        inputs, label = self._module.preprocess(features)
+        return inputs, label, self._module.example_weight(features)
+
+
+def split_files(examples_uri: str, split: str) -> list[str]:
+    """Returns the paths of a split's shards in an Examples artifact, sorted.
+
+    Raises:
+      UserError: the split has no files.
+    """
+    folder = Path(examples_uri) / f"Split-{split}"
+    files = sorted(str(path) for path in folder.glob("*") if path.is_file())
+    if not files:
+        present = sorted(p.name.removeprefix("Split-") for p in Path(examples_uri).glob("Split-*"))
+        raise UserError(
+            f"the examples have no files in split {split!r} ({folder}); splits there: {', '.join(present) or 'none'}. "
+            f"Edgeline needs train, validation and eval"
+        )
+    return files
+
+
+def read_serialized(files: list[str], parallel: int = 1) -> tf.data.Dataset:
+    """Returns serialized records of GZIP TFRecord files, in an order that depends on the files alone."""
+    names = tf.data.Dataset.from_tensor_slices(files)
+    if parallel == 1:
+        return names.flat_map(lambda name: tf.data.TFRecordDataset(name, "GZIP"))
+    return names.interleave(
+        lambda name: tf.data.TFRecordDataset(name, "GZIP"),
+        cycle_length=parallel,
+        block_length=64,
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+
+
+def parsed_batches(files: list[str], parser: ExampleParser, batch_size: int, parallel: int = 8) -> tf.data.Dataset:
+    """Returns batches of (inputs, label, weight) in file order, parsed a batch at a time."""
+    records = read_serialized(files, min(parallel, len(files)))
+    return records.batch(batch_size).map(parser, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+
+def explain(error: tf.errors.OpError, files: list[str], module: ModelModule) -> UserError:
+    """Says what is wrong with the data, or with the module's view of it, after reading or parsing failed.
+
+    Args:
+      error: what TensorFlow raised.
+      files: the shards that were being read.
+      module: whose hooks parsed them.
+    """
+    where = files[0] if len(files) == 1 else f"one of {len(files)} shards in {Path(files[0]).parent}"
+    first_line = str(error.message).strip().splitlines()[0]
+    if isinstance(error, tf.errors.DataLossError):
+        return UserError(f"corrupt or truncated TFRecord: {where}: {first_line}")
+    return UserError(
+        f"the examples in {where} do not fit the model module {module.source.reference}: {first_line}. "
+        f"Its feature_spec() asks for {_describe_spec(module.feature_spec())}"
+    )
+
+
+def _describe_spec(spec: dict[str, Any]) -> str:
+    parts = []
+    for name, feature in sorted(spec.items()):
+        dtype = tf.as_dtype(feature.dtype).name
+        shape = list(feature.shape) if isinstance(feature, tf.io.FixedLenFeature) else type(feature).__name__
+        parts.append(f"{name}: {dtype} {shape}")
+    return "{" + ", ".join(parts) + "}"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """A split as training wants it.
+
+    Attributes:
+      dataset: (inputs, label) or (inputs, label, weight) batches; for training all epochs one after the other.
+      steps_per_epoch: batches in one epoch.
+      examples: examples in one epoch.
+    """
+
+    dataset: tf.data.Dataset
+    steps_per_epoch: int
+    examples: int
+
+
+def training_data(files: list[str], module: ModelModule, *, batch_size: int, epochs: int, seed: int) -> TrainingData:
+    """Opens a split for training: shuffled anew in every epoch, by (seed, epoch) alone.
+
+    A split that fits is parsed and preprocessed once and kept in memory; each epoch is then a permutation of it, which
+    costs what `fit` on arrays costs. A larger one is streamed, shuffled by shard and within a buffer.
+
+    Raises:
+      UserError: the shards cannot be read, or do not fit the module.
+    """
+    kept = _load(files, module)
+    augment = module.has("augment")
+
+    def finish(epoch: tf.Tensor, index: tf.Tensor, batch: tuple[Any, Any, Any]) -> tuple[Any, ...]:
+        inputs, label, weight = batch
+        if augment:
+            draw = tf.stack([tf.cast(epoch * 1_000_003 + seed, tf.int32), tf.cast(index, tf.int32)])
+            inputs, label = module.augment(inputs, label, draw)
+        return (inputs, label) if weight is None else (inputs, label, weight)
+
+    if isinstance(kept, int):
+        examples = kept
+
+        def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+            names = tf.random.experimental.stateless_shuffle(tf.constant(files), seed=[seed, tf.cast(epoch, tf.int32)])
+            records = tf.data.Dataset.from_tensor_slices(names).interleave(
+                lambda name: tf.data.TFRecordDataset(name, "GZIP"),
+                cycle_length=min(8, len(files)),
+                num_parallel_calls=tf.data.AUTOTUNE,
+                deterministic=True,
+            )
+            shuffled = records.shuffle(16 * batch_size, seed=seed, reshuffle_each_iteration=True)
+            parsed = shuffled.batch(batch_size).map(ExampleParser(module), tf.data.AUTOTUNE)
+            return parsed.enumerate().map(lambda index, batch: finish(epoch, index, batch), tf.data.AUTOTUNE)
+
+    else:
+        examples = len(tf.nest.flatten(kept)[0])
+
+        def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+            order = tf.random.experimental.stateless_shuffle(
+                tf.range(examples, dtype=tf.int64), seed=[seed, tf.cast(epoch, tf.int32)]
+            )
+            batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+            return batches.enumerate().map(
+                lambda index, rows: finish(epoch, index, _gather(kept, rows)), tf.data.AUTOTUNE
+            )
+
+    dataset = tf.data.Dataset.range(epochs).flat_map(one_epoch).prefetch(tf.data.AUTOTUNE)
+    return TrainingData(dataset, -(-examples // batch_size), examples)
+
+
+def evaluation_data(files: list[str], module: ModelModule, *, batch_size: int) -> TrainingData:
+    """Opens a split for Keras' `evaluate`: in file order, once per pass.
+
+    Raises:
+      UserError: the shards cannot be read, or do not fit the module.
+    """
+    kept = _load(files, module)
+    if isinstance(kept, int):
+        dataset = parsed_batches(files, ExampleParser(module), batch_size)
+        examples = kept
+    else:
+        dataset = tf.data.Dataset.from_tensor_slices(kept).batch(batch_size)
+        examples = len(tf.nest.flatten(kept)[0])
+    dataset = dataset.map(
+        lambda inputs, label, weight=None: (inputs, label) if weight is None else (inputs, label, weight)
+    )
+    return TrainingData(dataset.prefetch(tf.data.AUTOTUNE), -(-examples // batch_size), examples)
+
+
+def _gather(kept: Any, rows: tf.Tensor) -> Any:
+    return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), kept)
+
+
+def _load(files: list[str], module: ModelModule) -> Any:
+    """Returns the whole split as tensors in the parser's structure, or its number of examples if it is too large."""
+    parser = ExampleParser(module)
+    batches = parsed_batches(files, parser, _PARSE_BATCH)
+    parts: list[list[np.ndarray]] = []
+    size = examples = 0
+    try:
+        for batch in batches:
+            leaves = tf.nest.flatten(batch)
+            examples += int(leaves[0].shape[0])
+            size += sum(leaf.numpy().nbytes if isinstance(leaf, tf.Tensor) else IN_MEMORY_BYTES + 1 for leaf in leaves)
+            if size > IN_MEMORY_BYTES:
+                parts.clear()
+            else:
+                parts.append([leaf.numpy() for leaf in leaves])
+    except tf.errors.OpError as error:
+        raise explain(error, files, module) from error
+    if examples == 0:
+        raise UserError(f"the examples in {Path(files[0]).parent} are empty: 0 records in {len(files)} shards")
+    if size > IN_MEMORY_BYTES:
+        return examples
+    columns = [tf.constant(np.concatenate(column)) for column in zip(*parts, strict=True)]
+    return tf.nest.pack_sequence_as(batches.element_spec, columns)
+
+
+def named_inputs(inputs: Any, names: list[str]) -> dict[str, np.ndarray]:
+    """Returns the inputs of a batch as arrays by the model's input names.
+
+    Args:
+      inputs: what `preprocess` returned: one tensor, a list or tuple in the model's order, or a dict by input name.
+      names: the model's input names in its order.
+
+    Raises:
+      UserError: their number or names differ from the model's.
+    """
+    if isinstance(inputs, dict):
+        if set(inputs) != set(names):
+            raise UserError(f"preprocess returns inputs {sorted(inputs)}, but the model's inputs are {sorted(names)}")
+        return {name: np.asarray(inputs[name]) for name in names}
+    values = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+    if len(values) != len(names):
+        raise UserError(f"preprocess returns {len(values)} inputs, but the model has {len(names)}: {', '.join(names)}")
+    return {name: np.asarray(value) for name, value in zip(names, values, strict=True)}
+
+
+def check_fits_model(parser: ExampleParser, model: Any, reference: str) -> None:
+    """Checks before any training that what `preprocess` returns is what the model takes.
+
+    Raises:
+      UserError: input names, shapes or dtypes differ; says which, expected and received.
+    """
+    inputs, _, _ = parser.compiled.get_concrete_function().structured_outputs
+    names = list(model.input_names)
+    leaves = [inputs[n] for n in names if n in inputs] if isinstance(inputs, dict) else tf.nest.flatten(inputs)
+    if isinstance(inputs, dict) and set(inputs) != set(names):
+        raise UserError(
+            f"preprocess of {reference} returns inputs {sorted(inputs)}, but build_model's inputs are {sorted(names)}"
+        )
+    if len(leaves) != len(names):
+        raise UserError(
+            f"preprocess of {reference} returns {len(leaves)} inputs, but build_model has {len(names)}: "
+            f"{', '.join(names)}"
+        )
+    for name, leaf, expected in zip(names, leaves, model.inputs, strict=True):
+        if not leaf.shape.is_compatible_with(expected.shape) or leaf.dtype != expected.dtype:
+            raise UserError(
+                f"preprocess of {reference} returns input {name!r} of shape {leaf.shape} {leaf.dtype.name}, but "
+                f"build_model takes {expected.shape} {expected.dtype.name}"
+            )
+
+
+def fingerprint(examples_uri: str) -> str:
+    """Returns a digest over the names, sizes and checksums of all shards of an Examples artifact.
+
+    The checksums are the CRC-32s that GZIP keeps in a file's last 8 bytes, so that no data is read.
+    """
+    total = hashlib.sha256()
+    for path in sorted(Path(examples_uri).rglob("*")):
+        if path.is_file():
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                file.seek(max(size - 8, 0))
+                total.update(f"{path.relative_to(examples_uri)}\0{size}\0".encode() + file.read())
+    return total.hexdigest()

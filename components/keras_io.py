@@ -1,0 +1,172 @@
+"""The only place that knows how a Keras model lies in an artifact's folder, and how it is put together again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras
+
+from edgeline import arrays
+from edgeline.data import ExampleParser
+from edgeline.model_module import ModelModule
+from edgeline.passport import digest_of_bytes
+
+KERAS_FOLDER = "Format-Keras"
+MODEL_FILE = f"{KERAS_FOLDER}/model.keras"
+QAT_FILE = f"{KERAS_FOLDER}/qat.npz"
+SERVING_FOLDER = "Format-Serving"
+
+#: How a quantization-aware training treats what was done before it, by the name kept in the passport.
+_QAT_SCHEMES = {
+    "default": tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme,
+    "keep_zeros": tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme,
+    "keep_clusters": lambda: tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme(False),
+    "keep_clusters_and_zeros": lambda: tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme(True),
+}
+
+
+def save(model: tf_keras.Model, folder: str) -> None:
+    """Writes `Format-Keras/model.keras`, without the optimizer's state."""
+    path = Path(folder, MODEL_FILE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # a copy that was never compiled: the format always keeps the optimizer's state of a compiled model
+    plain = tf_keras.models.clone_model(model)
+    plain.set_weights(model.get_weights())
+    plain.save(path, save_format="keras")
+
+
+def load(folder: str, module: ModelModule) -> tf_keras.Model:
+    """Returns the model of an artifact's folder, uncompiled, in safe mode; after a QAT step the wrapped one's base."""
+    return tf_keras.models.load_model(
+        Path(folder, MODEL_FILE), custom_objects=module.custom_objects(), compile=False, safe_mode=True
+    )
+
+
+def quantization_aware(model: tf_keras.Model, plan: dict[str, Any]) -> tf_keras.Model:
+    """Wraps a float model for quantization-aware training.
+
+    Args:
+      model: not to be used afterwards: its layers go into the result.
+      plan: `layers` (names to be quantized) and `scheme` (a key of the schemes: what to keep).
+    """
+    chosen = set(plan["layers"])
+
+    def annotate(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
+        return tfmot.quantization.keras.quantize_annotate_layer(layer) if layer.name in chosen else layer
+
+    annotated = tf_keras.models.clone_model(model, clone_function=annotate)
+    return tfmot.quantization.keras.quantize_apply(annotated, scheme=_QAT_SCHEMES[plan["scheme"]]())
+
+
+def save_qat(model: tf_keras.Model, folder: str) -> None:
+    """Writes the weights of a wrapped model to `Format-Keras/qat.npz`.
+
+    tf-keras cannot load tfmot's quantize wrappers from a `.keras` file, so the wrapping is done anew from the float
+    model by the plan in the passport, and these weights are put into it.
+    """
+    values = {f"{i:05d}": weight.numpy() for i, weight in enumerate(model.weights)}
+    arrays.write(Path(folder, QAT_FILE), values, compress=True)
+
+
+def load_qat(folder: str, module: ModelModule, plan: dict[str, Any]) -> tf_keras.Model:
+    """Returns the wrapped model that `save_qat` wrote beside its float model.
+
+    Raises:
+      ValueError: the weights do not fit: another version of the tools wrapped it.
+    """
+    model = quantization_aware(load(folder, module), plan)
+    stored = arrays.read(Path(folder, QAT_FILE))
+    values = [stored[name] for name in sorted(stored)]
+    if [tuple(w.shape) for w in model.weights] != [v.shape for v in values]:
+        raise ValueError(
+            f"{Path(folder, QAT_FILE)} does not fit the model wrapped by this version of tensorflow-model-optimization "
+            f"({len(model.weights)} weights, the file has {len(values)}); train the qat8 step anew"
+        )
+    for weight, value in zip(model.weights, values, strict=True):
+        weight.assign(value)
+    return strip_clusters(model, plan)
+
+
+def strip_clusters(model: tf_keras.Model, plan: dict[str, Any]) -> tf_keras.Model:
+    """Drops what a training with `keep_clusters` needed beside the weights; other models come back as they are."""
+    return tfmot.experimental.combine.strip_clustering_cqat(model) if "clusters" in plan["scheme"] else model
+
+
+def digest(model: tf_keras.Model) -> str:
+    """Returns the hexadecimal SHA-256 of the model's config and weights (a `.keras` file itself holds times)."""
+    config = json.dumps(model.get_config(), sort_keys=True, default=str).encode()
+    return digest_of_bytes(config, *(weight.numpy().tobytes() for weight in model.weights))
+
+
+def describe_io(model: tf_keras.Model, module: ModelModule) -> dict[str, Any]:
+    """Returns the passport's `io`: the names by which every TFLite candidate will be called.
+
+    Raises:
+      ValueError: `output_names()` has another number of names than the model has outputs.
+    """
+    names = module.output_names() or list(model.output_names)
+    if len(names) != len(model.outputs):
+        raise ValueError(
+            f"output_names() of {module.source.reference} returns {len(names)} names, but the model has "
+            f"{len(model.outputs)} outputs: {', '.join(model.output_names)}"
+        )
+
+    def ports(names: list[str], tensors: list[Any]) -> list[dict[str, Any]]:
+        return [
+            {"name": name, "shape": tensor.shape.as_list(), "dtype": tensor.dtype.name}
+            for name, tensor in zip(names, tensors, strict=True)
+        ]
+
+    return {
+        "inputs": ports(list(model.input_names), model.inputs),
+        "outputs": ports(names, model.outputs),
+        "labels": module.class_names(),
+    }
+
+
+def inference_function(model: tf_keras.Model, io: dict[str, Any]) -> Any:
+    """Returns the model's inference as a tf.function from inputs to outputs by the passport's names."""
+
+    def infer(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        ordered = [inputs[port["name"]] for port in io["inputs"]]
+        outputs = tf.nest.flatten(model(ordered[0] if len(ordered) == 1 else ordered, training=False))
+        return {port["name"]: tensor for port, tensor in zip(io["outputs"], outputs, strict=True)}
+
+    return tf.function(infer)
+
+
+def input_signature(io: dict[str, Any], batch: int | None = None) -> dict[str, tf.TensorSpec]:
+    """Returns the specs of the inputs by name, with the given batch size."""
+    return {
+        port["name"]: tf.TensorSpec([batch, *port["shape"][1:]], port["dtype"], name=port["name"])
+        for port in io["inputs"]
+    }
+
+
+def save_serving(model: tf_keras.Model, module: ModelModule, io: dict[str, Any], folder: str) -> None:
+    """Writes `Format-Serving/`, the SavedModel that other TFX components expect.
+
+    Signatures: `serving_default` takes serialized `tf.train.Example`s (`examples`, shape [batch], string), parsing and
+    preprocessing inside; `serving_raw` takes preprocessed inputs by name.
+    """
+    infer = inference_function(model, io)
+    parser = ExampleParser(module)
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def serve(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        inputs, _, _ = parser(examples)
+        names = [port["name"] for port in io["inputs"]]
+        values = inputs if isinstance(inputs, dict) else dict(zip(names, tf.nest.flatten(inputs), strict=True))
+        return infer(**values)
+
+    holder = tf.Module()
+    holder.model = model
+    signatures = {
+        "serving_default": serve.get_concrete_function(),
+        "serving_raw": infer.get_concrete_function(**input_signature(io)),
+    }
+    tf.saved_model.save(holder, str(Path(folder, SERVING_FOLDER)), signatures=signatures)

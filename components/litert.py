@@ -1,0 +1,244 @@
+"""Running and inspecting `.tflite` files with LiteRT; no TensorFlow here, so that a child process starts quickly."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from edgeline import arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """An input or output of a model.
+
+    Attributes:
+      name: in the model's signature.
+      shape: -1 where any size goes.
+      dtype: number type at the interface.
+      scale, zero_point: real value = scale * (stored - zero_point); scale is 0 where the port is not quantized.
+    """
+
+    name: str
+    index: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    scale: float
+    zero_point: int
+
+    def quantize(self, values: np.ndarray) -> np.ndarray:
+        """Returns real values as the port stores them: divided by the scale, rounded to nearest even, clipped."""
+        if not self.scale:
+            return values.astype(self.dtype, copy=False)
+        limits = np.iinfo(self.dtype)
+        stored = np.rint(values / np.float32(self.scale)) + self.zero_point
+        return np.clip(stored, limits.min, limits.max).astype(self.dtype)
+
+    def dequantize(self, stored: np.ndarray) -> np.ndarray:
+        """Returns stored values as real ones (float32) where the port is quantized, else unchanged."""
+        if not self.scale:
+            return stored
+        return (stored.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+
+
+class TFLiteModel:
+    """A TFLite model that runs on whole batches, by input and output name.
+
+    Args:
+      model: path of the file, or its content.
+      threads: LiteRT threads, at least 1.
+      xnnpack: whether to use XNNPACK; False runs LiteRT's built-in kernels.
+
+    Raises:
+      ValueError: not a TFLite model, or not one this runtime can run; LiteRT's own message.
+    """
+
+    def __init__(self, model: str | Path | bytes, *, threads: int = 1, xnnpack: bool = True):
+        content = {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
+        resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        self._interpreter = Interpreter(num_threads=threads, experimental_op_resolver_type=resolver, **content)
+        signatures = self._interpreter._get_full_signature_list()
+        signature = next(iter(signatures.values())) if signatures else None
+        self.inputs = self._ports(self._interpreter.get_input_details(), signature and signature["inputs"])
+        self.outputs = self._ports(self._interpreter.get_output_details(), signature and signature["outputs"])
+        self._batch: int | None = None
+
+    @staticmethod
+    def _ports(details: list[dict[str, Any]], names: dict[str, int] | None) -> tuple[Port, ...]:
+        by_index = {index: name for name, index in (names or {}).items()}
+        ports = []
+        for detail in details:
+            scale, zero_point = detail["quantization"]
+            name = by_index.get(detail["index"], detail["name"])
+            shape = tuple(int(n) for n in detail["shape_signature"])
+            dtype = np.dtype(detail["dtype"])
+            quantized = dtype.kind in "iu" and scale != 0
+            ports.append(Port(name, detail["index"], shape, dtype, float(scale) if quantized else 0.0, int(zero_point)))
+        return tuple(ports)
+
+    @property
+    def any_batch(self) -> bool:
+        """Whether the model takes batches of any size, or only of the one it was converted for."""
+        return all(port.shape[:1] == (-1,) for port in self.inputs)
+
+    def resize(self, batch: int) -> None:
+        """Prepares the model for batches of this size; costs nothing if it already is."""
+        if self._batch == batch:
+            return
+        for port in self.inputs:
+            if port.shape[:1] == (-1,):
+                self._interpreter.resize_tensor_input(port.index, [batch, *(max(n, 1) for n in port.shape[1:])])
+        self._interpreter.allocate_tensors()
+        self._batch = batch
+
+    def invoke(self) -> None:
+        """Runs the model on what its inputs hold: what a latency measurement times."""
+        self._interpreter.invoke()
+
+    def set_inputs(self, inputs: dict[str, np.ndarray]) -> None:
+        """Quantizes and sets the inputs: by name, real values, shape [batch, ...] of the prepared batch size."""
+        for port in self.inputs:
+            self._interpreter.set_tensor(port.index, port.quantize(inputs[port.name]))
+
+    def run(self, inputs: dict[str, np.ndarray], batch: int | None = None) -> dict[str, np.ndarray]:
+        """Returns the outputs by name, real values, shape [n, ...].
+
+        Args:
+          inputs: by input name, shape [n, ...], real values.
+          batch: batch size to run with (default: n). A smaller last batch is padded, since a resize of the input
+            allocates all tensors anew. A model of fixed batch size ignores it.
+
+        Raises:
+          KeyError: an input is missing.
+        """
+        total = len(next(iter(inputs.values())))
+        step = (batch or total) if self.any_batch else max(self.inputs[0].shape[0], 1)
+        self.resize(step)
+        pieces: list[list[np.ndarray]] = []
+        for start in range(0, total, step):
+            rows = min(step, total - start)
+            part = {name: _padded(values[start : start + rows], step) for name, values in inputs.items()}
+            self.set_inputs(part)
+            self.invoke()
+            pieces.append([p.dequantize(self._interpreter.get_tensor(p.index))[:rows] for p in self.outputs])
+        joined = pieces[0] if len(pieces) == 1 else [np.concatenate(column) for column in zip(*pieces, strict=True)]
+        return {port.name: values for port, values in zip(self.outputs, joined, strict=True)}
+
+
+def _padded(values: np.ndarray, rows: int) -> np.ndarray:
+    if len(values) == rows:
+        return values
+    return np.concatenate([values, np.repeat(values[-1:], rows - len(values), axis=0)])
+
+
+def latency_ms(model: str | Path | bytes, sample: dict[str, np.ndarray], *, seconds: float = 1.0) -> dict[str, float]:
+    """Times single inferences: batch 1, one thread, XNNPACK, after a warm-up.
+
+    Args:
+      model: path of the file, or its content.
+      sample: one example by input name, real values, shape [1, ...].
+      seconds: how long to measure; at least 20 and at most 2,000 inferences are timed.
+
+    Returns:
+      `p50` and `p90` in milliseconds, and `runs`.
+    """
+    runner = TFLiteModel(model, threads=1)
+    runner.resize(1)
+    runner.set_inputs(sample)
+    for _ in range(5):
+        runner.invoke()
+    times: list[float] = []
+    stop = time.perf_counter() + seconds
+    while len(times) < 20 or (len(times) < 2000 and time.perf_counter() < stop):
+        begin = time.perf_counter()
+        runner.invoke()
+        times.append((time.perf_counter() - begin) * 1e3)
+    p50, p90 = np.percentile(times, [50, 90])
+    return {"p50": float(p50), "p90": float(p90), "runs": len(times)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """A constant tensor of a flatbuffer.
+
+    Attributes:
+      name: the tensor's name in the file.
+      stored: the values as stored.
+      zero_point: what stands for zero, 0 for floats.
+    """
+
+    name: str
+    stored: np.ndarray
+    zero_point: int
+
+    @property
+    def zeros(self) -> np.ndarray:
+        """Which values are zero, a boolean array of the tensor's shape."""
+        return self.stored == self.zero_point
+
+
+_NUMPY_TYPES = {
+    schema.TensorType.FLOAT32: np.float32,
+    schema.TensorType.FLOAT16: np.float16,
+    schema.TensorType.INT32: np.int32,
+    schema.TensorType.UINT8: np.uint8,
+    schema.TensorType.INT64: np.int64,
+    schema.TensorType.INT16: np.int16,
+    schema.TensorType.INT8: np.int8,
+}
+
+
+def weights(content: bytes) -> Iterator[Weight]:
+    """Yields the constant tensors of all subgraphs whose number type NumPy has; a buffer used twice comes once."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    seen: set[int] = set()
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            data = model.buffers[tensor.buffer].data
+            dtype = _NUMPY_TYPES.get(tensor.type)
+            if dtype is None or data is None or len(data) == 0 or tensor.buffer in seen:
+                continue
+            seen.add(tensor.buffer)
+            stored = np.frombuffer(bytes(data), dtype).reshape(tensor.shape if tensor.shape is not None else ())
+            points = tensor.quantization.zeroPoint if tensor.quantization is not None else None
+            zero_point = int(points[0]) if points is not None and len(points) else 0
+            yield Weight(tensor.name.decode(), stored, zero_point)
+
+
+def kernels(content: bytes, at_least: int = 32) -> list[Weight]:
+    """Returns the weights proper: matrices and filters of `at_least` values, no biases, shapes or lookup constants."""
+    return [w for w in weights(content) if w.stored.ndim >= 2 and w.stored.size >= at_least]
+
+
+def sparsity(content: bytes) -> float:
+    """Returns the fraction of zeros among the kernels' values, 0-1; 0.0 for a model without kernels."""
+    found = kernels(content)
+    total = sum(w.stored.size for w in found)
+    return float(sum(int(w.zeros.sum()) for w in found) / total) if total else 0.0
+
+
+def main(model: str, inputs: str, outputs: str) -> None:
+    """Loads a model and runs samples through it, all at once and the first one alone: the child process of a check.
+
+    Args:
+      model: path of the `.tflite` file.
+      inputs: `.npz` file, by input name, shape [samples, ...].
+      outputs: `.npz` file to write, by output name; `first/` and the name for the first sample's own run.
+    """
+    samples = arrays.read(inputs)
+    runner = TFLiteModel(model)
+    together = runner.run(samples)
+    alone = runner.run({name: values[:1] for name, values in samples.items()})
+    arrays.write(outputs, together | {f"first/{name}": values for name, values in alone.items()})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,319 @@
+"""The contract with user code: a Python file or dotted module with a few hooks, the one place for what is specific.
+
+Every step that sees data goes through the same `preprocess`, so that training, calibration and evaluation cannot drift
+apart. A path is no cache key: `digest` is over the contents of the module and of the local modules it imports.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgeline.errors import UserError
+
+REQUIRED_HOOKS = {
+    "feature_spec": "feature_spec() -> dict[str, tf.io.FixedLenFeature]",
+    "preprocess": "preprocess(features) -> (inputs, label)",
+    "build_model": "build_model() -> tf_keras.Model",
+    "compile_model": "compile_model(model) -> None",
+}
+OPTIONAL_HOOKS = {
+    "class_names": "class_names() -> list[str]",
+    "output_names": "output_names() -> list[str]",
+    "custom_objects": "custom_objects() -> dict[str, object]",
+    "augment": "augment(inputs, label, seed) -> (inputs, label)",
+    "example_weight": "example_weight(features) -> tf.Tensor",
+}
+_HOOKS = REQUIRED_HOOKS | OPTIONAL_HOOKS
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a model module's code is, and what it says, found without running it.
+
+    Attributes:
+      reference: as the user gave it (a dotted name), or the absolute path of the file.
+      path: the file.
+      digest: hexadecimal SHA-256 over the contents of the file and of the local modules it imports.
+    """
+
+    reference: str
+    path: Path
+    digest: str
+
+
+class ModelModule:
+    """A loaded model module; each hook is a method, optional ones have a neutral default."""
+
+    def __init__(self, source: Source, code: ModuleType):
+        self.source = source
+        self._code = code
+
+    def _hook(self, name: str) -> Callable[..., Any] | None:
+        return getattr(self._code, name, None)
+
+    def has(self, hook: str) -> bool:
+        """Returns whether the module defines this optional hook."""
+        return self._hook(hook) is not None
+
+    def _call(self, name: str, *arguments: Any, default: Any = None) -> Any:
+        hook = self._hook(name)
+        return default if hook is None else hook(*arguments)
+
+    def feature_spec(self) -> dict[str, Any]:
+        """Returns the features of one example by name, as `tf.io.parse_example` wants them.
+
+        Raises:
+          UserError: the hook returned something else.
+        """
+        spec = self._call("feature_spec")
+        if not isinstance(spec, dict) or not spec:
+            raise UserError(
+                f"feature_spec() of {self.source.reference} must return a non-empty dict of tf.io.FixedLenFeature and "
+                f"the like by feature name, received {spec!r}"
+            )
+        return spec
+
+    def preprocess(self, features: dict[str, Any]) -> tuple[Any, Any]:
+        """Returns (inputs, label) of a batch of parsed features.
+
+        Raises:
+          UserError: the hook returned something else than a pair.
+        """
+        pair = self._call("preprocess", features)
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise UserError(
+                f"preprocess(features) of {self.source.reference} must return a pair (inputs, label), received {pair!r}"
+            )
+        return pair
+
+    def build_model(self) -> Any:
+        """Returns a new, uncompiled tf_keras model.
+
+        Raises:
+          UserError: the hook returned something else, e.g. a Keras 3 model or one without a defined input.
+        """
+        import tf_keras
+
+        model = self._call("build_model")
+        where = f"build_model() of {self.source.reference}"
+        if not isinstance(model, tf_keras.Model):
+            root = type(model).__module__.split(".")[0]
+            hint = ""
+            if any(base.__module__.split(".")[0] == "keras" for base in type(model).__mro__):
+                hint = "; this is a Keras 3 model: write `import tf_keras as keras` in the module"
+            raise UserError(f"{where} must return a tf_keras.Model, received {root}'s {type(model).__name__}{hint}")
+        if getattr(model, "inputs", None) is None:
+            raise UserError(f"{where} returned a model without defined inputs; begin it with tf_keras.Input(shape)")
+        return model
+
+    def compile_model(self, model: Any) -> None:
+        """Compiles a model (anew: wrapping and stripping layers loses the optimizer).
+
+        Raises:
+          UserError: the hook did not compile it.
+        """
+        self._call("compile_model", model)
+        if getattr(model, "optimizer", None) is None or not getattr(model, "loss", None):
+            raise UserError(
+                f"compile_model(model) of {self.source.reference} must call model.compile with an optimizer and a "
+                f"loss; after it the model has optimizer={getattr(model, 'optimizer', None)!r}, "
+                f"loss={getattr(model, 'loss', None)!r}"
+            )
+
+    def class_names(self) -> list[str]:
+        """Returns the names of the classes in label order; empty where the module does not say."""
+        return list(self._call("class_names", default=[]))
+
+    def output_names(self) -> list[str]:
+        """Returns the names of the TFLite model's outputs; empty where the module does not say."""
+        return list(self._call("output_names", default=[]))
+
+    def custom_objects(self) -> dict[str, Any]:
+        """Returns the custom layers and functions that loading the model needs, by name."""
+        return dict(self._call("custom_objects", default={}))
+
+    def augment(self, inputs: Any, label: Any, seed: Any) -> tuple[Any, Any]:
+        """Returns a randomly changed batch; `seed` is an int32 tensor of shape [2] for stateless random ops."""
+        return self._call("augment", inputs, label, seed, default=(inputs, label))
+
+    def example_weight(self, features: dict[str, Any]) -> Any:
+        """Returns the weight of each example, shape [batch], or None where all weigh the same."""
+        return self._call("example_weight", features)
+
+
+def locate(reference: str) -> Source:
+    """Finds a model module and checks its hooks by reading its source, so that mistakes show at once.
+
+    Args:
+      reference: path of a `.py` file, or the dotted name of an installed module.
+
+    Raises:
+      UserError: not found, not Python, a hook is missing or has a wrong signature.
+    """
+    is_path = reference.endswith(".py") or os.sep in reference
+    path = Path(reference).resolve() if is_path else _file_of(reference)
+    if not path.is_file():
+        raise UserError(f"model module {reference}: no such file ({path})")
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except SyntaxError as error:
+        raise UserError(f"model module {reference} is not valid Python: line {error.lineno}: {error.msg}") from None
+    _check_hooks(tree, reference)
+    # a dotted name's local modules are those of its own top-level package
+    root = path.parent if is_path else path.parents[reference.count(".")]
+    return Source(str(path) if is_path else reference, path, _digest(path, root))
+
+
+def load(reference: str, digest: str | None = None) -> ModelModule:
+    """Imports a model module and checks its hooks.
+
+    Args:
+      reference: as for `locate`.
+      digest: what the module's digest was when the pipeline was built, to be held against what is found now.
+
+    Raises:
+      UserError: as for `locate`, or importing it failed, or it has another digest.
+    """
+    source = locate(reference)
+    if digest is not None and source.digest != digest:
+        raise UserError(
+            f"model module {reference} is not the one this run began with (digest {source.digest[:12]}, expected "
+            f"{digest[:12]}): it was edited since, or another version is installed here; start the run again"
+        )
+    # the name holds the digest: an edited file is another module
+    name = f"edgeline_model_{source.digest[:16]}" if source.reference.endswith(".py") else source.reference
+    code = sys.modules.get(name)
+    if code is None:
+        try:
+            code = _import(name, source)
+        except UserError:
+            raise
+        except Exception as error:
+            sys.modules.pop(name, None)
+            raise UserError(f"model module {reference} fails on import: {type(error).__name__}: {error}") from error
+    for hook in _HOOKS:
+        function = getattr(code, hook, None)
+        if function is None:
+            if hook in REQUIRED_HOOKS:
+                _raise_missing(hook, reference, dir(code))
+            continue
+        if not callable(function):
+            raise UserError(
+                f"model module {reference}: {hook} must be a function {_HOOKS[hook]}, received {function!r}"
+            )
+        try:
+            inspect.signature(function).bind(*range(_arity(hook)))
+        except TypeError:
+            _raise_signature(hook, reference, f"{hook}{inspect.signature(function)}")
+    return ModelModule(source, code)
+
+
+def _import(name: str, source: Source) -> ModuleType:
+    if not source.reference.endswith(".py"):
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(name, source.path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"model module {source.reference} cannot be imported; give a .py file or a dotted name")
+    code = importlib.util.module_from_spec(spec)
+    sys.modules[name] = code
+    folder = str(source.path.parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(code)
+    finally:
+        sys.path.remove(folder)
+    return code
+
+
+def _file_of(dotted: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(dotted)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"model module {dotted} cannot be imported: {error}") from None
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f"model module {dotted} is not installed; give the dotted name of an installed module or the path of a "
+            f".py file"
+        )
+    return Path(spec.origin)
+
+
+def _arity(hook: str) -> int:
+    arguments = _HOOKS[hook].split("(", 1)[1].split(")", 1)[0]
+    return len([a for a in arguments.split(",") if a.strip()])
+
+
+def _check_hooks(tree: ast.Module, reference: str) -> None:
+    """Checks what the source alone shows; hooks that are imported or assigned are checked when the module is loaded."""
+    functions = {node.name: node.args for node in tree.body if isinstance(node, ast.FunctionDef)}
+    others = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    } | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    for hook in _HOOKS:
+        if hook not in functions:
+            if hook in REQUIRED_HOOKS and not others & {hook, "*"}:
+                _raise_missing(hook, reference, functions)
+            continue
+        a = functions[hook]
+        positional = len(a.posonlyargs) + len(a.args)
+        fits = positional - len(a.defaults) <= _arity(hook) and (positional >= _arity(hook) or a.vararg)
+        if not fits or any(default is None for default in a.kw_defaults):
+            _raise_signature(hook, reference, f"{hook}({ast.unparse(a)})")
+
+
+def _raise_missing(hook: str, reference: str, names: Any) -> None:
+    near = difflib.get_close_matches(hook, [n for n in names if not n.startswith("_")], n=1)
+    hint = f" (did you mean that by {near[0]}?)" if near else ""
+    raise UserError(f"model module {reference} has no function {hook}{hint}; expected: def {_HOOKS[hook]}")
+
+
+def _raise_signature(hook: str, reference: str, received: str) -> None:
+    raise UserError(
+        f"model module {reference}: {hook} has a wrong signature; expected {_HOOKS[hook]}, received {received}"
+    )
+
+
+def _digest(path: Path, root: Path) -> str:
+    seen: dict[str, bytes] = {}
+
+    def visit(file: Path) -> None:
+        key = os.path.relpath(file, path.parent)  # not from root: the digest must not depend on where a checkout lies
+        if key in seen:
+            return
+        seen[key] = file.read_bytes()
+        for node in ast.walk(ast.parse(seen[key])):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                package = ".".join(file.relative_to(root).parts[: -node.level]) if node.level else ""
+                base = ".".join(part for part in (package, node.module) if part)
+                names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            for name in names:
+                stem = root.joinpath(*name.split("."))
+                for candidate in (stem.with_suffix(".py"), stem / "__init__.py"):
+                    if name and candidate.is_file():
+                        visit(candidate)
+
+    visit(path)
+    total = hashlib.sha256()
+    for key in sorted(seen):
+        total.update(f"{key}\0{len(seen[key])}\0".encode())
+        total.update(seen[key])
+    return total.hexdigest()

@@ -1,0 +1,1 @@
+"""Prunes a Keras model by weight magnitude."""

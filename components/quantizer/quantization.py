@@ -1,0 +1,139 @@
+"""Quantization: which number types the TFLite model will have, and the training for it where the scheme needs one."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tensorflow_model_optimization as tfmot
+import tf_keras
+
+from edgeline import calibration_set, data, keras_io, layers, training
+from edgeline.model_module import ModelModule
+from edgeline.passport import Passport, Promise
+from edgeline.quantizer.config import CALIBRATED, Quantize
+
+
+def plan(config: Quantize, passport: Passport, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Decides how the model will be converted: the passport's `scheme`.
+
+    Args:
+      config: what is asked.
+      passport: of the model, whose inputs the calibration samples must fit.
+      manifest: of the calibration samples.
+
+    Returns:
+      scheme, io_type, and for a calibrated scheme what it is calibrated on: digest, number of samples and their ranges.
+
+    Raises:
+      ValueError: the samples are those of another model's inputs.
+    """
+    scheme: dict[str, Any] = {"scheme": config.scheme, "io_type": config.io_type}
+    if config.scheme in CALIBRATED:
+        wanted = {port["name"]: [port["shape"][1:], port["dtype"]] for port in passport.io["inputs"]}
+        given = {name: [spec["shape"], spec["dtype"]] for name, spec in manifest["inputs"].items()}
+        for name, (shape, dtype) in wanted.items():
+            fits = name in given and given[name][1] == dtype and len(given[name][0]) == len(shape)
+            if not fits or any(n is not None and n != m for n, m in zip(shape, given[name][0], strict=True)):
+                raise ValueError(
+                    f"the calibration samples do not fit the model: its inputs are {wanted}, the samples' are {given}"
+                )
+        scheme["calibration"] = {key: manifest[key] for key in ("digest", "samples", "ranges")}
+    return scheme
+
+
+def train_aware(
+    model: tf_keras.Model,
+    module: ModelModule,
+    splits: training.Splits,
+    config: Quantize,
+    promises: tuple[Promise, ...],
+    log_dir: str,
+) -> tuple[training.Outcome, dict[str, Any]]:
+    """Fine-tunes a model with 8-bit quantization simulated, keeping zeros and shared values of earlier steps.
+
+    Args:
+      model: trained; not to be used afterwards, since its layers go into the result.
+      module: sets optimizer, loss and metrics.
+      splits: opened for this config.
+      config: what is asked.
+      promises: of earlier steps, to be kept.
+      log_dir: for TensorBoard logs.
+
+    Returns:
+      The wrapped model, and the plan by which `keras_io.load_qat` wraps it anew.
+
+    Raises:
+      ValueError: no layer can be quantized.
+      BrokenPromiseError: zeros or shared values were lost.
+    """
+    registry = tfmot.quantization.keras.default_8bit.Default8BitQuantizeRegistry()
+    notes = {
+        layer.name: "quantized to 8 bits" if registry.supports(layer) else f"left float: {type(layer).__name__}"
+        for layer in model.layers
+        if not isinstance(layer, tf_keras.layers.InputLayer)
+    }
+    chosen = [layer.name for layer in model.layers if notes.get(layer.name, "").startswith("quantized")]
+    if not chosen:
+        raise ValueError(f"Quantizer: tfmot can quantize none of the layers {', '.join(notes)}")
+    kinds = {promise.kind for promise in promises}
+    scheme = {
+        frozenset(): "default",
+        frozenset({"sparsity"}): "keep_zeros",
+        frozenset({"clusters"}): "keep_clusters",
+        frozenset({"sparsity", "clusters"}): "keep_clusters_and_zeros",
+    }[frozenset(kinds)]
+    how = {"layers": chosen, "scheme": scheme}
+    wrapped = keras_io.quantization_aware(model, how)
+    history = training.fit(wrapped, module, splits, config, step="Quantizer", log_dir=log_dir)
+    layers.check_promises(wrapped, promises, "Quantizer")
+    facts = layers.facts(wrapped, {f"quant_{name}": note for name, note in notes.items()} | notes)
+    return training.Outcome(wrapped, history, training.evaluate(wrapped, module, splits), facts), how
+
+
+def quantize(
+    config: Quantize,
+    module: ModelModule,
+    passport: Passport,
+    *,
+    toolchain: str,
+    examples_uri: str,
+    model_uri: str,
+    calibration_uri: str,
+    compressed_uri: str,
+    run_uri: str,
+) -> None:
+    """Does what the config asks, from artifact folders to artifact folders.
+
+    Args:
+      config: what is asked.
+      module: the user's hooks.
+      passport: of the model that goes in.
+      toolchain: the versions it is done with.
+      examples_uri: of Examples, for a scheme that trains.
+      model_uri: of the Model that goes in.
+      calibration_uri: of the RepresentativeDataset.
+      compressed_uri: of the Model that comes out.
+      run_uri: of the ModelRun.
+    """
+    scheme = plan(config, passport, calibration_set.read_manifest(calibration_uri))
+    inputs = {"model": passport.steps[-1]["model"], "module": module.source.digest}
+    if config.trains:
+        training.start(config.seed)
+        splits = training.open_splits(examples_uri, module, config)
+        base = keras_io.load(model_uri, module)
+        keras_io.save(base, compressed_uri)
+        outcome, scheme["qat"] = train_aware(base, module, splits, config, passport.promises, run_uri)
+        keras_io.save_qat(outcome.model, compressed_uri)
+        training.write_history("Quantizer", outcome.history, run_uri)
+        inputs["examples"] = data.fingerprint(examples_uri)
+        facts: dict[str, Any] = {"metrics": outcome.metrics, "layers": outcome.layers}
+        facts["model"] = keras_io.digest(outcome.model)
+    else:
+        Path(compressed_uri, keras_io.KERAS_FOLDER).mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(model_uri, keras_io.MODEL_FILE), Path(compressed_uri, keras_io.MODEL_FILE))
+        facts = {"model": passport.steps[-1]["model"]}
+    passport = passport.with_step("Quantizer", config.parameters(), inputs=inputs, toolchain=toolchain, **facts)
+    dataclasses.replace(passport, scheme=scheme).write(compressed_uri)

@@ -1,0 +1,1 @@
+"""Draws the calibration samples, and checks the training data on the way."""

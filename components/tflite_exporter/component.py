@@ -1,0 +1,52 @@
+"""The TFLiteExporter as a TFX component."""
+
+import logging
+from pathlib import Path
+
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
+from tfx.dsl.component.experimental.decorators import component
+from tfx.types.standard_artifacts import Model
+
+from edgeline import errors, keras_io, model_module
+from edgeline.artifacts import RepresentativeDataset
+from edgeline.passport import Passport
+from edgeline.tflite_exporter import conversion
+from edgeline.tflite_exporter.config import Export
+
+
+@component
+def TFLiteExporter(
+    model: InputArtifact[Model],
+    calibration: InputArtifact[RepresentativeDataset],
+    tflite: OutputArtifact[Model],
+    module: Parameter[str],
+    module_digest: Parameter[str],
+    toolchain: Parameter[str],
+    parity_samples: Parameter[int],
+    timeout_seconds: Parameter[int],
+) -> None:
+    """Converts by the passport, proves the file in a child process, and writes the folder that is deployed.
+
+    A model that cannot be converted or does not hold is a rejected candidate, not a failed run: the passport says why.
+    """
+    config = Export(parity_samples=parity_samples, timeout_seconds=timeout_seconds)
+    serving = Path(tflite.uri, keras_io.SERVING_FOLDER)
+    serving.mkdir(parents=True, exist_ok=True)
+    passport = Passport.read(model.uri)
+    try:
+        if passport.failure is None:
+            metadata = conversion.export(
+                config, model_module.load(module, module_digest), passport, toolchain=toolchain,
+                model_uri=model.uri, calibration_uri=calibration.uri, serving=serving,
+            )  # fmt: skip
+            tflite.set_string_custom_property("sha256", metadata["sha256"])
+            tflite.set_int_custom_property("bytes", metadata["bytes"])
+            tflite.set_int_custom_property("zlib_bytes", metadata["zlib_bytes"])
+        else:
+            passport.write(serving)
+    except Exception as error:
+        if errors.is_environment(error):
+            raise
+        logging.exception("TFLiteExporter failed; the candidate is rejected")
+        passport.failed("TFLiteExporter", error).write(serving)
+    tflite.set_string_custom_property("stage", "exported")

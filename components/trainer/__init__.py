@@ -1,0 +1,1 @@
+"""Trains the model module's Keras model."""

@@ -1,0 +1,203 @@
+"""The one training loop: of the Trainer, the Pruner, the Clusterer and the quantization-aware Quantizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tf_keras
+
+from edgeline import data, keras_io, progress
+from edgeline.config import FineTuning
+from edgeline.data import TrainingData
+from edgeline.errors import UserError
+from edgeline.model_module import ModelModule
+from edgeline.passport import Passport, Promise
+
+HISTORY_FILE = "history.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """The two splits that training may see; `eval` is not among them."""
+
+    train: TrainingData
+    validation: TrainingData
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a training step made.
+
+    Attributes:
+      model: the model to hand on, without the step's wrappers.
+      history: per epoch and metric.
+      metrics: of the model as handed on, on the validation split.
+      layers: what was done to each layer, or skipped and why.
+      promises: what later steps must keep.
+    """
+
+    model: tf_keras.Model
+    history: dict[str, list[float]]
+    metrics: dict[str, float]
+    layers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    promises: tuple[Promise, ...] = ()
+
+
+def start(seed: int) -> None:
+    """Begins a step from a clean slate: layer names and random draws then depend on nothing that ran before."""
+    tf_keras.backend.clear_session()
+    tf_keras.utils.set_random_seed(seed)
+
+
+def open_splits(examples_uri: str, module: ModelModule, config: FineTuning) -> Splits:
+    """Opens the `train` and `validation` splits of an Examples artifact.
+
+    Raises:
+      UserError: a split is missing, empty or unreadable, or does not fit the module.
+    """
+    return Splits(
+        data.training_data(
+            data.split_files(examples_uri, "train"),
+            module,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            seed=config.seed,
+        ),
+        data.evaluation_data(
+            data.split_files(examples_uri, "validation"), module, batch_size=max(config.batch_size, 512)
+        ),
+    )
+
+
+def fit(
+    model: tf_keras.Model,
+    module: ModelModule,
+    splits: Splits,
+    config: FineTuning,
+    *,
+    step: str,
+    log_dir: str,
+    patience: int = 0,
+    callbacks: Sequence[tf_keras.callbacks.Callback] = (),
+) -> dict[str, list[float]]:
+    """Compiles the model by the module's hook and trains it.
+
+    Args:
+      model: changed in place.
+      module: whose `compile_model` sets optimizer, loss and metrics.
+      splits: opened for this config.
+      config: epochs, batch size and seed.
+      step: name of the step, for messages.
+      log_dir: where TensorBoard logs go.
+      patience: epochs without a better validation loss before it stops and restores the best weights; 0: never.
+      callbacks: those of the step's own technique.
+
+    Returns:
+      Values by metric, one per epoch.
+
+    Raises:
+      UserError: the loss became NaN or infinite.
+    """
+    module.compile_model(model)
+    watchers: list[tf_keras.callbacks.Callback] = [
+        *callbacks,
+        tf_keras.callbacks.TensorBoard(log_dir, write_graph=False, profile_batch=0),
+        _Watch(step, config.epochs, splits.train.steps_per_epoch),
+    ]
+    if patience:
+        watchers.append(tf_keras.callbacks.EarlyStopping("val_loss", patience=patience, restore_best_weights=True))
+    history = model.fit(
+        splits.train.dataset,
+        epochs=config.epochs,
+        steps_per_epoch=splits.train.steps_per_epoch,
+        validation_data=splits.validation.dataset,
+        callbacks=watchers,
+        verbose=0,
+    )
+    return {name: [float(value) for value in values] for name, values in history.history.items()}
+
+
+def evaluate(model: tf_keras.Model, module: ModelModule, splits: Splits) -> dict[str, float]:
+    """Returns the loss and the compiled metrics on the validation split."""
+    module.compile_model(model)
+    return {k: float(v) for k, v in model.evaluate(splits.validation.dataset, verbose=0, return_dict=True).items()}
+
+
+def deliver(
+    outcome: Outcome, passport: Passport, *, step: str, config: FineTuning, inputs: dict[str, str], toolchain: str,
+    model_uri: str, run_uri: str,
+) -> None:  # fmt: skip
+    """Writes what a training step made: the Keras model, its passport, and the history.
+
+    Args:
+      outcome: what was made.
+      passport: of the model that went in.
+      step: name of the component.
+      config: what was asked.
+      inputs: digests of what went in, by name.
+      toolchain: the versions it was done with.
+      model_uri: folder of the Model artifact.
+      run_uri: folder of the ModelRun artifact.
+    """
+    keras_io.save(outcome.model, model_uri)
+    passport.with_step(
+        step,
+        config.parameters(),
+        inputs=inputs,
+        toolchain=toolchain,
+        metrics=outcome.metrics,
+        layers=outcome.layers,
+        promises=outcome.promises,
+        model=keras_io.digest(outcome.model),
+    ).write(model_uri)
+    write_history(step, outcome.history, run_uri)
+
+
+def write_history(step: str, history: dict[str, list[float]], run_uri: str) -> None:
+    """Writes `history.json` beside the TensorBoard logs of a ModelRun: step, and values by metric, one per epoch."""
+    Path(run_uri).mkdir(parents=True, exist_ok=True)
+    Path(run_uri, HISTORY_FILE).write_text(json.dumps({"step": step, "history": history}, indent=1) + "\n")
+
+
+class _Watch(tf_keras.callbacks.Callback):
+    """Reports progress, and stops a training whose loss is no number any more."""
+
+    # leaves the logs as tensors: turning them into numbers in every batch would wait for the device each time
+    _supports_tf_logs = True
+
+    def __init__(self, step: str, epochs: int, steps_per_epoch: int):
+        super().__init__()
+        self._step = step
+        self._epochs = epochs
+        self._steps = steps_per_epoch
+        self._epoch = 0
+        self._spoken = 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+        self._say(0, f"epoch {epoch + 1}/{self._epochs}")
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        now = time.monotonic()
+        if now - self._spoken > 0.5:
+            self._spoken = now
+            self._say(batch + 1, f"epoch {self._epoch + 1}/{self._epochs}")
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        values = {name: float(value) for name, value in (logs or {}).items()}
+        if not math.isfinite(values.get("loss", 0.0)):
+            raise UserError(
+                f"{self._step}: the loss became {values['loss']} in epoch {epoch + 1} of {self._epochs}; lower the "
+                f"learning rate in compile_model, or check the inputs' scale in preprocess"
+            )
+        shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+        self._say(self._steps, f"epoch {epoch + 1}/{self._epochs} {shown}")
+
+    def _say(self, batch: int, text: str) -> None:
+        progress.report(self._epoch * self._steps + batch, self._epochs * self._steps, text)

@@ -1,0 +1,412 @@
+"""The command line. TensorFlow and TFX (9 s) are imported only once there is work for them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from edgeline import model_module
+from edgeline.config import FineTuning
+from edgeline.errors import UserError
+from edgeline.evaluator.config import DIRECTIONS, OBJECTIVES, Budget
+from edgeline.pipelines import console, datasets, recipes
+from edgeline.pipelines.recipe import find
+from edgeline.representative_dataset.config import Sample
+from edgeline.trainer.config import Train
+
+DIGITS_MODULE = "edgeline.pipelines.examples.digits.model"
+DIGITS_ROOT = Path("runs/digits")
+
+PUSHED, NOTHING_FITS, USERS_MISTAKE, STEP_FAILED = 0, 1, 2, 3
+
+_EPILOG = """\
+exit codes: 0 a model was selected and pushed, 1 no candidate met the budget, 2 a mistake in what was given,
+3 a step failed"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    # before the first import of TensorFlow, in this process and its children
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except UserError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        return _fail(str(error), USERS_MISTAKE)
+    except KeyboardInterrupt:
+        return _fail("interrupted; finished steps are kept, run the same command again to go on", 130)
+
+
+def _fail(message: str, code: int) -> int:
+    Console(stderr=True).print(f"edgeline: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser = argparse.ArgumentParser(
+        prog="edgeline",
+        description="Turn a Keras model into the smallest, fastest TFLite model that still meets its quality budget.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    run = commands.add_parser(
+        "run",
+        parents=[common],
+        help="train, compress, export, evaluate, select and push",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.set_defaults(command=_run)
+    run.add_argument(
+        "--module",
+        default=DIGITS_MODULE,
+        help="the model module: a .py file or a dotted name (default: the digits example)",
+    )
+    run.add_argument(
+        "--data",
+        type=Path,
+        help="data folder with train, validation and eval (default for the digits example: it is made)",
+    )
+    run.add_argument(
+        "--recipe",
+        action="append",
+        dest="recipes",
+        metavar="NAME",
+        help="a candidate to make; may be repeated (see: edgeline recipes)",
+    )
+    run.add_argument("--root", type=Path, help="where everything of this pipeline is kept (default: runs/digits)")
+    training = run.add_argument_group("training")
+    training.add_argument(
+        "--epochs", type=int, default=Train().epochs, help="of the first training (default: %(default)s)"
+    )
+    training.add_argument(
+        "--finetune-epochs",
+        type=int,
+        default=FineTuning().epochs,
+        help="of each compression step that trains (default: %(default)s)",
+    )
+    training.add_argument("--batch-size", type=int, default=Train().batch_size, help="(default: %(default)s)")
+    training.add_argument(
+        "--early-stopping",
+        type=int,
+        default=0,
+        metavar="PATIENCE",
+        help="stop after so many epochs without a better validation loss (default: off)",
+    )
+    training.add_argument("--seed", type=int, default=0, help="of every random draw (default: %(default)s)")
+    training.add_argument(
+        "--samples", type=int, default=Sample().samples, help="for calibration (default: %(default)s)"
+    )
+    budget = run.add_argument_group("budget")
+    budget.add_argument(
+        "--max-accuracy-drop",
+        "--max-drop",
+        type=float,
+        default=Budget().max_drop,
+        metavar="X",
+        help="below the float32 baseline, in the metric's unit (default: %(default)s)",
+    )
+    budget.add_argument(
+        "--metric", default=Budget().metric, help="the compiled metric that counts (default: %(default)s)"
+    )
+    budget.add_argument(
+        "--direction",
+        choices=DIRECTIONS,
+        default=Budget().direction,
+        help="whether more (max) or less (min) of it is better (default: %(default)s)",
+    )
+    budget.add_argument("--max-bytes", type=int, metavar="N", help="of the .tflite file")
+    budget.add_argument("--max-zlib-bytes", type=int, metavar="N", help="of the file after zlib, level 9")
+    budget.add_argument("--max-latency-ms", type=float, metavar="X", help="median, batch 1, one thread, this machine")
+    budget.add_argument(
+        "--objective",
+        choices=OBJECTIVES,
+        default=Budget().objective,
+        help="what the selected candidate has least of (default: %(default)s)",
+    )
+    run.add_argument("--no-cache", action="store_true", help="run every step again")
+    run.add_argument(
+        "--output", choices=("table", "json"), default="table", help="json: one machine-readable line, for cron"
+    )
+    run.add_argument("-v", "--verbose", action="store_true", help="show the full logs")
+
+    data = commands.add_parser("data", help="make a data folder", parents=[common])
+    kinds = data.add_subparsers(metavar="KIND", required=True)
+    for name, text, write in (
+        ("digits", "scikit-learn's digits, 1,797 images of 8x8 pixels", _write_digits),
+        ("fashion-mnist", "Fashion-MNIST, 70,000 images of 28x28 pixels", _write_fashion_mnist),
+        ("mnist", "MNIST, 70,000 images of 28x28 pixels", _write_mnist),
+        ("images", "a folder with one sub-folder of jpeg or png files per class", _write_images),
+    ):
+        kind = kinds.add_parser(name, help=text, parents=[common])
+        if name == "images":
+            kind.add_argument("source", type=Path, metavar="SRC", help="one sub-folder per class")
+        elif name != "digits":
+            kind.add_argument("--source", type=Path, help="folder with the four idx files")
+        kind.add_argument("out", type=Path, metavar="DIR", help="the folder to make")
+        kind.add_argument("--shards", type=int, default=8, help="files of the train split (default: %(default)s)")
+        kind.set_defaults(command=_data, write=write)
+
+    listing = commands.add_parser("recipes", help="list the named recipes", parents=[common])
+    listing.set_defaults(command=_recipes)
+
+    runs = commands.add_parser("runs", help="list the runs of a pipeline, from its metadata", parents=[common])
+    runs.add_argument("--root", type=Path, default=DIGITS_ROOT, help="(default: %(default)s)")
+    runs.set_defaults(command=_runs)
+
+    lineage = commands.add_parser(
+        "lineage", help="say which data, module, parameters and steps made a file", parents=[common]
+    )
+    lineage.add_argument(
+        "target", metavar="FILE.tflite|ARTIFACT_ID", help="matched by its SHA-256, or by its id in the metadata"
+    )
+    lineage.add_argument("--root", type=Path, help="of the pipeline (default: found above FILE, else runs/digits)")
+    lineage.set_defaults(command=_lineage)
+    return parser
+
+
+def _write_digits(arguments: argparse.Namespace, shown: Console) -> datasets.DatasetSummary:
+    return datasets.write_digits(arguments.out, shards=arguments.shards, console=shown)
+
+
+def _write_fashion_mnist(arguments: argparse.Namespace, shown: Console) -> datasets.DatasetSummary:
+    return datasets.write_fashion_mnist(arguments.out, source=arguments.source, shards=arguments.shards, console=shown)
+
+
+def _write_mnist(arguments: argparse.Namespace, shown: Console) -> datasets.DatasetSummary:
+    return datasets.write_mnist(arguments.out, source=arguments.source, shards=arguments.shards, console=shown)
+
+
+def _write_images(arguments: argparse.Namespace, shown: Console) -> datasets.DatasetSummary:
+    return datasets.write_images(arguments.source, arguments.out, shards=arguments.shards, console=shown)
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    shown = Console(stderr=True)
+    summary = arguments.write(arguments, shown)
+    counts = ", ".join(f"{count:,} {split}" for split, count in summary.counts.items())
+    if summary.written:
+        shown.print(f"{summary.path}: {summary.name}, {counts}, {len(summary.labels)} classes")
+    return PUSHED
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    table = Table("recipe", "steps", "what for")
+    for name, recipe in recipes.RECIPES.items():
+        marked = f"{name} *" if name in recipes.DEFAULT else name
+        table.add_row(marked, " → ".join(step.token for step in recipe.steps), recipes.DESCRIPTIONS[name])
+    shown = Console()
+    shown.print(table)
+    shown.print("* made by `edgeline run` where no --recipe is given")
+    return PUSHED
+
+
+@contextlib.contextmanager
+def _as_user_error() -> Iterator[None]:
+    """A config refuses a value with ValueError; where the value came from the command line, that is the user's."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    # everything that can be wrong is checked here, before the imports
+    chosen = find(arguments.recipes or recipes.DEFAULT, recipes.RECIPES)
+    source = model_module.locate(arguments.module)
+    root, data = _folders(arguments)
+    with _as_user_error():
+        limits = {
+            name: value
+            for name in ("max_bytes", "max_zlib_bytes", "max_latency_ms")
+            if (value := getattr(arguments, name)) is not None
+        }
+        budget = Budget(
+            metric=arguments.metric,
+            direction=arguments.direction,
+            max_drop=arguments.max_accuracy_drop,
+            objective=arguments.objective,
+            **limits,
+        )
+        shared = {"batch_size": arguments.batch_size, "seed": arguments.seed}
+        train = Train(epochs=arguments.epochs, early_stopping_patience=arguments.early_stopping, **shared)
+        finetune = FineTuning(epochs=arguments.finetune_epochs, **shared)
+        sample = Sample(samples=arguments.samples, seed=arguments.seed)
+    log = _open_root(root)
+
+    with console.capture_output(log, arguments.verbose) as terminal:
+        live = terminal.err if arguments.output == "json" else terminal.out
+        try:
+            if data is None:
+                data = root / "data"
+                if not data.exists():
+                    datasets.write_digits(data, console=live)
+            datasets.check_readable(data, root / ".data-checked.json")
+            with live.status("loading TensorFlow and TFX") if live.is_terminal else contextlib.nullcontext():
+                from edgeline.pipelines import compression, session
+            run = compression.Run(source, tuple(chosen), train, finetune, budget, sample)
+            view = console.LiveView(live, False if arguments.verbose else None)
+            examples = compression.import_examples(data)
+            outcome = session.run(run, root, examples, view, enable_cache=not arguments.no_cache)
+        except UserError:
+            raise
+        except Exception as error:
+            if arguments.debug:
+                terminal.err.print_exception()
+            terminal.err.print(f"edgeline: {type(error).__name__}: {error}\nfull log: {log}", markup=False)
+            return STEP_FAILED
+        return _show(outcome, log, arguments, terminal)
+
+
+def _folders(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
+    """Returns the root and the data folder (None: make the digits), by the rules of the command's help."""
+    is_default = arguments.module == DIGITS_MODULE
+    if arguments.data is None and not is_default:
+        raise UserError("--module needs --data: a folder with train, validation and eval (see: edgeline data --help)")
+    if arguments.root is None and not (is_default and arguments.data is None):
+        raise UserError("--module and --data need --root: the folder where everything of this pipeline is kept")
+    return (arguments.root or DIGITS_ROOT).absolute(), arguments.data and arguments.data.absolute()
+
+
+def _open_root(root: Path) -> Path:
+    """Makes the root and returns the log file of this run."""
+    import datetime
+
+    log = root / "logs" / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+    except OSError as error:
+        raise UserError(f"--root {root} cannot be written: {error.strerror}; choose another folder") from None
+    return log
+
+
+def _show(outcome: Any, log: Path, arguments: argparse.Namespace, terminal: console.Terminal) -> int:
+    code = _exit_code(outcome)
+    for failure in outcome.failures:
+        terminal.err.print(f"edgeline: {failure.text}", style="red", markup=False, highlight=False, soft_wrap=True)
+        if arguments.debug and failure.error is not None:
+            terminal.err.print(
+                "".join(traceback.format_exception(failure.error)), markup=False, highlight=False, soft_wrap=True
+            )
+    if outcome.failures:
+        terminal.err.print(f"full log: {log}", soft_wrap=True, highlight=False)
+    if arguments.output == "json":
+        terminal.out.print(
+            json.dumps({"exit_code": code, **outcome.summary(), "log": str(log)}),
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
+        return code
+    if outcome.report is None:
+        return code
+    terminal.out.print(_table(outcome.report, terminal.out.width if terminal.out.is_terminal else _WIDE))
+    _print_verdict(outcome, terminal.out)
+    return code
+
+
+def _exit_code(outcome: Any) -> int:
+    if outcome.failures:
+        return USERS_MISTAKE if all(isinstance(f.error, UserError) for f in outcome.failures) else STEP_FAILED
+    return PUSHED if outcome.report["selected"] else NOTHING_FITS
+
+
+#: Columns that a terminal of less than this width is spared.
+_WIDE = 110
+
+
+def _table(report: dict[str, Any], width: int) -> Table:
+    metric = report["budget"]["metric"]
+    table = Table(
+        title=f"{report['pipeline']}: {report['dataset']['examples']:,} examples of the eval split",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    columns = ["candidate", metric, "drop", "bytes", "zlib bytes", "ratio", "p50/p90 ms", "sparsity", "verdict"]
+    shown = [i for i, name in enumerate(columns) if width >= _WIDE or name not in ("bytes", "sparsity")]
+    for i in shown:
+        table.add_column(columns[i], justify="left" if i in (0, 8) else "right", no_wrap=True)
+
+    def add(name: str, facts: dict[str, Any], drop: str, ratio: str, verdict: str, **style: Any) -> None:
+        times = facts["latency_ms"]
+        cells = [
+            name,
+            f"{facts['metrics'][metric]:.4f}",
+            drop,
+            f"{facts['bytes']:,}",
+            f"{facts['zlib_bytes']:,}",
+            ratio,
+        ]
+        cells += [f"{times['p50']:.3f}/{times['p90']:.3f}", f"{facts.get('sparsity') or 0:.0%}", verdict]
+        table.add_row(*(cells[i] for i in shown), **style)
+
+    add("  float32 baseline", report["baseline"], "", "1.0x", "reference", style="dim", end_section=True)
+    for c in report["candidates"]:
+        if c["name"] == report["selected"]:
+            add(f"▶ {c['name']}", c, f"{c['drop']:+.4f}", f"{c['ratio']:.1f}x", "selected", style="bold green")
+        elif c["metrics"] is None:
+            table.add_row(f"  {c['name']}", *[""] * (len(shown) - 2), "failed", style="red")
+        else:
+            verdict, style = ("fits", "") if c["blessed"] else ("rejected", "yellow")
+            add(f"  {c['name']}", c, f"{c['drop']:+.4f}", f"{c['ratio']:.1f}x", verdict, style=style)
+    return table
+
+
+def _print_verdict(outcome: Any, shown: Console) -> None:
+    report = outcome.report
+
+    def say(text: str, style: str = "") -> None:
+        shown.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+
+    for c in report["candidates"]:
+        if not c["blessed"]:
+            say(f"rejected  {c['name']}: {'; '.join(c['reasons'])}", "red" if c["failure"] else "yellow")
+    if report["selected"]:
+        say(f"selected  {report['selected']}", "bold green")
+    else:
+        near = f"; closest was {report['closest']}" if report["closest"] else ""
+        say(f"no candidate meets the budget, nothing is pushed{near}", "bold yellow")
+    say(f"report    {outcome.report_path}")
+    if outcome.pushed:
+        say(f"pushed    {outcome.pushed}")
+
+
+def _runs(arguments: argparse.Namespace) -> int:
+    from edgeline.pipelines import lineage
+
+    table = Table("run", "started", "seconds", "steps", "cached", "failed", "selected")
+    for entry in lineage.runs(arguments.root):
+        cells = (getattr(entry, field.name) for field in dataclasses.fields(entry))
+        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+    Console().print(table)
+    return PUSHED
+
+
+def _lineage(arguments: argparse.Namespace) -> int:
+    from edgeline.pipelines import lineage
+
+    Console().print(lineage.render(lineage.trace(arguments.target, arguments.root)))
+    return PUSHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

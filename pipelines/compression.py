@@ -1,0 +1,127 @@
+"""The whole pipeline: recipes folded into one DAG, in which a shared prefix is one node, trained once, cached once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import tfx.v1 as tfx
+from tfx.components import ImportExampleGen, Pusher
+from tfx.dsl.components.base.base_node import BaseNode
+from tfx.proto import example_gen_pb2, pusher_pb2
+from tfx.types.channel import BaseChannel
+
+from edgeline import Clusterer, Evaluator, Pruner, Quantizer, RepresentativeDatasetGen, TFLiteExporter, Trainer
+from edgeline.clusterer.config import Cluster
+from edgeline.config import FineTuning
+from edgeline.evaluator.config import Budget
+from edgeline.model_module import Source
+from edgeline.passport import toolchain
+from edgeline.pipelines.datasets import SHARD_SUFFIX, SPLITS
+from edgeline.pipelines.recipe import Recipe
+from edgeline.pipelines.recipes import float32
+from edgeline.pruner.config import Prune
+from edgeline.quantizer.config import Quantize
+from edgeline.representative_dataset.config import Sample
+from edgeline.tflite_exporter.config import Export
+from edgeline.trainer.config import Train
+
+#: The component that does a step: a new pass is one line here.
+COMPONENTS = {Prune: Pruner, Cluster: Clusterer, Quantize: Quantizer}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What one run of the pipeline is asked to do.
+
+    Attributes:
+      module: the model module.
+      recipes: the candidates to make.
+      train: how the Trainer trains.
+      finetune: epochs, batch size and seed of every fine-tuning step.
+      budget: what a candidate may cost.
+      sample: the calibration samples.
+      export: how each conversion is proved.
+    """
+
+    module: Source
+    recipes: tuple[Recipe, ...]
+    train: Train = dataclasses.field(default_factory=Train)
+    finetune: FineTuning = dataclasses.field(default_factory=FineTuning)
+    budget: Budget = dataclasses.field(default_factory=Budget)
+    sample: Sample = dataclasses.field(default_factory=Sample)
+    export: Export = dataclasses.field(default_factory=Export)
+
+
+def create_pipeline(
+    name: str, run: Run, *, root: Path, examples: BaseNode, beam_args: Sequence[str] = (), enable_cache: bool = True
+) -> tfx.dsl.Pipeline:
+    """Builds the DAG of a run.
+
+    Args:
+      name: of the pipeline, the same at every retraining: the cache and the lineage go by it.
+      run: what is asked.
+      root: where artifacts, metadata and pushed models are kept.
+      examples: a component with an `examples` output that has the splits train, validation and eval.
+      beam_args: for the nodes that use Beam.
+      enable_cache: whether nodes with equal inputs and parameters are served from earlier runs.
+    """
+    module = {"module": run.module.reference, "module_digest": run.module.digest, "toolchain": toolchain()}
+    data = examples.outputs["examples"]
+    sampler = RepresentativeDatasetGen(examples=data, **module, **run.sample.parameters())
+    sampler = sampler.with_beam_pipeline_args(list(beam_args))
+    trainer = Trainer(examples=data, **module, **run.train.parameters())
+    trainer.add_upstream_node(sampler)  # bad data must stop the run before the training
+    nodes: dict[str, BaseNode] = {"sampler": sampler, "trainer": trainer}
+    calibration = sampler.outputs["calibration"]
+
+    def candidate(recipe: Recipe) -> BaseChannel:
+        model = trainer.outputs["model"]
+        for step, prefix in zip(recipe.steps, recipe.prefixes(), strict=True):
+            component = COMPONENTS[type(step)]
+            node_id = f"{component.__name__}.{prefix}"
+            if node_id not in nodes:
+                extra = {"calibration": calibration} if isinstance(step, Quantize) else {}
+                made = component(examples=data, model=model, **extra, **module, **step.parameters())
+                nodes[node_id] = made.with_id(node_id)
+            model = nodes[node_id].outputs["compressed"]
+        node_id = f"TFLiteExporter.{recipe.prefixes()[-1]}"
+        if node_id not in nodes:
+            exporter = TFLiteExporter(model=model, calibration=calibration, **module, **run.export.parameters())
+            nodes[node_id] = exporter.with_id(node_id)
+        return nodes[node_id].outputs["tflite"]
+
+    settings = {name: run.finetune.parameters()[name] for name in ("epochs", "batch_size", "seed")}
+    baseline = candidate(float32())
+    evaluator = Evaluator(
+        data,
+        baseline,
+        {recipe.name: candidate(recipe.for_run(**settings)) for recipe in run.recipes},
+        budget=run.budget,
+        pipeline=name,
+        **module,
+    ).with_beam_pipeline_args(list(beam_args))
+    pusher = Pusher(
+        model=evaluator.outputs["selected"],
+        model_blessing=evaluator.outputs["blessing"],
+        push_destination=pusher_pb2.PushDestination(
+            filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=str(root / "pushed"))
+        ),
+    )
+    return tfx.dsl.Pipeline(
+        pipeline_name=name,
+        pipeline_root=str(root / "artifacts"),
+        components=[examples, *nodes.values(), evaluator, pusher],
+        enable_cache=enable_cache,
+        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
+            str(root / "metadata.db")
+        ),
+        beam_pipeline_args=list(beam_args),
+    )
+
+
+def import_examples(data_dir: Path) -> ImportExampleGen:
+    """Returns the stock component that ingests a data folder: `<data_dir>/<split>/*.tfrecord.gz`."""
+    splits = [example_gen_pb2.Input.Split(name=split, pattern=f"{split}/*{SHARD_SUFFIX}") for split in SPLITS]
+    return ImportExampleGen(input_base=str(data_dir), input_config=example_gen_pb2.Input(splits=splits))

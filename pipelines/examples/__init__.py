@@ -1,0 +1,1 @@
+"""Model modules that come with Edgeline."""

@@ -1,0 +1,1 @@
+"""Fashion-MNIST: 28x28 pictures of clothes."""

@@ -1,0 +1,98 @@
+"""A recipe: a name and the steps that turn the trained model into one candidate. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from edgeline.clusterer.config import Cluster
+from edgeline.config import RUN_WIDE
+from edgeline.errors import UserError
+from edgeline.pruner.config import Prune
+from edgeline.quantizer.config import Quantize
+
+Step = Prune | Cluster | Quantize
+
+#: Which step may directly follow which, in every recipe; None is the trained model at the start. Pruning after a
+#: clustering would train its shared values apart again, and nothing may train plainly after a quantization.
+ALLOWED: dict[type[Step] | None, tuple[type[Step], ...]] = {
+    None: (Prune, Cluster, Quantize),
+    Prune: (Cluster, Quantize),
+    Cluster: (Quantize,),
+    Quantize: (),
+}
+
+#: Names that the Evaluator's other ports have.
+_RESERVED = ("examples", "baseline", "evaluation", "selected", "blessing")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A candidate to be.
+
+    Attributes:
+      name: of the candidate, `[a-z][a-z0-9_]*`; names decode: the steps' own names joined by `_`.
+      steps: in the order in which they are done; the last one is a Quantize.
+
+    Raises:
+      ValueError: the name or the order of the steps is not allowed; names both steps and what may follow.
+    """
+
+    name: str
+    steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[a-z][a-z0-9_]*", self.name) or self.name in _RESERVED:
+            raise ValueError(
+                f"recipe name {self.name!r} must match [a-z][a-z0-9_]* and be none of {', '.join(_RESERVED)}"
+            )
+        before: type[Step] | None = None
+        for step in self.steps:
+            if type(step) not in ALLOWED[before]:
+                last = "the trained model" if before is None else before.__name__
+                following = ", ".join(kind.__name__ for kind in ALLOWED[before]) or "nothing"
+                raise ValueError(
+                    f"recipe {self.name}: {type(step).__name__} cannot follow {last}; after {last} may come {following}"
+                )
+            before = type(step)
+        if before is not Quantize:
+            raise ValueError(
+                f"recipe {self.name} must end with Quantize (scheme float32 changes nothing), received "
+                f"{' → '.join(type(step).__name__ for step in self.steps) or 'no steps'}"
+            )
+
+    def prefixes(self) -> list[str]:
+        """Returns the name of the recipe up to each of its steps: what the nodes of the pipeline are called after.
+
+        Recipes with the same first steps share those nodes. Settings of a whole run (epochs, batch size, seed) are no
+        part of a name, all others are.
+        """
+        tokens = [step.token for step in self.steps]
+        return ["_".join(tokens[: i + 1]) for i in range(len(tokens))]
+
+    def for_run(self, *, epochs: int, batch_size: int, seed: int) -> Recipe:
+        """Returns the recipe with the run's settings for its fine-tuning steps."""
+        settings: dict[str, Any] = dict(zip(RUN_WIDE, (epochs, batch_size, seed), strict=True))
+        # a scheme that trains nothing keeps its defaults, so that other epochs do not make it run again
+        trains = [not isinstance(step, Quantize) or step.trains for step in self.steps]
+        steps = [dataclasses.replace(s, **settings) if t else s for s, t in zip(self.steps, trains, strict=True)]
+        return dataclasses.replace(self, steps=tuple(steps))
+
+
+def find(names: Iterable[str], known: dict[str, Recipe]) -> list[Recipe]:
+    """Returns the recipes of these names, each once, in the order given.
+
+    Raises:
+      UserError: a name is unknown; suggests the nearest.
+    """
+    found = {}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise UserError(f"unknown recipe {name!r}; {hint} (edgeline recipes lists them)")
+        found[name] = known[name]
+    return list(found.values())
