@@ -66,7 +66,7 @@ class FineTuning(StepConfig):
     """
 
     epochs: int = 2
-    batch_size: int = 128
+    batch_size: int = 32
     seed: int = 0
 
     def __post_init__(self) -> None:

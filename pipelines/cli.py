@@ -318,7 +318,9 @@ def _show(outcome: Any, log: Path, arguments: argparse.Namespace, terminal: cons
         return code
     if outcome.report is None:
         return code
-    terminal.out.print(_table(outcome.report, terminal.out.width if terminal.out.is_terminal else _WIDE))
+    if not terminal.out.is_terminal:
+        terminal.out.width = 2 * _WIDE  # a file has no width that could be too small
+    terminal.out.print(_table(outcome.report, terminal.out.width))
     _print_verdict(outcome, terminal.out)
     return code
 

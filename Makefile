@@ -1,0 +1,26 @@
+# make run    everything set up, then the whole pipeline on the bundled digits
+# make test   everything set up, then the tests
+.PHONY: run test test-all lint setup clean
+
+# what a user's own pip or Python settings say must not reach the environment's python
+unexport PYTHONPATH PYTHONHOME
+
+setup:
+	@tools/setup.sh
+
+run: setup
+	@.venv/bin/edgeline run $(ARGS)
+
+test: setup
+	@.venv/bin/python -m pytest $(ARGS)
+
+test-all: setup
+	@.venv/bin/python -m pytest -m "" $(ARGS)
+
+lint: setup
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@tools/typecheck.sh
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
