@@ -395,18 +395,27 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
 def _runs(arguments: argparse.Namespace) -> int:
     from edgeline.pipelines import lineage
 
-    table = Table("run", "started", "seconds", "steps", "cached", "failed", "selected")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in ("run", "started", "seconds", "steps", "cached", "failed"):
+        table.add_column(name, justify="left" if name in ("run", "started") else "right", no_wrap=True)
+    table.add_column("selected", overflow="fold")
     for entry in lineage.runs(arguments.root):
-        cells = (getattr(entry, field.name) for field in dataclasses.fields(entry))
-        table.add_row(*("" if cell is None else str(cell) for cell in cells))
-    Console().print(table)
+        cells = dataclasses.asdict(entry) | {
+            "started": f"{entry.started:%Y-%m-%d %H:%M}",
+            "seconds": f"{entry.seconds:.1f}",
+            "selected": entry.selected or "",
+        }
+        table.add_row(*map(str, cells.values()))
+    Console(width=None if sys.stdout.isatty() else 2 * _WIDE).print(table)
     return PUSHED
 
 
 def _lineage(arguments: argparse.Namespace) -> int:
     from edgeline.pipelines import lineage
 
-    Console().print(lineage.render(lineage.trace(arguments.target, arguments.root)))
+    found = lineage.render(lineage.trace(arguments.target, arguments.root))
+    # what reads a pipe wants whole paths and digests
+    Console(width=None if sys.stdout.isatty() else 2 * _WIDE).print(found)
     return PUSHED
 
 

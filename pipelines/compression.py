@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tfx.v1 as tfx
+from google.protobuf import wrappers_pb2
 from tfx.components import ImportExampleGen, Pusher
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.proto import example_gen_pb2, pusher_pb2
 from tfx.types.channel import BaseChannel
+from tfx.utils import proto_utils
 
 from edgeline import Clusterer, Evaluator, Pruner, Quantizer, RepresentativeDatasetGen, TFLiteExporter, Trainer
 from edgeline.clusterer.config import Cluster
@@ -124,4 +126,9 @@ def create_pipeline(
 def import_examples(data_dir: Path) -> ImportExampleGen:
     """Returns the stock component that ingests a data folder: `<data_dir>/<split>/*.tfrecord.gz`."""
     splits = [example_gen_pb2.Input.Split(name=split, pattern=f"{split}/*{SHARD_SUFFIX}") for split in SPLITS]
-    return ImportExampleGen(input_base=str(data_dir), input_config=example_gen_pb2.Input(splits=splits))
+    ingest = ImportExampleGen(input_base=str(data_dir), input_config=example_gen_pb2.Input(splits=splits))
+    # it reads no custom config, but what stands there is part of its cache key
+    custom = example_gen_pb2.CustomConfig()
+    custom.custom_config.Pack(wrappers_pb2.StringValue(value=toolchain()))
+    ingest.exec_properties["custom_config"] = proto_utils.proto_to_json(custom)
+    return ingest

@@ -1,0 +1,225 @@
+"""The whole pipeline on real data: what `edgeline run` promises, on scikit-learn's digits."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeline.litert import TFLiteModel
+from edgeline.passport import Passport
+from edgeline.pipelines import cli, compression, recipes
+
+RECIPES = ("int8_io", "qat8", "prune80_cluster16_int8")
+
+
+class Edgeline:
+    """Runs the command line in this process, whose imports are paid for, and keeps what it printed."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]):
+        self._capfd = capfd
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: object) -> int:
+        self._capfd.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        self.out, self.err = self._capfd.readouterr()
+        return code
+
+    def json(self, *arguments: object) -> dict[str, Any]:
+        """Runs with --output json and returns the line."""
+        self("run", *arguments, "--output", "json")
+        [line] = self.out.splitlines()
+        return json.loads(line)
+
+
+@pytest.fixture
+def edgeline(capfd: pytest.CaptureFixture[str]) -> Edgeline:
+    return Edgeline(capfd)
+
+
+@pytest.fixture(scope="module")
+def module_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the digits example, to be edited."""
+    path = tmp_path_factory.mktemp("module") / "model.py"
+    path.write_bytes((Path(recipes.__file__).parent / "examples" / "digits" / "model.py").read_bytes())
+    return path
+
+
+@pytest.fixture(scope="module")
+def asked(module_file: Path, digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    """The arguments of the run that the tests of this module go on from, in their order."""
+    root = tmp_path_factory.mktemp("root") / "digits"
+    named = [part for name in RECIPES for part in ("--recipe", name)]
+    return ["--module", module_file, "--data", digits_data, "--root", root, "--max-accuracy-drop", 0.05, *named]
+
+
+def root_of(asked: list[object]) -> Path:
+    return Path(str(asked[asked.index("--root") + 1]))
+
+
+def nodes(asked: list[object]) -> dict[str, int]:
+    """The number of executions of each node that really ran (no cached ones), from MLMD."""
+    from ml_metadata import MetadataStore
+    from ml_metadata.proto import metadata_store_pb2 as pb
+
+    config = pb.ConnectionConfig()
+    config.sqlite.filename_uri = str(root_of(asked) / "metadata.db")
+    store = MetadataStore(config)
+    ran: dict[str, int] = {}
+    for execution in store.get_executions():
+        if execution.last_known_state == pb.Execution.COMPLETE:
+            [node] = [c.name for c in store.get_contexts_by_execution(execution.id) if c.type == "node"]
+            name = node.split(".", 1)[1]
+            ran[name] = ran.get(name, 0) + 1
+    return ran
+
+
+def test_first_run_selects_and_pushes(edgeline: Edgeline, asked: list[object]) -> None:
+    assert edgeline("run", *asked) == 0, edgeline.err
+    root = root_of(asked)
+    report = json.loads((root / "report" / "report.json").read_text())
+    assert {c["name"] for c in report["candidates"]} == set(RECIPES)
+    assert report["schema_version"] == 1
+    assert report["dataset"]["examples"] == 173
+    assert report["baseline"]["metrics"]["accuracy"] > 0.9
+    selected = next(c for c in report["candidates"] if c["name"] == report["selected"])
+    assert selected["blessed"]
+    assert selected["zlib_bytes"] == min(c["zlib_bytes"] for c in report["candidates"] if c["blessed"])
+
+    [pushed] = (root / "pushed").glob("*/model.tflite")
+    content = pushed.read_bytes()
+    assert hashlib.sha256(content).hexdigest() == selected["sha256"]
+    assert (len(content), len(zlib.compress(content, 9))) == (selected["bytes"], selected["zlib_bytes"])
+    assert selected["ratio"] == report["baseline"]["zlib_bytes"] / selected["zlib_bytes"]
+    assert (pushed.parent / "labels.txt").read_text().split() == list("0123456789")
+    for line in (f"▶ {selected['name']}", str(root / "report" / "report.html"), str(pushed)):
+        assert line in edgeline.out
+    for noise in ("oneDNN", "XNNPACK", "deprecat", "ZetaSQL", "WARNING", "W0000", "I0000"):
+        assert noise not in edgeline.out + edgeline.err
+    assert list((root / "logs").glob("*.log"))
+
+
+def test_candidates_are_what_their_recipes_say(asked: list[object]) -> None:
+    folders = (root_of(asked) / "artifacts" / "TFLiteExporter.int8_io" / "tflite").glob("*/Format-Serving")
+    [folder] = folders
+    model = TFLiteModel(folder / "model.tflite")
+    assert [(port.name, port.dtype) for port in model.inputs] == [("image", np.dtype(np.int8))]
+    assert [(port.name, port.dtype) for port in model.outputs] == [("logits", np.dtype(np.int8))]
+    passport = Passport.read(folder)
+    assert [step["step"] for step in passport.steps] == ["Trainer", "Quantizer", "TFLiteExporter"]
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert metadata["parity"]["logits"]["agreement"] > 0.9
+
+    [small] = (root_of(asked) / "artifacts" / "TFLiteExporter.prune80_cluster16_int8" / "tflite").glob("*/Format-Serving")
+    layers = {layer["name"]: layer for layer in Passport.read(small).steps[2]["layers"]}
+    assert layers["dense"]["sparsity"] >= 0.8 - 1 / layers["dense"]["parameters"]
+    assert layers["dense"]["unique_values"] <= 16
+    assert "under 1.00%" in layers["conv2d"]["note"]
+
+
+def test_second_run_is_served_from_the_cache(edgeline: Edgeline, asked: list[object]) -> None:
+    before = nodes(asked)
+    start = time.monotonic()
+    outcome = edgeline.json(*asked)
+    seconds = time.monotonic() - start
+    assert outcome["exit_code"] == 0
+    assert list(outcome["steps"]) == ["cached"]
+    assert nodes(asked) == before
+    assert Path(outcome["pushed"]).is_file()
+    assert seconds < 30  # it takes 1 to 2; a training would take longer than that on the slowest machine
+
+
+def test_adding_a_recipe_runs_nothing_again(edgeline: Edgeline, asked: list[object]) -> None:
+    before = nodes(asked)
+    outcome = edgeline.json(*asked, "--recipe", "prune80_int8")
+    assert outcome["exit_code"] == 0
+    ran = {name for name, count in nodes(asked).items() if count != before.get(name, 0)}
+    assert ran == {"Quantizer.prune80_int8", "TFLiteExporter.prune80_int8", "Evaluator", "Pusher"}
+
+
+def test_a_budget_no_candidate_meets(edgeline: Edgeline, asked: list[object]) -> None:
+    pushed = list((root_of(asked) / "pushed").iterdir())
+    assert edgeline("run", *asked, "--max-bytes", 1000) == 1
+    assert "no candidate meets the budget, nothing is pushed; closest was" in edgeline.out
+    assert "bytes exceed 1,000" in edgeline.out
+    assert list((root_of(asked) / "pushed").iterdir()) == pushed
+    report = json.loads((root_of(asked) / "report" / "report.json").read_text())
+    assert report["selected"] is None
+
+
+def test_a_metric_that_is_not_compiled(edgeline: Edgeline, asked: list[object]) -> None:
+    assert edgeline("run", *asked, "--metric", "auc") == 2
+    assert "the budget's metric 'auc' is not compiled" in edgeline.err
+    assert "loss, accuracy" in edgeline.err
+
+
+def test_editing_the_module_runs_all_steps_that_use_it(
+    edgeline: Edgeline, asked: list[object], module_file: Path
+) -> None:
+    before = nodes(asked)
+    module_file.write_text(module_file.read_text() + "\n# edited\n")
+    outcome = edgeline.json(*asked, "--epochs", 1, "--finetune-epochs", 1, "--max-accuracy-drop", 1)
+    assert outcome["exit_code"] == 0
+    again = {name for name, count in nodes(asked).items() if count == before.get(name, 0)}
+    assert again == {"ImportExampleGen", "Quantizer.prune80_int8", "TFLiteExporter.prune80_int8"}  # no part of this run
+
+
+def test_another_version_runs_everything_again(
+    edgeline: Edgeline, asked: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = nodes(asked)
+    monkeypatch.setattr(compression, "toolchain", lambda: "edgeline==999")
+    short = [*asked[: asked.index("--recipe")], "--recipe", "int8_io"]
+    outcome = edgeline.json(*short, "--epochs", 1, "--max-accuracy-drop", 1)
+    assert outcome["exit_code"] == 0
+    assert outcome["steps"] == {"done": 9}
+    assert nodes(asked)["ImportExampleGen"] == before["ImportExampleGen"] + 1
+
+
+def test_stock_runner_continues_our_run(asked: list[object], digits_data: Path, module_file: Path) -> None:
+    from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+
+    from edgeline import model_module
+    from edgeline.pipelines.local_runner import BEAM_ARGS
+    from edgeline.trainer.config import Train
+
+    before = nodes(asked)
+    run = compression.Run(model_module.locate(str(module_file)), (recipes.int8_io(),), Train(epochs=1))
+    examples = compression.import_examples(digits_data)
+    pipeline = compression.create_pipeline("digits", run, root=root_of(asked), examples=examples, beam_args=BEAM_ARGS)
+    LocalDagRunner().run(pipeline)
+    ran = {name for name, count in nodes(asked).items() if count != before.get(name, 0)}
+    assert ran <= {"Trainer", "Quantizer.float32", "Quantizer.int8_io", "TFLiteExporter.float32", "TFLiteExporter.int8_io",
+                   "Evaluator", "Pusher", "ImportExampleGen", "RepresentativeDatasetGen"}  # fmt: skip
+    assert "Evaluator" in ran
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_finished_steps(digits_data: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "edgeline.pipelines.cli", "run", "--data", str(digits_data), "--root", str(tmp_path / "r"),
+        "--recipe", "prune80_int8", "--epochs", "2", "--max-accuracy-drop", "1", "--output", "json",
+    ]  # fmt: skip
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert child.stderr is not None
+    for line in child.stderr:
+        if "done    Trainer" in line:
+            break
+    time.sleep(1)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "r" / "report").exists()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["steps"]["cached"] >= 3
+    assert Path(outcome["pushed"]).is_file()
