@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +38,9 @@ OPTIONAL_HOOKS = {
 }
 _HOOKS = REQUIRED_HOOKS | OPTIONAL_HOOKS
 
+#: Beam's worker threads load the module at the same time: none may see it half imported.
+_IMPORTING = threading.RLock()
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -46,11 +50,13 @@ class Source:
       reference: as the user gave it (a dotted name), or the absolute path of the file.
       path: the file.
       digest: hexadecimal SHA-256 over the contents of the file and of the local modules it imports.
+      local: names of those modules.
     """
 
     reference: str
     path: Path
     digest: str
+    local: tuple[str, ...] = ()
 
 
 class ModelModule:
@@ -133,12 +139,26 @@ class ModelModule:
             )
 
     def class_names(self) -> list[str]:
-        """Returns the names of the classes in label order; empty where the module does not say."""
-        return list(self._call("class_names", default=[]))
+        """Returns the names of the classes in label order; empty where the module does not say.
+
+        Raises:
+          UserError: the hook returned something else.
+        """
+        return self._names("class_names")
 
     def output_names(self) -> list[str]:
-        """Returns the names of the TFLite model's outputs; empty where the module does not say."""
-        return list(self._call("output_names", default=[]))
+        """Returns the names of the TFLite model's outputs; empty where the module does not say.
+
+        Raises:
+          UserError: the hook returned something else.
+        """
+        return self._names("output_names")
+
+    def _names(self, hook: str) -> list[str]:
+        names = self._call(hook, default=[])
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{hook}() of {self.source.reference} must return a list of str, received {names!r}")
+        return list(names)
 
     def custom_objects(self) -> dict[str, Any]:
         """Returns the custom layers and functions that loading the model needs, by name."""
@@ -171,13 +191,18 @@ def locate(reference: str) -> Source:
     except SyntaxError as error:
         raise UserError(f"model module {reference} is not valid Python: line {error.lineno}: {error.msg}") from None
     _check_hooks(tree, reference)
-    # a dotted name's local modules are those of its own top-level package
-    root = path.parent if is_path else path.parents[reference.count(".")]
-    return Source(str(path) if is_path else reference, path, _digest(path, root))
+    if is_path:
+        return Source(str(path), path, *_local_code(path, path.parent, None))
+    # beside its top-level package lies all else that is installed
+    root = path.parents[reference.count(".") + (path.name == "__init__.py")]
+    return Source(reference, path, *_local_code(path, root, reference.split(".")[0]))
 
 
 def load(reference: str, digest: str | None = None) -> ModelModule:
     """Imports a model module and checks its hooks.
+
+    A `.py` file can import modules that lie beside it at its top, but not inside its hooks: only while it is imported
+    is its folder on the path.
 
     Args:
       reference: as for `locate`.
@@ -194,15 +219,16 @@ def load(reference: str, digest: str | None = None) -> ModelModule:
         )
     # the name holds the digest: an edited file is another module
     name = f"edgeline_model_{source.digest[:16]}" if source.reference.endswith(".py") else source.reference
-    code = sys.modules.get(name)
-    if code is None:
-        try:
-            code = _import(name, source)
-        except UserError:
-            raise
-        except Exception as error:
-            sys.modules.pop(name, None)
-            raise UserError(f"model module {reference} fails on import: {type(error).__name__}: {error}") from error
+    with _IMPORTING:
+        code = sys.modules.get(name)
+        if code is None:
+            try:
+                code = _import(name, source)
+            except UserError:
+                raise
+            except Exception as error:
+                sys.modules.pop(name, None)
+                raise UserError(f"model module {reference} fails on import: {type(error).__name__}: {error}") from error
     for hook in _HOOKS:
         function = getattr(code, hook, None)
         if function is None:
@@ -217,7 +243,13 @@ def load(reference: str, digest: str | None = None) -> ModelModule:
             inspect.signature(function).bind(*range(_arity(hook)))
         except TypeError:
             _raise_signature(hook, reference, f"{hook}{inspect.signature(function)}")
-    return ModelModule(source, code)
+    loaded = ModelModule(source, code)
+    if loaded.has("custom_objects"):
+        import tf_keras
+
+        # for every place that makes layers from their configs: loading, cloning, tfmot's wrappers
+        tf_keras.utils.get_custom_objects().update(loaded.custom_objects())
+    return loaded
 
 
 def _import(name: str, source: Source) -> ModuleType:
@@ -228,6 +260,9 @@ def _import(name: str, source: Source) -> ModuleType:
         raise UserError(f"model module {source.reference} cannot be imported; give a .py file or a dotted name")
     code = importlib.util.module_from_spec(spec)
     sys.modules[name] = code
+    for local in source.local:
+        # what is loaded under this name may be older than the file, or another folder's
+        sys.modules.pop(local, None)
     folder = str(source.path.parent)
     sys.path.insert(0, folder)
     try:
@@ -256,14 +291,19 @@ def _arity(hook: str) -> int:
 
 
 def _check_hooks(tree: ast.Module, reference: str) -> None:
-    """Checks what the source alone shows; hooks that are imported or assigned are checked when the module is loaded."""
+    """Checks what the source alone shows.
+
+    Hooks that are imported, assigned, or defined in a branch are checked when the module is loaded.
+    """
     functions = {node.name: node.args for node in tree.body if isinstance(node, ast.FunctionDef)}
     others = {
         alias.asname or alias.name
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
-    } | {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    }
+    others |= {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    others |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     for hook in _HOOKS:
         if hook not in functions:
             if hook in REQUIRED_HOOKS and not others & {hook, "*"}:
@@ -277,7 +317,7 @@ def _check_hooks(tree: ast.Module, reference: str) -> None:
 
 
 def _raise_missing(hook: str, reference: str, names: Any) -> None:
-    near = difflib.get_close_matches(hook, [n for n in names if not n.startswith("_")], n=1)
+    near = difflib.get_close_matches(hook, [n for n in names if not n.startswith("_") and n not in _HOOKS], n=1)
     hint = f" (did you mean that by {near[0]}?)" if near else ""
     raise UserError(f"model module {reference} has no function {hook}{hint}; expected: def {_HOOKS[hook]}")
 
@@ -288,32 +328,53 @@ def _raise_signature(hook: str, reference: str, received: str) -> None:
     )
 
 
-def _digest(path: Path, root: Path) -> str:
+def _local_code(path: Path, root: Path, package: str | None) -> tuple[str, tuple[str, ...]]:
+    """Returns a digest over a file and the local modules it imports, and the names of those.
+
+    Args:
+      path: the file.
+      root: the folder in which imports are looked up.
+      package: the one top-level package in it that is local; None: all are.
+
+    Raises:
+      UserError: one of them is not valid Python.
+    """
     seen: dict[str, bytes] = {}
+    local: set[str] = set()
 
     def visit(file: Path) -> None:
         key = os.path.relpath(file, path.parent)  # not from root: the digest must not depend on where a checkout lies
         if key in seen:
             return
         seen[key] = file.read_bytes()
-        for node in ast.walk(ast.parse(seen[key])):
+        try:
+            tree = ast.parse(seen[key])
+        except SyntaxError as error:
+            raise UserError(f"{file}, imported by the model module, is not valid Python: {error}") from None
+        for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                package = ".".join(file.relative_to(root).parts[: -node.level]) if node.level else ""
-                base = ".".join(part for part in (package, node.module) if part)
-                names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+                here = file.relative_to(root).parts[: -node.level] if node.level else ()
+                base = ".".join((*here, node.module) if node.module else here)
+                names = [base, *(f"{base}.{alias.name}".removeprefix(".") for alias in node.names)]
             else:
                 continue
-            for name in names:
-                stem = root.joinpath(*name.split("."))
-                for candidate in (stem.with_suffix(".py"), stem / "__init__.py"):
-                    if name and candidate.is_file():
-                        visit(candidate)
+            relative = isinstance(node, ast.ImportFrom) and node.level
+            for parts in (name.split(".") for name in names if name):
+                if package is not None and not relative and parts[0] != package:
+                    continue
+                # an import of a.b runs a/__init__.py too
+                for end in range(1, len(parts) + 1):
+                    stem = root.joinpath(*parts[:end])
+                    for candidate in (stem.with_suffix(".py"), stem / "__init__.py"):
+                        if candidate.is_file():
+                            local.add(".".join(parts[:end]))
+                            visit(candidate)
 
     visit(path)
     total = hashlib.sha256()
     for key in sorted(seen):
         total.update(f"{key}\0{len(seen[key])}\0".encode())
         total.update(seen[key])
-    return total.hexdigest()
+    return total.hexdigest(), tuple(sorted(local))

@@ -191,9 +191,10 @@ class _Watch(tf_keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         values = {name: float(value) for name, value in (logs or {}).items()}
-        if not math.isfinite(values.get("loss", 0.0)):
+        broken = next((n for n in ("loss", "val_loss") if not math.isfinite(values.get(n, 0.0))), None)
+        if broken:
             raise UserError(
-                f"{self._step}: the loss became {values['loss']} in epoch {epoch + 1} of {self._epochs}; lower the "
+                f"{self._step}: {broken} became {values[broken]} in epoch {epoch + 1} of {self._epochs}; lower the "
                 f"learning rate in compile_model, or check the inputs' scale in preprocess"
             )
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
