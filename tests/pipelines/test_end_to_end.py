@@ -208,7 +208,8 @@ def test_stock_runner_continues_our_run(asked: list[object], digits_data: Path, 
 def test_a_killed_run_goes_on_from_its_finished_steps(digits_data: Path, tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "edgeline.pipelines.cli", "run", "--data", str(digits_data),
-        "--root", str(tmp_path / "r"), "--recipe", "prune80_int8", "--epochs", "2", "--max-accuracy-drop", "1", "--output", "json",
+        "--root", str(tmp_path / "r"), "--recipe", "prune80_int8", "--epochs", "2",
+        "--max-accuracy-drop", "1", "--output", "json",
     ]  # fmt: skip
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert child.stderr is not None
