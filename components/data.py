@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from edgeline.model_module import ModelModule
 IN_MEMORY_BYTES = 4 * 2**30
 
 _PARSE_BATCH = 1024
+
+#: Where in its graph TensorFlow met an error: of no use to who has to mend the data.
+_TENSORFLOW_NOISE = re.compile(
+    r"\{\{function_node .*?\}\} *|Error in user-defined function .*? with iterator: \S+: *| *\[Op:.*"
+)
 
 
 class ExampleParser:
@@ -91,7 +97,7 @@ def explain(error: tf.errors.OpError, files: list[str], module: ModelModule) -> 
       module: whose hooks parsed them.
     """
     where = files[0] if len(files) == 1 else f"one of {len(files)} shards in {Path(files[0]).parent}"
-    first_line = str(error.message).strip().splitlines()[0]
+    first_line = _TENSORFLOW_NOISE.sub("", str(error.message).strip().splitlines()[0])
     if isinstance(error, tf.errors.DataLossError):
         return UserError(f"corrupt or truncated TFRecord: {where}: {first_line}")
     return UserError(
@@ -128,7 +134,7 @@ def training_data(files: list[str], module: ModelModule, *, batch_size: int, epo
     """Opens a split for training: shuffled anew in every epoch, by (seed, epoch) alone.
 
     A split that fits is parsed and preprocessed once and kept in memory; each epoch is then a permutation of it, which
-    costs what `fit` on arrays costs. A larger one is streamed, shuffled by shard and within a buffer.
+    costs what `fit` on arrays costs. A larger one is streamed, shuffled by shard and within windows of 16 batches.
 
     Raises:
       UserError: the shards cannot be read, or do not fit the module.
@@ -136,26 +142,33 @@ def training_data(files: list[str], module: ModelModule, *, batch_size: int, epo
     kept = _load(files, module)
     augment = module.has("augment")
 
-    def finish(epoch: tf.Tensor, index: tf.Tensor, batch: tuple[Any, Any, Any]) -> tuple[Any, ...]:
-        inputs, label, weight = batch
+    def finish(epoch: tf.Tensor, index: tf.Tensor, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        inputs, label, *weight = batch
         if augment:
             draw = tf.stack([tf.cast(epoch * 1_000_003 + seed, tf.int32), tf.cast(index, tf.int32)])
             inputs, label = module.augment(inputs, label, draw)
-        return (inputs, label) if weight is None else (inputs, label, weight)
+        return (inputs, label, *weight)
 
     if isinstance(kept, int):
         examples = kept
 
         def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-            names = tf.random.experimental.stateless_shuffle(tf.constant(files), seed=[seed, tf.cast(epoch, tf.int32)])
+            draw = tf.stack([seed, tf.cast(epoch, tf.int32)])
+            names = tf.random.experimental.stateless_shuffle(tf.constant(files), seed=draw)
             records = tf.data.Dataset.from_tensor_slices(names).interleave(
                 lambda name: tf.data.TFRecordDataset(name, "GZIP"),
                 cycle_length=min(8, len(files)),
                 num_parallel_calls=tf.data.AUTOTUNE,
                 deterministic=True,
             )
-            shuffled = records.shuffle(16 * batch_size, seed=seed, reshuffle_each_iteration=True)
-            parsed = shuffled.batch(batch_size).map(ExampleParser(module), tf.data.AUTOTUNE)
+
+            def mix(index: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+                # Dataset.shuffle takes no seed that changes with the epoch: it would repeat the same order
+                own = tf.random.experimental.stateless_fold_in(draw, tf.cast(index, tf.int32))
+                return tf.random.experimental.stateless_shuffle(window, seed=own)
+
+            mixed = records.batch(16 * batch_size).enumerate().map(mix).rebatch(batch_size)
+            parsed = mixed.map(ExampleParser(module), tf.data.AUTOTUNE).map(_for_keras)
             return parsed.enumerate().map(lambda index, batch: finish(epoch, index, batch), tf.data.AUTOTUNE)
 
     else:
@@ -182,15 +195,16 @@ def evaluation_data(files: list[str], module: ModelModule, *, batch_size: int) -
     """
     kept = _load(files, module)
     if isinstance(kept, int):
-        dataset = parsed_batches(files, ExampleParser(module), batch_size)
+        dataset = parsed_batches(files, ExampleParser(module), batch_size).map(_for_keras)
         examples = kept
     else:
         dataset = tf.data.Dataset.from_tensor_slices(kept).batch(batch_size)
         examples = len(tf.nest.flatten(kept)[0])
-    dataset = dataset.map(
-        lambda inputs, label, weight=None: (inputs, label) if weight is None else (inputs, label, weight)
-    )
     return TrainingData(dataset.prefetch(tf.data.AUTOTUNE), -(-examples // batch_size), examples)
+
+
+def _for_keras(inputs: Any, label: Any, weight: Any) -> tuple[Any, ...]:
+    return (inputs, label) if weight is None else (inputs, label, weight)
 
 
 def _gather(kept: Any, rows: tf.Tensor) -> Any:
@@ -198,9 +212,8 @@ def _gather(kept: Any, rows: tf.Tensor) -> Any:
 
 
 def _load(files: list[str], module: ModelModule) -> Any:
-    """Returns the whole split as tensors in the parser's structure, or its number of examples if it is too large."""
-    parser = ExampleParser(module)
-    batches = parsed_batches(files, parser, _PARSE_BATCH)
+    """Returns a whole split as tensors, as Keras takes a batch, or its number of examples if it is too large."""
+    batches = parsed_batches(files, ExampleParser(module), _PARSE_BATCH).map(_for_keras)
     parts: list[list[np.ndarray]] = []
     size = examples = 0
     try:

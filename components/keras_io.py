@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,13 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
+from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.cluster_preserve import (
+    cluster_preserve_quantize_registry,
+)
 
 from edgeline import arrays
 from edgeline.data import ExampleParser
+from edgeline.errors import UserError
 from edgeline.model_module import ModelModule
 from edgeline.passport import digest_of_bytes
 
@@ -20,12 +25,30 @@ MODEL_FILE = f"{KERAS_FOLDER}/model.keras"
 QAT_FILE = f"{KERAS_FOLDER}/qat.npz"
 SERVING_FOLDER = "Format-Serving"
 
+
+class _ClusterRegistry(cluster_preserve_quantize_registry.Default8bitClusterPreserveQuantizeRegistry):
+    """tfmot's own, with a weight quantizer for each layer.
+
+    tfmot shares one among all layers of a kind, and the first layer without zeros turns its keeping of zeros off.
+    """
+
+    def get_quantize_config(self, layer: tf_keras.layers.Layer) -> Any:
+        config = super().get_quantize_config(layer)
+        config.weight_quantizer = copy.copy(config.weight_quantizer)
+        return config
+
+
+class _ClusterScheme(tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme):
+    def get_quantize_registry(self) -> _ClusterRegistry:
+        return _ClusterRegistry(self.preserve_sparsity)
+
+
 #: How a quantization-aware training treats what was done before it, by the name kept in the passport.
 _QAT_SCHEMES = {
     "default": tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme,
     "keep_zeros": tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme,
-    "keep_clusters": lambda: tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme(False),
-    "keep_clusters_and_zeros": lambda: tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme(True),
+    "keep_clusters": lambda: _ClusterScheme(preserve_sparsity=False),
+    "keep_clusters_and_zeros": lambda: _ClusterScheme(preserve_sparsity=True),
 }
 
 
@@ -106,13 +129,18 @@ def describe_io(model: tf_keras.Model, module: ModelModule) -> dict[str, Any]:
     """Returns the passport's `io`: the names by which every TFLite candidate will be called.
 
     Raises:
-      ValueError: `output_names()` has another number of names than the model has outputs.
+      UserError: `output_names()` has another number of names than the model has outputs, or one twice.
     """
     names = module.output_names() or list(model.output_names)
     if len(names) != len(model.outputs):
-        raise ValueError(
+        raise UserError(
             f"output_names() of {module.source.reference} returns {len(names)} names, but the model has "
             f"{len(model.outputs)} outputs: {', '.join(model.output_names)}"
+        )
+    if len(set(names)) != len(names):
+        raise UserError(
+            f"the model of {module.source.reference} has outputs of the same name: {', '.join(names)}; "
+            f"give each its own in output_names()"
         )
 
     def ports(names: list[str], tensors: list[Any]) -> list[dict[str, Any]]:

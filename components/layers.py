@@ -87,7 +87,8 @@ def holds(promise: Promise, zeros: float, most_values: int, size: int) -> bool:
     Args:
       promise: what was promised.
       zeros: fraction of zeros, 0-1; one weight less than promised is rounding, not a breach.
-      most_values: distinct values, in Keras of the whole kernel, in a flatbuffer of the channel that has most.
+      most_values: distinct values, in Keras of the whole kernel, after a quantization-aware training and in a
+        flatbuffer of the output channel that has most.
       size: number of values.
     """
     if promise.kind == "sparsity":
@@ -99,7 +100,8 @@ def check_promises(model: tf_keras.Model, promises: Iterable[Promise], step: str
     """Checks a Keras model against everything that was promised about it.
 
     Args:
-      model: plain, or wrapped for quantization-aware training (layers are then called `quant_...`).
+      model: plain, or wrapped for quantization-aware training (layers and the wrappers' own variables are then called
+        `quant_...`; shared values are those of an output channel, each of which trains its own).
       promises: of this step and of all before it.
       step: which step is responsible now, for the message.
 
@@ -110,10 +112,16 @@ def check_promises(model: tf_keras.Model, promises: Iterable[Promise], step: str
     broken = []
     for promise in promises:
         layer = by_name.get(promise.layer)
-        arrays = [w.numpy() for w in layer.weights if tuple(w.shape) == promise.shape] if layer is not None else []
-        found = [(float(np.mean(a == 0)), len(np.unique(a)), a.size) for a in arrays]
+        weights = [w for w in layer.weights if not w.name.startswith("quant_")] if layer is not None else []
+        arrays = [w.numpy() for w in weights if tuple(w.shape) == promise.shape]
+        wrapped = layer is not None and layer.name.startswith("quant_")
+        found = [(float(np.mean(a == 0)), _most_values(a, wrapped), a.size) for a in arrays]
         if not any(holds(promise, *properties) for properties in found):
             seen = ", ".join(f"{zeros:.4f} zeros and {values} values" for zeros, values, _ in found) or "no such layer"
             broken.append(f"{promise.layer} ({promise.kind} {promise.value:g}, found {seen})")
     if broken:
         raise BrokenPromiseError(f"{step} broke what was promised for {len(broken)} layers: {'; '.join(broken)}")
+
+
+def _most_values(kernel: np.ndarray, per_channel: bool) -> int:
+    return max(len(np.unique(part)) for part in (np.moveaxis(kernel, -1, 0) if per_channel else [kernel]))

@@ -105,13 +105,14 @@ class ModelModule:
         return pair
 
     def build_model(self) -> Any:
-        """Returns a new, uncompiled tf_keras model.
+        """Returns a new, uncompiled tf_keras model; names of its layers do not depend on models built before.
 
         Raises:
           UserError: the hook returned something else, e.g. a Keras 3 model or one without a defined input.
         """
         import tf_keras
 
+        tf_keras.backend.reset_uids()
         model = self._call("build_model")
         where = f"build_model() of {self.source.reference}"
         if not isinstance(model, tf_keras.Model):
@@ -127,9 +128,14 @@ class ModelModule:
     def compile_model(self, model: Any) -> None:
         """Compiles a model (anew: wrapping and stripping layers loses the optimizer).
 
+        A metric without a name of its own is called the same each time: `recall`, never `recall_1`.
+
         Raises:
           UserError: the hook did not compile it.
         """
+        import tf_keras
+
+        tf_keras.backend.reset_uids()
         self._call("compile_model", model)
         if getattr(model, "optimizer", None) is None or not getattr(model, "loss", None):
             raise UserError(

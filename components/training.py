@@ -6,13 +6,13 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tf_keras
 
-from edgeline import data, keras_io, progress
+from edgeline import data, keras_io, model_module, progress
 from edgeline.config import FineTuning
 from edgeline.data import TrainingData
 from edgeline.errors import UserError
@@ -157,6 +157,37 @@ def deliver(
         model=keras_io.digest(outcome.model),
     ).write(model_uri)
     write_history(step, outcome.history, run_uri)
+
+
+def compress(
+    technique: Callable[..., Outcome], config: FineTuning, *,
+    step: str, module: str, module_digest: str, toolchain: str,
+    examples_uri: str, model_uri: str, compressed_uri: str, run_uri: str,
+) -> None:  # fmt: skip
+    """Runs a technique that fine-tunes a plain model into another one, from artifact folders to artifact folders.
+
+    Args:
+      technique: takes the model, the module, the splits, the config, the promises to keep and the folder for logs.
+      config: what is asked.
+      step: name of the component.
+      module: reference of the model module.
+      module_digest: its digest.
+      toolchain: the versions it is done with.
+      examples_uri: folder of the Examples artifact.
+      model_uri: folder of the Model that goes in.
+      compressed_uri: folder of the Model that comes out.
+      run_uri: folder of the ModelRun artifact.
+    """
+    code = model_module.load(module, module_digest)
+    start(config.seed)
+    splits = open_splits(examples_uri, code, config)
+    passport = Passport.read(model_uri)
+    outcome = technique(keras_io.load(model_uri, code), code, splits, config, passport.promises, run_uri)
+    inputs = {"examples": data.fingerprint(examples_uri), "module": module_digest, "model": passport.steps[-1]["model"]}
+    deliver(
+        outcome, passport, step=step, config=config, inputs=inputs, toolchain=toolchain,
+        model_uri=compressed_uri, run_uri=run_uri,
+    )  # fmt: skip
 
 
 def write_history(step: str, history: dict[str, list[float]], run_uri: str) -> None:

@@ -59,7 +59,7 @@ class Run:
 def create_pipeline(
     name: str, run: Run, *, root: Path, examples: BaseNode, beam_args: Sequence[str] = (), enable_cache: bool = True
 ) -> tfx.dsl.Pipeline:
-    """Builds the DAG of a run.
+    """Builds the DAG of a run on this machine.
 
     Args:
       name: of the pipeline, the same at every retraining: the cache and the lineage go by it.
@@ -68,6 +68,30 @@ def create_pipeline(
       examples: a component with an `examples` output that has the splits train, validation and eval.
       beam_args: for the nodes that use Beam.
       enable_cache: whether nodes with equal inputs and parameters are served from earlier runs.
+    """
+    return tfx.dsl.Pipeline(
+        pipeline_name=name,
+        pipeline_root=str(root / "artifacts"),
+        components=create_components(name, run, examples=examples, push_to=str(root / "pushed"), beam_args=beam_args),
+        enable_cache=enable_cache,
+        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
+            str(root / "metadata.db")
+        ),
+        beam_pipeline_args=list(beam_args),
+    )
+
+
+def create_components(
+    name: str, run: Run, *, examples: BaseNode, push_to: str, beam_args: Sequence[str] = ()
+) -> list[BaseNode]:
+    """Builds the nodes of a run, wherever they will run; the first is `examples`.
+
+    Args:
+      name: of the pipeline.
+      run: what is asked.
+      examples: a component with an `examples` output that has the splits train, validation and eval.
+      push_to: the folder that gets a folder per pushed model.
+      beam_args: for the nodes that use Beam.
     """
     module = {"module": run.module.reference, "module_digest": run.module.digest, "toolchain": toolchain()}
     data = examples.outputs["examples"]
@@ -108,19 +132,10 @@ def create_pipeline(
         model=evaluator.outputs["selected"],
         model_blessing=evaluator.outputs["blessing"],
         push_destination=pusher_pb2.PushDestination(
-            filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=str(root / "pushed"))
+            filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=push_to)
         ),
     )
-    return tfx.dsl.Pipeline(
-        pipeline_name=name,
-        pipeline_root=str(root / "artifacts"),
-        components=[examples, *nodes.values(), evaluator, pusher],
-        enable_cache=enable_cache,
-        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
-            str(root / "metadata.db")
-        ),
-        beam_pipeline_args=list(beam_args),
-    )
+    return [examples, *nodes.values(), evaluator, pusher]
 
 
 def import_examples(data_dir: Path) -> ImportExampleGen:

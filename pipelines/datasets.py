@@ -308,7 +308,7 @@ def _write(
         content.update(f"{split}\n".encode())
         for example in examples:
             content.update(example.digest + struct.pack("<q", example.label))
-    manifest = {
+    manifest: dict[str, Any] = {
         "format_version": _FORMAT_VERSION,
         "name": name,
         "counts": counts,

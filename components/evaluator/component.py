@@ -90,6 +90,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             },
         )
         report.write_report(facts, folder)
+        progress.report(2, 2, f"{facts['dataset']['examples']:,} examples, {len(unique)} models")
         _bless(
             facts["selected"],
             found,

@@ -124,7 +124,7 @@ def report(
             entry["reasons"] = selection.reasons(budget, base_quality, facts)
         if entry["failure"]:
             entry["reasons"] = [f"{entry['failure']['step']} failed: {entry['failure']['error']}"]
-        entry["blessed"] = not entry["reasons"]
+        entry["blessed"] = entry["metrics"] is not None and not entry["reasons"]
         entries.append(entry)
     for name in missing:
         failure = {"step": "an earlier step", "error": "it failed, so that there is nothing to evaluate; see the log"}

@@ -39,6 +39,7 @@ class CompiledMetrics:
 
     tf-keras metrics keep sums, and merge by adding them up (`Metric.merge_state`); so a batch's own state is read off
     and added in float64. Kept in float32 over a whole split, sums drift with the bundling, and stop counting at 2**24.
+    A batch itself is computed in float32, as in Keras: not every metric can do otherwise (top-k accuracy cannot).
 
     Args:
       module: whose `compile_model` says the loss and the metrics.
@@ -47,7 +48,7 @@ class CompiledMetrics:
     def __init__(self, module: ModelModule):
         self._model = module.build_model()
         module.compile_model(self._model)
-        self._metrics: list[tf_keras.metrics.Metric] | None = None
+        self._results: list[tf_keras.metrics.Metric] = []
         self._step: Any = None
 
     def batch(self, label: Any, outputs: list[np.ndarray], weight: Any = None) -> State:
@@ -75,7 +76,7 @@ class CompiledMetrics:
             raise ValueError("no examples were evaluated")
         values = iter(state.metrics)
         results = {"loss": state.loss / state.examples}
-        for metric in self._metrics or []:
+        for metric in self._results:
             for variable in metric.variables:
                 variable.assign(tf.cast(next(values), variable.dtype))
             results[metric.name] = float(metric.result())
@@ -94,18 +95,12 @@ class CompiledMetrics:
     def _build(self, label: Any, predicted: Any, weight: Any) -> None:
         # names such as "accuracy" become metrics only when Keras sees the shapes
         self._model.compiled_metrics.build(predicted, label)
-        containers = self._model.compiled_metrics
-        nested = containers._metrics
-        self._metrics = _in_float64(containers.metrics)
-        doubles = dict(zip(map(id, containers.metrics), self._metrics, strict=True))
-        containers._metrics = tf.nest.map_structure(lambda metric: doubles.get(id(metric), metric), nested)
-        containers._weighted_metrics = tf.nest.map_structure(
-            lambda metric: doubles.get(id(metric), metric), containers._weighted_metrics
-        )
-        self._step = self._make_step()
+        metrics = self._model.compiled_metrics.metrics
+        self._results = [_in_float64(metric) for metric in metrics]
+        self._step = self._make_step(metrics)
 
-    def _make_step(self) -> Any:
-        model, metrics = self._model, self._metrics or []
+    def _make_step(self, metrics: list[tf_keras.metrics.Metric]) -> Any:
+        model = self._model
 
         @tf.function(reduce_retracing=True)
         def step(label: Any, predicted: Any, weight: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
@@ -118,5 +113,10 @@ class CompiledMetrics:
         return step
 
 
-def _in_float64(metrics: list[tf_keras.metrics.Metric]) -> list[tf_keras.metrics.Metric]:
-    return [type(metric).from_config({**metric.get_config(), "dtype": "float64"}) for metric in metrics]
+def _in_float64(metric: tf_keras.metrics.Metric) -> tf_keras.metrics.Metric:
+    """Returns a metric of the same kind that can hold sums beyond 2**24 without rounding."""
+    try:
+        return type(metric).from_config({**metric.get_config(), "dtype": "float64"})
+    except TypeError:
+        # a module's own metric whose get_config lacks what its constructor asks for
+        return metric

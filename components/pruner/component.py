@@ -4,8 +4,7 @@ from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArti
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Examples, Model, ModelRun
 
-from edgeline import data, keras_io, model_module, training
-from edgeline.passport import Passport
+from edgeline import training
 from edgeline.pruner import pruning
 from edgeline.pruner.config import Prune
 
@@ -33,14 +32,8 @@ def Pruner(
         sparsity=sparsity, schedule=schedule, initial_sparsity=initial_sparsity, ramp=ramp,
         min_layer_share=min_layer_share, epochs=epochs, batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    code = model_module.load(module, module_digest)
-    training.start(config.seed)
-    splits = training.open_splits(examples.uri, code, config)
-    passport = Passport.read(model.uri)
-    outcome = pruning.prune(keras_io.load(model.uri, code), code, splits, config, passport.promises, model_run.uri)
-    inputs = {"examples": data.fingerprint(examples.uri), "module": module_digest, "model": passport.steps[-1]["model"]}
-    training.deliver(
-        outcome, passport, step="Pruner", config=config, inputs=inputs, toolchain=toolchain,
-        model_uri=compressed.uri, run_uri=model_run.uri,
+    training.compress(
+        pruning.prune, config, step="Pruner", module=module, module_digest=module_digest, toolchain=toolchain,
+        examples_uri=examples.uri, model_uri=model.uri, compressed_uri=compressed.uri, run_uri=model_run.uri,
     )  # fmt: skip
     compressed.set_string_custom_property("stage", "pruned")

@@ -41,4 +41,6 @@ class Prune(FineTuning):
     @property
     def token(self) -> str:
         """The step in a recipe's name, e.g. `prune80`: the final sparsity in percent."""
-        return f"prune{self.sparsity * 100:g}".replace(".", "p") + deviation_tag(self, ("sparsity", *RUN_WIDE))
+        # not :g, which has six digits: two sparsities that differ at all are two names
+        percent = f"{self.sparsity * 100:.10f}".rstrip("0").rstrip(".").replace(".", "p")
+        return f"prune{percent}" + deviation_tag(self, ("sparsity", *RUN_WIDE))

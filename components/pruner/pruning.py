@@ -29,9 +29,10 @@ def schedule(config: Prune, steps: int) -> tfmot.sparsity.keras.PruningSchedule:
       A schedule that has reached the final sparsity at step `ramp * steps` at the latest.
     """
     end = max(int(steps * config.ramp), 1)
-    frequency = max(end // _UPDATES, 1)
     if config.schedule == "constant" or end < 2:
+        frequency = -(-steps // _UPDATES)
         return tfmot.sparsity.keras.ConstantSparsity(config.sparsity, begin_step=1, frequency=frequency)
+    frequency = -(-end // _UPDATES)
     return tfmot.sparsity.keras.PolynomialDecay(
         config.initial_sparsity,
         config.sparsity,

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 
@@ -70,12 +71,12 @@ def train_aware(
       BrokenPromiseError: zeros or shared values were lost.
     """
     registry = tfmot.quantization.keras.default_8bit.Default8BitQuantizeRegistry()
+    quantizable = [layer for layer in model.layers if not isinstance(layer, tf_keras.layers.InputLayer)]
+    chosen = [layer.name for layer in quantizable if registry.supports(layer) or _folds(layer)]
     notes = {
-        layer.name: "quantized to 8 bits" if registry.supports(layer) else f"left float: {type(layer).__name__}"
-        for layer in model.layers
-        if not isinstance(layer, tf_keras.layers.InputLayer)
+        layer.name: "quantized to 8 bits" if layer.name in chosen else f"left float: {type(layer).__name__}"
+        for layer in quantizable
     }
-    chosen = [layer.name for layer in model.layers if notes.get(layer.name, "").startswith("quantized")]
     if not chosen:
         raise ValueError(f"Quantizer: tfmot can quantize none of the layers {', '.join(notes)}")
     kinds = {promise.kind for promise in promises}
@@ -91,6 +92,22 @@ def train_aware(
     layers.check_promises(wrapped, promises, "Quantizer")
     facts = layers.facts(wrapped, {f"quant_{name}": note for name, note in notes.items()} | notes)
     return training.Outcome(wrapped, history, training.evaluate(wrapped, module, splits), facts), how
+
+
+def _folds(layer: tf_keras.layers.Layer) -> bool:
+    """Returns whether a BatchNormalization will be folded into the layer before it, as the converter does.
+
+    tfmot's registry knows none, but its layout transforms do, and only where it is annotated like the layer before it;
+    else that one's output is rounded before the normalization, which stays float in the converted model.
+    """
+    if not isinstance(layer, tf_keras.layers.BatchNormalization):
+        return False
+    before = tf.nest.flatten([node.inbound_layers for node in layer.inbound_nodes])
+    return len(before) == 1 and (
+        type(before[0]) in (tf_keras.layers.Conv2D, tf_keras.layers.DepthwiseConv2D, tf_keras.layers.Dense)
+        and before[0].activation is tf_keras.activations.linear
+        and len(before[0].outbound_nodes) == 1
+    )
 
 
 def quantize(

@@ -83,7 +83,8 @@ class SummarizeShard(beam.DoFn):
                 finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
                 if not finite.all():
                     summary.not_finite[name] += int((~finite).sum())
-        if isinstance(label, tf.Tensor) and label.dtype.is_integer and label.shape.num_elements() is None:
+        # one integer per example: a class index, unlike the columns of a one-hot label
+        if isinstance(label, tf.Tensor) and label.dtype.is_integer and label.shape.num_elements() == len(serialized):
             values, counts = np.unique(label.numpy(), return_counts=True)
             summary.labels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         limit = summary.drawn[-1][0] if len(summary.drawn) >= self._samples else None
@@ -234,7 +235,8 @@ def class_count(module: model_module.ModelModule, model: Any) -> int | None:
     if module.class_names():
         return len(module.class_names())
     module.compile_model(model)
-    loss = model.loss if isinstance(model.loss, str) else type(model.loss).__name__
+    # a name, a function or an object
+    loss = model.loss if isinstance(model.loss, str) else getattr(model.loss, "__name__", type(model.loss).__name__)
     sparse = loss.lower().replace("_", "") == "sparsecategoricalcrossentropy"
     return int(model.outputs[0].shape[-1]) if sparse and len(model.outputs) == 1 else None
 

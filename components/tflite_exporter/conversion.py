@@ -118,7 +118,7 @@ def parity(expected: dict[str, np.ndarray], received: dict[str, np.ndarray]) -> 
       outputs, -1 to 1), agreement (fraction of samples with the same argmax over the last axis, 0-1).
 
     Raises:
-      ExportError: an output is missing, has another shape, or is not finite.
+      ExportError: an output is missing, has another shape, or is not finite in one of them.
     """
     result = {}
     for name, want in expected.items():
@@ -126,8 +126,10 @@ def parity(expected: dict[str, np.ndarray], received: dict[str, np.ndarray]) -> 
         if got is None or got.shape != want.shape:
             shape = None if got is None else got.shape
             raise ExportError(f"output {name!r} has shape {shape}, expected {want.shape}; outputs: {sorted(received)}")
-        if not np.isfinite(got).all():
-            raise ExportError(f"output {name!r} has {int((~np.isfinite(got)).sum())} values that are NaN or infinite")
+        for whose, values in (("", got), (" of the Keras model", want)):
+            broken = int((~np.isfinite(values)).sum())
+            if broken:
+                raise ExportError(f"output {name!r}{whose} has {broken} values that are NaN or infinite")
         want, got = want.astype(np.float64), got.astype(np.float64)
         difference = float(np.abs(want - got).max())
         norms = float(np.linalg.norm(want) * np.linalg.norm(got))

@@ -27,12 +27,12 @@ def Trainer(
     code = model_module.load(module, module_digest)
     training.start(config.seed)
     keras_model = code.build_model()
+    passport = Passport(io=keras_io.describe_io(keras_model, code))
     splits = training.open_splits(examples.uri, code, config)
     history = training.fit(
         keras_model, code, splits, config, step="Trainer", log_dir=model_run.uri, patience=early_stopping_patience
     )
     outcome = training.Outcome(keras_model, history, training.evaluate(keras_model, code, splits))
-    passport = Passport(io=keras_io.describe_io(keras_model, code))
     inputs = {"examples": data.fingerprint(examples.uri), "module": module_digest}
     training.deliver(
         outcome, passport, step="Trainer", config=config, inputs=inputs, toolchain=toolchain,

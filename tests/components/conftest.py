@@ -1,0 +1,221 @@
+"""What the library's tests share: writing Examples, and one small convolutional model, trained once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from edgeline import calibration_set, keras_io, model_module, training
+from edgeline.clusterer import clustering
+from edgeline.clusterer.config import Cluster
+from edgeline.model_module import ModelModule
+from edgeline.passport import Passport
+from edgeline.pruner import pruning
+from edgeline.pruner.config import Prune
+from edgeline.trainer.config import Train
+
+#: From examples of feature values by name, writes `Split-<split>` with so many shards into a folder; returns the paths.
+WriteSplit = Callable[..., list[str]]
+
+
+def serialize(example: dict[str, object]) -> bytes:
+    features = {}
+    for name, value in example.items():
+        array = np.atleast_1d(np.asarray(value))
+        if array.dtype.kind == "f":
+            feature = tf.train.Feature(float_list=tf.train.FloatList(value=array.ravel()))
+        elif array.dtype.kind in "iu":
+            feature = tf.train.Feature(int64_list=tf.train.Int64List(value=array.ravel()))
+        else:
+            feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[str(v).encode() for v in array.ravel()]))
+        features[name] = feature
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+
+
+@pytest.fixture(scope="session")
+def write_split() -> WriteSplit:
+    def write(root: Path, split: str, examples: Iterable[dict[str, object]], shards: int = 1) -> list[str]:
+        folder = Path(root, f"Split-{split}")
+        folder.mkdir(parents=True, exist_ok=True)
+        serialized = [serialize(example) for example in examples]
+        paths = []
+        for shard in range(shards):
+            paths.append(str(folder / f"data-{shard:05d}-of-{shards:05d}.gz"))
+            with tf.io.TFRecordWriter(paths[-1], "GZIP") as writer:
+                for content in serialized[shard::shards]:
+                    writer.write(content)
+        return paths
+
+    return write
+
+
+CONV_MODULE = '''
+import tensorflow as tf
+import tf_keras as keras
+
+
+def feature_spec():
+    return {"image": tf.io.FixedLenFeature([64], tf.float32), "label": tf.io.FixedLenFeature([], tf.int64)}
+
+
+def preprocess(features):
+    return tf.reshape(features["image"], [-1, 8, 8, 1]), features["label"]
+
+
+def build_model():
+    """2,293 parameters: the first convolution's 18 weights are 0.78% of them."""
+    return keras.Sequential(
+        [
+            keras.Input([8, 8, 1], name="image"),
+            keras.layers.Conv2D(2, 3, use_bias=False, name="conv1"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.ReLU(name="relu"),
+            keras.layers.Conv2D(8, 3, activation="relu", name="conv2"),
+            keras.layers.Flatten(name="flatten"),
+            keras.layers.Dense(16, activation="relu", name="hidden"),
+            keras.layers.Dense(3, name="logits"),
+        ]
+    )
+
+
+def compile_model(model):
+    model.compile(
+        optimizer=keras.optimizers.Adam(5e-3),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+
+
+def class_names():
+    return ["top", "middle", "bottom"]
+'''
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """A small trained model: its module, its data, and the folder of its Model artifact, with passport."""
+
+    path: str
+    module: ModelModule
+    examples: str
+    folder: str
+
+    def load(self) -> tf_keras.Model:
+        """Returns the trained model, for a test of its own."""
+        tf_keras.backend.clear_session()
+        return keras_io.load(self.folder, self.module)
+
+    def images(self) -> np.ndarray:
+        """Returns its 32 validation images, shape [32, 8, 8, 1]."""
+        return np.stack([image for image, _ in small_examples(1, 32)]).reshape(32, 8, 8, 1)
+
+
+def small_examples(seed: int, count: int) -> list[tuple[np.ndarray, int]]:
+    """Returns noisy 8x8 images with one bright band: at the top, in the middle or at the bottom."""
+    random = np.random.default_rng(seed)
+    examples = []
+    for index in range(count):
+        image = random.uniform(0, 0.5, [8, 8]).astype(np.float32)
+        image[3 * (index % 3) : 3 * (index % 3) + 2] += 0.5
+        examples.append((image, index % 3))
+    return examples
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory, write_split: WriteSplit) -> Small:
+    root = tmp_path_factory.mktemp("small")
+    path = root / "small_model.py"
+    path.write_text(CONV_MODULE)
+    examples, folder = root / "examples", root / "model"
+    for seed, (split, count, shards) in enumerate([("train", 64, 2), ("validation", 32, 1), ("eval", 32, 1)]):
+        found = [{"image": image, "label": label} for image, label in small_examples(seed, count)]
+        write_split(examples, split, found, shards)
+    module = model_module.load(str(path))
+    config = Train(epochs=8, batch_size=16)
+    training.start(config.seed)
+    model = module.build_model()
+    splits = training.open_splits(str(examples), module, config)
+    history = training.fit(model, module, splits, config, step="Trainer", log_dir=str(root / "run"))
+    training.deliver(
+        training.Outcome(model, history, training.evaluate(model, module, splits)),
+        Passport(io=keras_io.describe_io(model, module)),
+        step="Trainer",
+        config=config,
+        inputs={"module": module.source.digest},
+        toolchain="tools",
+        model_uri=str(folder),
+        run_uri=str(root / "run"),
+    )
+    return Small(str(path), module, str(examples), str(folder))
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressed:
+    """What a step made of the small model, and the folder it is saved in."""
+
+    outcome: training.Outcome
+    folder: str
+    module: ModelModule
+
+    def load(self) -> tf_keras.Model:
+        """Returns the compressed model, for a test of its own."""
+        tf_keras.backend.clear_session()
+        return keras_io.load(self.folder, self.module)
+
+
+@pytest.fixture(scope="session")
+def pruned(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
+    """The small model, pruned to 0.8."""
+    folder = str(tmp_path_factory.mktemp("pruned"))
+    config = Prune(0.8, epochs=2, batch_size=16)
+    training.start(config.seed)
+    splits = training.open_splits(small.examples, small.module, config)
+    outcome = pruning.prune(small.load(), small.module, splits, config, (), folder)
+    keras_io.save(outcome.model, folder)
+    return Compressed(outcome, folder, small.module)
+
+
+@pytest.fixture(scope="session")
+def clustered(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
+    """The small model, clustered to 8 values."""
+    folder = str(tmp_path_factory.mktemp("clustered"))
+    config = Cluster(8, epochs=1, batch_size=16)
+    training.start(config.seed)
+    splits = training.open_splits(small.examples, small.module, config)
+    outcome = clustering.cluster(small.load(), small.module, splits, config, (), folder)
+    keras_io.save(outcome.model, folder)
+    return Compressed(outcome, folder, small.module)
+
+
+@pytest.fixture(scope="session")
+def pruned_and_clustered(small: Small, pruned: Compressed, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
+    """The small model, pruned to 0.8 and then clustered to 8 values; the promises are those of both steps."""
+    folder = str(tmp_path_factory.mktemp("pruned_and_clustered"))
+    config = Cluster(8, epochs=1, batch_size=16)
+    training.start(config.seed)
+    splits = training.open_splits(small.examples, small.module, config)
+    outcome = clustering.cluster(pruned.load(), small.module, splits, config, pruned.outcome.promises, folder)
+    keras_io.save(outcome.model, folder)
+    outcome = dataclasses.replace(outcome, promises=(*pruned.outcome.promises, *outcome.promises))
+    return Compressed(outcome, folder, small.module)
+
+
+@pytest.fixture(scope="session")
+def calibration(small: Small, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a RepresentativeDataset of the small model: its 32 validation images."""
+    folder = str(tmp_path_factory.mktemp("calibration"))
+    images = small.images()
+    manifest = {
+        "digest": "c0ffee",
+        "samples": len(images),
+        "ranges": {"image": [float(images.min()), float(images.max())]},
+        "inputs": {"image": {"shape": [8, 8, 1], "dtype": "float32"}},
+    }
+    calibration_set.write(folder, {"image": images}, manifest)
+    return folder

@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from edgeline.clusterer.config import CENTROID_INITIALIZATIONS, Cluster
+from edgeline.config import FineTuning, StepConfig, deviation_tag
+from edgeline.evaluator.config import DIRECTIONS, OBJECTIVES, Budget
+from edgeline.pruner.config import SCHEDULES, Prune
+from edgeline.quantizer.config import IO_TYPES, SCHEMES, Quantize
+from edgeline.representative_dataset.config import Sample
+from edgeline.tflite_exporter.config import Export
+from edgeline.trainer.config import Train
+
+CONFIGS: list[type[StepConfig]] = [Train, Prune, Cluster, Quantize, Sample, Export, Budget]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_defaults_are_valid_and_flat_primitives(config: type[StepConfig]) -> None:
+    parameters = config().parameters()
+    assert parameters
+    assert {type(value) for value in parameters.values()} <= {int, float, str}
+    assert config(**parameters) == config()
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_configs_are_frozen(config: type[StepConfig]) -> None:
+    name = next(iter(config().parameters()))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config(), name, 1)
+
+
+def test_an_int_becomes_a_float_where_a_float_is_declared() -> None:
+    config = Prune(initial_sparsity=0, ramp=1)
+    assert type(config.initial_sparsity) is float
+    assert type(config.ramp) is float
+    assert config == Prune(initial_sparsity=0.0, ramp=1.0)
+    assert type(Budget(max_latency_ms=5).max_latency_ms) is float
+    assert type(Budget(max_latency_ms=-1).max_latency_ms) is float
+
+
+WRONG_TYPES: list[tuple[type[StepConfig], str, Any, str]] = [
+    (Prune, "epochs", 2.0, "Prune.epochs must be of type int, received 2.0"),
+    (Prune, "epochs", True, "Prune.epochs must be of type int, received True"),
+    (Prune, "epochs", "2", "Prune.epochs must be of type int, received '2'"),
+    (Prune, "sparsity", "0.5", "Prune.sparsity must be of type float, received '0.5'"),
+    (Prune, "sparsity", True, "Prune.sparsity must be of type float, received True"),
+    (Prune, "sparsity", None, "Prune.sparsity must be of type float, received None"),
+    (Prune, "sparsity", math.nan, "Prune.sparsity must be a finite number, received nan"),
+    (Budget, "max_drop", math.inf, "Budget.max_drop must be a finite number, received inf"),
+    (Cluster, "clusters", 16.0, "Cluster.clusters must be of type int, received 16.0"),
+    (Quantize, "scheme", None, "Quantize.scheme must be of type str, received None"),
+    (Sample, "samples", 2.5, "Sample.samples must be of type int, received 2.5"),
+    (Export, "timeout_seconds", 0.5, "Export.timeout_seconds must be of type int, received 0.5"),
+    (Train, "early_stopping_patience", False, "Train.early_stopping_patience must be of type int, received False"),
+]
+
+BAD_VALUES: list[tuple[type[StepConfig], str, Any, str]] = [
+    *(
+        bad
+        for config in (Train, Prune, Cluster, Quantize)
+        for bad in (
+            (config, "epochs", 0, f"{config.__name__}.epochs must be at least 1, received 0"),
+            (config, "batch_size", 0, f"{config.__name__}.batch_size must be at least 1, received 0"),
+            (config, "seed", -1, f"{config.__name__}.seed must be in [0, 2**31), received -1"),
+            (config, "seed", 2**31, f"{config.__name__}.seed must be in [0, 2**31), received 2147483648"),
+        )
+    ),
+    (Train, "early_stopping_patience", -1, "Train.early_stopping_patience must be at least 0, received -1"),
+    (Prune, "sparsity", 0, "Prune.sparsity must be above 0 and below 1, received 0.0"),
+    (Prune, "sparsity", 1, "Prune.sparsity must be above 0 and below 1, received 1.0"),
+    (Prune, "sparsity", 80, "Prune.sparsity must be above 0 and below 1, received 80.0"),
+    (
+        Prune,
+        "schedule",
+        "cubic",
+        "Prune.schedule must be one of polynomial_decay, constant, received 'cubic'",
+    ),
+    (Prune, "initial_sparsity", 0.6, "Prune.initial_sparsity must be in [0, 0.5], received 0.6"),
+    (Prune, "initial_sparsity", -0.1, "Prune.initial_sparsity must be in [0, 0.5], received -0.1"),
+    (Prune, "ramp", 0, "Prune.ramp must be above 0 and at most 1, received 0.0"),
+    (Prune, "ramp", 1.01, "Prune.ramp must be above 0 and at most 1, received 1.01"),
+    (Prune, "min_layer_share", 1, "Prune.min_layer_share must be at least 0 and below 1, received 1.0"),
+    (Cluster, "clusters", 1, "Cluster.clusters must be at least 2, received 1"),
+    (
+        Cluster,
+        "centroid_initialization",
+        "kmeans",
+        "Cluster.centroid_initialization must be one of linear, random, density_based, kmeans_plus_plus, "
+        "received 'kmeans'",
+    ),
+    (Cluster, "min_layer_share", -0.1, "Cluster.min_layer_share must be at least 0 and below 1, received -0.1"),
+    (
+        Quantize,
+        "scheme",
+        "int4",
+        "Quantize.scheme must be one of float32, dynamic_range, float16, int8, int16x8, qat8, received 'int4'",
+    ),
+    (Quantize, "io_type", "int16", "Quantize.io_type must be one of float32, int8, uint8, received 'int16'"),
+    (Sample, "samples", 0, "Sample.samples must be at least 1, received 0"),
+    (Sample, "seed", -1, "Sample.seed must be in [0, 2**31), received -1"),
+    (Export, "parity_samples", 0, "Export.parity_samples must be at least 1, received 0"),
+    (Export, "timeout_seconds", 0, "Export.timeout_seconds must be at least 1, received 0"),
+    (Budget, "metric", "", "Budget.metric must be the name of a compiled metric, or loss, received ''"),
+    (Budget, "direction", "up", "Budget.direction must be one of max, min, received 'up'"),
+    (Budget, "max_drop", -0.01, "Budget.max_drop must be at least 0, received -0.01"),
+    (Budget, "max_bytes", 0, "Budget.max_bytes must be at least 1, or -1 for none, received 0"),
+    (Budget, "max_bytes", -2, "Budget.max_bytes must be at least 1, or -1 for none, received -2"),
+    (Budget, "max_zlib_bytes", 0, "Budget.max_zlib_bytes must be at least 1, or -1 for none, received 0"),
+    (Budget, "max_latency_ms", 0, "Budget.max_latency_ms must be above 0, or -1 for none, received 0.0"),
+    (Budget, "max_latency_ms", -0.5, "Budget.max_latency_ms must be above 0, or -1 for none, received -0.5"),
+    (Budget, "objective", "size", "Budget.objective must be one of zlib_bytes, bytes, latency_ms, received 'size'"),
+]
+
+
+@pytest.mark.parametrize(("config", "name", "value", "message"), [*WRONG_TYPES, *BAD_VALUES])
+def test_a_bad_value_is_refused_with_field_expectation_and_value(
+    config: type[StepConfig], name: str, value: Any, message: str
+) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is compared
+        config(**{name: value})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("config", "values"),
+    [
+        (Prune, {"sparsity": 1e-9}),
+        (Prune, {"sparsity": 0.5, "initial_sparsity": 0.5}),
+        (Prune, {"ramp": 1, "min_layer_share": 0}),
+        (Cluster, {"clusters": 2, "min_layer_share": 0.999}),
+        (Train, {"epochs": 1, "batch_size": 1, "seed": 2**31 - 1}),
+        (Sample, {"samples": 1, "seed": 2**31 - 1}),
+        (Export, {"parity_samples": 1, "timeout_seconds": 1}),
+        (Budget, {"max_drop": 0, "max_bytes": 1, "max_zlib_bytes": -1, "max_latency_ms": 1e-3}),
+        *((Prune, {"schedule": name}) for name in SCHEDULES),
+        *((Cluster, {"centroid_initialization": name}) for name in CENTROID_INITIALIZATIONS),
+        *((Quantize, {"scheme": name}) for name in SCHEMES),
+        *((Quantize, {"scheme": scheme, "io_type": io}) for scheme in ("int8", "qat8") for io in IO_TYPES),
+        *((Budget, {"direction": name}) for name in DIRECTIONS),
+        *((Budget, {"objective": name}) for name in OBJECTIVES),
+    ],
+)
+def test_the_edges_of_each_range_are_allowed(config: type[StepConfig], values: dict[str, Any]) -> None:
+    parameters = config(**values).parameters()
+    assert {name: parameters[name] for name in values} == values
+
+
+@pytest.mark.parametrize("scheme", ["float32", "dynamic_range", "float16", "int16x8"])
+@pytest.mark.parametrize("io_type", ["int8", "uint8"])
+def test_integer_ports_need_integer_activations_of_8_bits(scheme: str, io_type: str) -> None:
+    with pytest.raises(ValueError, match=f"'{io_type}' needs scheme int8 or qat8.*received scheme '{scheme}'.*float32"):
+        Quantize(scheme=scheme, io_type=io_type)
+
+
+@pytest.mark.parametrize(
+    ("config", "token"),
+    [
+        (Prune(0.8), "prune80"),
+        (Prune(0.57), "prune57"),  # 0.57 * 100 is 56.99999999999999
+        (Prune(0.875), "prune87p5"),
+        (Prune(0.999), "prune99p9"),
+        (Prune(1e-7), "prune0p00001"),
+        (Cluster(16), "cluster16"),
+        (Quantize("int8"), "int8"),
+        (Quantize("int8", "int8"), "int8_io"),
+        (Quantize("qat8", "uint8"), "qat8_uint8io"),
+        (Quantize("float32"), "float32"),
+        (Prune(0.8, epochs=9, batch_size=7, seed=3), "prune80"),
+        (Cluster(16, epochs=9, batch_size=7, seed=3), "cluster16"),
+        (Quantize("qat8", epochs=9, batch_size=7, seed=3), "qat8"),
+    ],
+)
+def test_tokens_say_what_is_asked_but_for_what_holds_for_a_whole_run(
+    config: Prune | Cluster | Quantize, token: str
+) -> None:
+    assert config.token == token
+
+
+def test_different_requests_never_share_a_token() -> None:
+    requests = [
+        Prune(0.8),
+        Prune(0.8000001),
+        Prune(0.8000002),
+        Prune(0.8, "constant"),
+        Prune(0.8, ramp=0.5),
+        Prune(0.8, ramp=1.0),
+        Prune(0.8, initial_sparsity=0.5),
+        Prune(0.8, min_layer_share=0.0),
+        Prune(0.8, "constant", min_layer_share=0.0),
+        Cluster(16),
+        Cluster(16, "linear"),
+        Cluster(16, min_layer_share=0.0),
+        *(Quantize(scheme) for scheme in SCHEMES),
+        *(Quantize(scheme, io) for scheme in ("int8", "qat8") for io in ("int8", "uint8")),
+    ]
+    tokens = [request.token for request in requests]
+    assert len(set(tokens)) == len(tokens)
+
+
+def test_a_deviation_is_tagged_and_the_tag_depends_on_nothing_else() -> None:
+    tagged = Prune(0.8, "constant").token
+    assert tagged.startswith("prune80_x")
+    assert len(tagged) == len("prune80_x0000")
+    # the same deviation with another named field and other run settings has the same tag
+    assert Prune(0.5, "constant", epochs=7).token == tagged.replace("80", "50")
+    # saying a default aloud, or as an int, is no deviation
+    assert Prune(0.8, "polynomial_decay", 0, 0.75, 0.01).token == "prune80"
+    assert deviation_tag(Prune(0.8), ()) != ""
+    assert deviation_tag(Prune(), ()) == ""
+
+
+def test_run_settings_can_only_be_given_by_name() -> None:
+    assert Prune(0.8, "constant", 0.5, 1, 0) == Prune(
+        sparsity=0.8, schedule="constant", initial_sparsity=0.5, ramp=1.0, min_layer_share=0.0
+    )
+    with pytest.raises(TypeError):
+        Prune(0.8, "constant", 0.5, 1, 0, 7)  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        FineTuning(3)  # type: ignore[misc]
+
+
+def test_describe_reads_like_the_request() -> None:
+    assert Sample(64, 7).describe() == "sample samples=64 seed=7"
+
+
+def test_only_int8_and_qat8_say_whether_they_train() -> None:
+    assert [scheme for scheme in SCHEMES if Quantize(scheme).trains] == ["qat8"]

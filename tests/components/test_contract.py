@@ -1,0 +1,177 @@
+"""What all components have in common, so that steps can be put in any allowed order and values are found in MLMD."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tfx.types import channel
+from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation, ModelRun
+
+import edgeline
+from edgeline.artifacts import RepresentativeDataset
+from edgeline.clusterer.component import Clusterer
+from edgeline.clusterer.config import Cluster
+from edgeline.config import StepConfig
+from edgeline.evaluator.component import Evaluator
+from edgeline.evaluator.config import Budget
+from edgeline.pruner.component import Pruner
+from edgeline.pruner.config import Prune
+from edgeline.quantizer.component import Quantizer
+from edgeline.quantizer.config import Quantize
+from edgeline.representative_dataset.component import RepresentativeDatasetGen
+from edgeline.representative_dataset.config import Sample
+from edgeline.tflite_exporter.component import TFLiteExporter
+from edgeline.tflite_exporter.config import Export
+from edgeline.trainer.component import Trainer
+from edgeline.trainer.config import Train
+
+COMPONENTS: dict[Any, type[StepConfig]] = {
+    Trainer: Train,
+    Pruner: Prune,
+    Clusterer: Cluster,
+    Quantizer: Quantize,
+    RepresentativeDatasetGen: Sample,
+    TFLiteExporter: Export,
+}
+MODULE = {"module": "m.py", "module_digest": "d", "toolchain": "t"}
+
+COMPRESSED = {"compressed": Model, "model_run": ModelRun}
+PORTS: dict[Any, tuple[dict[str, type], dict[str, type]]] = {
+    Trainer: ({"examples": Examples}, {"model": Model, "model_run": ModelRun}),
+    Pruner: ({"examples": Examples, "model": Model}, COMPRESSED),
+    Clusterer: ({"examples": Examples, "model": Model}, COMPRESSED),
+    Quantizer: ({"examples": Examples, "model": Model, "calibration": RepresentativeDataset}, COMPRESSED),
+    RepresentativeDatasetGen: ({"examples": Examples}, {"calibration": RepresentativeDataset}),
+    TFLiteExporter: ({"model": Model, "calibration": RepresentativeDataset}, {"tflite": Model}),
+}
+
+every = pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.__name__)
+
+
+@every
+def test_parameters_are_the_configs_fields_and_what_decides_the_result(component: Any) -> None:
+    declared = dict(component.SPEC_CLASS.PARAMETERS)
+    declared.pop("beam_pipeline", None)  # TFX hands it over when the step runs
+    expected = typing.get_type_hints(COMPONENTS[component])
+    assert {name: parameter.type for name, parameter in declared.items()} == {
+        **expected,
+        **dict.fromkeys(MODULE, str),
+    }
+    assert {field.name for field in dataclasses.fields(COMPONENTS[component])} == expected.keys()
+    # a default would neither be recorded nor be part of the cache key
+    assert not any(parameter.optional for parameter in declared.values())
+
+
+@every
+def test_ports(component: Any) -> None:
+    inputs, outputs = PORTS[component]
+    assert {name: port.type for name, port in component.SPEC_CLASS.INPUTS.items()} == inputs
+    assert {name: port.type for name, port in component.SPEC_CLASS.OUTPUTS.items()} == outputs
+
+
+@every
+def test_a_config_fits_its_component(component: Any) -> None:
+    inputs = {name: channel.Channel(type=kind) for name, kind in PORTS[component][0].items()}
+    node = component(**inputs, **MODULE, **COMPONENTS[component]().parameters())
+    assert node.exec_properties == {**MODULE, **COMPONENTS[component]().parameters()}
+    # ML Metadata and the cache know a component by this path: moving it breaks lineage
+    folder = component.__module__.removeprefix("edgeline.").removesuffix(".component")
+    assert node.type == f"edgeline.{folder}.component.{component.__name__}"
+    assert node.executor_spec.class_path.startswith(f"edgeline.{folder}.component.")
+
+
+@every
+def test_a_component_is_exported(component: Any) -> None:
+    assert getattr(edgeline, component.__name__) is component
+
+
+def test_every_folder_with_a_component_is_in_the_table() -> None:
+    folders = {path.parent.name for path in Path(edgeline.__file__).parent.glob("*/component.py")}
+    covered = {component.__module__.split(".")[1] for component in (*COMPONENTS, Evaluator)}
+    assert folders == covered
+
+
+# Evaluator ------------------------------------------------------------------------------------------------------------
+
+
+def evaluator(candidates: list[str], **changes: Any) -> Evaluator:
+    return Evaluator(
+        channel.Channel(type=Examples),
+        channel.Channel(type=Model),
+        {name: channel.Channel(type=Model) for name in candidates},
+        budget=Budget(max_drop=0.02, max_latency_ms=3),
+        pipeline="p",
+        **{**MODULE, **changes},
+    )
+
+
+def test_the_evaluator_has_a_port_for_every_candidate() -> None:
+    node = evaluator(["float16", "prune80_int8"])
+    assert set(node.spec.INPUTS) == {"examples", "baseline", "float16", "prune80_int8"}
+    # a candidate may be absent, where an earlier step of it failed; the baseline may not
+    assert {name for name, port in node.spec.INPUTS.items() if port.optional} == {"float16", "prune80_int8"}
+    assert {name: port.type for name, port in node.spec.OUTPUTS.items()} == {
+        "evaluation": ModelEvaluation,
+        "selected": Model,
+        "blessing": ModelBlessing,
+    }
+    assert node.exec_properties == {
+        **MODULE,
+        **Budget(max_drop=0.02, max_latency_ms=3).parameters(),
+        "pipeline": "p",
+        "candidates": '["float16", "prune80_int8"]',
+    }
+    assert json.loads(node.exec_properties["candidates"]) == ["float16", "prune80_int8"]
+    assert node.type == "edgeline.evaluator.component.Evaluator"
+
+
+def test_two_evaluators_do_not_share_ports() -> None:
+    first, second = evaluator(["a"]), evaluator(["b"])
+    assert "b" not in first.spec.INPUTS
+    assert "a" not in second.spec.INPUTS
+
+
+# imports --------------------------------------------------------------------------------------------------------------
+
+
+def heavy_modules(code: str) -> set[str]:
+    """What a fresh interpreter has imported of the slow packages after running some code."""
+    names = "{'tensorflow', 'tfx', 'tf_keras', 'keras', 'apache_beam', 'sklearn', 'tensorflow_model_optimization'}"
+    child = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*({names} & set(sys.modules)))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(child.stdout.split())
+
+
+def test_import_edgeline_is_cheap() -> None:
+    code = """
+import edgeline
+edgeline.UserError, dir(edgeline)
+import edgeline.model_module, edgeline.passport, edgeline.errors, edgeline.progress
+import edgeline.trainer.config, edgeline.pruner.config, edgeline.clusterer.config, edgeline.quantizer.config
+import edgeline.representative_dataset.config, edgeline.tflite_exporter.config, edgeline.evaluator.config
+import edgeline.pipelines.recipe, edgeline.pipelines.recipes
+edgeline.model_module.locate("edgeline.pipelines.examples.digits.model")
+"""
+    assert heavy_modules(code) == set()
+
+
+def test_the_child_process_of_the_exporter_does_without_tensorflow() -> None:
+    assert heavy_modules("import edgeline.litert") == set()
+
+
+def test_all_exports_exist() -> None:
+    assert all(getattr(edgeline, name) is not None for name in edgeline.__all__)
+    assert set(edgeline.__all__) <= set(dir(edgeline))
+    with pytest.raises(AttributeError, match="module 'edgeline' has no attribute 'Pruned'"):
+        edgeline.Pruned  # noqa: B018

@@ -1,0 +1,57 @@
+"""What works in an editable installation and would be absent from the wheel."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tomllib
+from pathlib import Path
+
+import edgeline
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FOLDERS = {"edgeline": "components", "edgeline.pipelines": "pipelines", "edgeline.kubeflow": "kubeflow"}
+
+
+def packages() -> dict[str, Path]:
+    """Every folder that is a package, by its import name."""
+    found = {}
+    for name, folder in FOLDERS.items():
+        for path in (ROOT / folder).rglob("__init__.py"):
+            inner = path.parent.relative_to(ROOT / folder).parts
+            found[".".join((name, *inner))] = path.parent
+    return found
+
+
+def test_the_packages_list_is_complete() -> None:
+    setuptools = SETTINGS["tool"]["setuptools"]
+    assert setuptools["package-dir"] == FOLDERS
+    assert setuptools["packages"] == sorted(packages())
+
+
+def test_every_folder_with_code_is_a_package() -> None:
+    folders = {path.parent for folder in FOLDERS.values() for path in (ROOT / folder).rglob("*.py")}
+    assert folders == set(packages().values())
+
+
+def test_files_that_are_no_code_are_listed() -> None:
+    listed = SETTINGS["tool"]["setuptools"]["package-data"]
+    for name, folder in packages().items():
+        matched = {path for pattern in listed.get(name, []) for path in folder.glob(pattern)}
+        others = {path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
+        # what is only read by people stays behind
+        others = {path for path in others if path.suffix != ".md" and not path.name.startswith("Dockerfile")}
+        assert others == matched, name
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert importlib.metadata.version("edgeline") == SETTINGS["project"]["version"]
+
+
+def test_the_tests_use_this_checkout() -> None:
+    assert edgeline.__file__ == str(ROOT / "components" / "__init__.py")
+
+
+def test_the_command_exists() -> None:
+    [command] = importlib.metadata.entry_points(group="console_scripts", name="edgeline")
+    assert command.value == SETTINGS["project"]["scripts"]["edgeline"]
