@@ -178,10 +178,12 @@ def training_data(files: list[str], module: ModelModule, *, batch_size: int, epo
             order = tf.random.experimental.stateless_shuffle(
                 tf.range(examples, dtype=tf.int64), seed=[seed, tf.cast(epoch, tf.int32)]
             )
-            batches = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-            return batches.enumerate().map(
-                lambda index, rows: finish(epoch, index, _gather(kept, rows)), tf.data.AUTOTUNE
-            )
+
+            def batch(index: tf.Tensor) -> tuple[Any, ...]:
+                rows = order[index * batch_size : (index + 1) * batch_size]
+                return finish(epoch, index, _gather(kept, rows))
+
+            return tf.data.Dataset.range(-(-examples // batch_size)).map(batch, tf.data.AUTOTUNE)
 
     dataset = tf.data.Dataset.range(epochs).flat_map(one_epoch).prefetch(tf.data.AUTOTUNE)
     return TrainingData(dataset, -(-examples // batch_size), examples)
@@ -198,8 +200,10 @@ def evaluation_data(files: list[str], module: ModelModule, *, batch_size: int) -
         dataset = parsed_batches(files, ExampleParser(module), batch_size).map(_for_keras)
         examples = kept
     else:
-        dataset = tf.data.Dataset.from_tensor_slices(kept).batch(batch_size)
         examples = len(tf.nest.flatten(kept)[0])
+        dataset = tf.data.Dataset.range(-(-examples // batch_size)).map(
+            lambda index: tf.nest.map_structure(lambda t: t[index * batch_size : (index + 1) * batch_size], kept)
+        )
     return TrainingData(dataset.prefetch(tf.data.AUTOTUNE), -(-examples // batch_size), examples)
 
 

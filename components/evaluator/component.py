@@ -70,14 +70,16 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         outputs = TFLiteModel(baseline.model_path).run(sample)
         metrics.prepare(first[1], [outputs[name] for name in arguments[2]], first[2])
         progress.report(1, 2, "measuring latencies")
-        times = evaluation.measure_latencies(list(unique.values()), {n: v[:1] for n, v in sample.items()})
+        results = {c.name: evaluation.outcome(merged.get(unique[c.model_path].name), metrics) for c in sound}
+        runnable = [c for c in unique.values() if not isinstance(results[c.name], str)]
+        times = evaluation.measure_latencies(runnable, {n: v[:1] for n, v in sample.items()})
         facts = evaluation.report(
             budget=budget,
             baseline=baseline,
             candidates=candidates,
             missing=[name for name in names if name not in found],
-            results={c.name: evaluation.outcome(merged.get(unique[c.model_path].name), metrics) for c in sound},
-            latencies={c.name: times[unique[c.model_path].name] for c in sound},
+            results=results,
+            latencies={c.name: times[name] for c in sound if (name := unique[c.model_path].name) in times},
             dataset={
                 "split": "eval",
                 "fingerprint": data.fingerprint(examples_uri),

@@ -231,6 +231,7 @@ def test_a_death_without_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 # promises -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
 def dense_pair() -> bytes:
     """Two kernels of one shape: `first` is half zeros, `second` has two values in each output channel."""
     random = np.random.default_rng(0)
@@ -243,20 +244,17 @@ def dense_pair() -> bytes:
     )
     half = random.uniform(1, 2, [8, 8]).astype(np.float32)
     half[:4] = 0
-    model.set_weights(
-        [half, np.float32([[1, -1]] * 4 + [[2, -2]] * 4) @ np.eye(2, 8, dtype=np.float32) + half * 0 + 0.5]
-    )
+    model.set_weights([half, np.repeat(np.float32([[1]] * 4 + [[2]] * 4), 8, axis=1)])
     port = {"name": "x", "shape": [None, 8], "dtype": "float32"}
     io = {"inputs": [port], "outputs": [{"name": "y"}], "labels": []}
     return conversion.convert(model, with_scheme(Passport(io), "float32"), {})
 
 
-def test_promises_are_checked_in_the_file() -> None:
-    content = dense_pair()
+def test_promises_are_checked_in_the_file(dense_pair: bytes) -> None:
     kept = (Promise("sparsity", "first", (8, 8), 0.5), Promise("clusters", "second", (8, 8), 2))
-    conversion.check_promises(content, kept)
+    conversion.check_promises(dense_pair, kept)
     # counted per output channel: of `first`, each has zero and four others
-    conversion.check_promises(content, (Promise("clusters", "first", (8, 8), 5),))
+    conversion.check_promises(dense_pair, (Promise("clusters", "first", (8, 8), 5),))
 
 
 @pytest.mark.parametrize(
@@ -269,12 +267,20 @@ def test_promises_are_checked_in_the_file() -> None:
         (Promise("sparsity", "first", (4, 16), 0.5), r"first \(sparsity 0.5, found no such tensor\)"),
     ],
 )
-def test_a_broken_promise_names_the_layer(promise: Promise, message: str) -> None:
+def test_a_broken_promise_names_the_layer(dense_pair: bytes, promise: Promise, message: str) -> None:
     with pytest.raises(BrokenPromiseError, match=f"^the conversion broke what was promised for 1 layers: {message}$"):
-        conversion.check_promises(dense_pair(), (promise,))
+        conversion.check_promises(dense_pair, (promise,))
 
 
-@pytest.mark.parametrize("scheme", ["float32", "float16", "dynamic_range", "int8"])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        pytest.param("float32", marks=pytest.mark.slow),
+        "float16",
+        pytest.param("dynamic_range", marks=pytest.mark.slow),
+        "int8",
+    ],
+)
 def test_zeros_and_shared_values_survive_every_conversion(small: Any, pruned_and_clustered: Any, scheme: str) -> None:
     passport = with_scheme(Passport.read(small.folder), scheme)
     content = conversion.convert(pruned_and_clustered.load(), passport, {"image": small.images()})
