@@ -179,6 +179,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     lineage.add_argument("--root", type=Path, help="of the pipeline (default: found above FILE, else runs/digits)")
     lineage.set_defaults(command=_lineage)
+
+    from edgeline.kubeflow import cli as kubeflow_cli
+    from edgeline.kubeflow import client_cli
+
+    kinds = commands.add_parser("kubeflow", help="run on Kubeflow Pipelines or Vertex").add_subparsers(
+        metavar="COMMAND", required=True
+    )
+    kubeflow_cli.add_commands(kinds, common)
+    client_cli.add_commands(kinds, common)
     return parser
 
 

@@ -46,7 +46,7 @@ def digits_module() -> model_module.ModelModule:
     return model_module.load(DIGITS_MODULE)
 
 
-TINY_MODULE = '''
+TINY_MODULE = """
 import tensorflow as tf
 import tf_keras as keras
 
@@ -65,7 +65,7 @@ def build_model():
 
 def compile_model(model):
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-'''
+"""
 
 
 @pytest.fixture
@@ -74,4 +74,3 @@ def tiny_module(tmp_path: Path) -> Path:
     path = tmp_path / "tiny_model.py"
     path.write_text(TINY_MODULE)
     return path
-

@@ -1,0 +1,340 @@
+"""Compiled pipelines, run as a cluster would: toy steps in all combinations, and the whole digits pipeline once."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tfx.v1 as tfx
+import toysteps
+from launcher import Cluster, Json, RefusedError, Result, in_container, stock
+from tfx.components import Pusher
+from tfx.dsl.components.common.importer import Importer
+from tfx.dsl.experimental.conditionals import conditional
+from tfx.orchestration.data_types import RuntimeParameter
+from tfx.proto import pusher_pb2
+from tfx.types.standard_artifacts import Examples
+
+from edgeline import model_module
+from edgeline.config import FineTuning
+from edgeline.evaluator.config import Budget
+from edgeline.kubeflow import compile as compiler
+from edgeline.kubeflow import convert, entrypoint
+from edgeline.kubeflow.deployment import SCRATCH, Deployment
+from edgeline.pipelines import compression, recipes
+from edgeline.pipelines.recipe import Recipe
+from edgeline.trainer.config import Train
+
+pytestmark = pytest.mark.kubeflow
+
+PREPARE = entrypoint.prepare
+IMAGE = "registry.example/edgeline@sha256:" + "a" * 64
+ROOTS = {"minio": "minio://mlpipeline/v2/artifacts", "s3": "s3://bucket/edgeline", "gs": "gs://bucket/edgeline"}
+
+
+def toy_pipeline(root: str, *, bless: int = 1) -> tfx.dsl.Pipeline:
+    """Importer → Count → Score if there are two words or more → Pusher, if it is blessed."""
+    examples = Importer(
+        source_uri=RuntimeParameter("data", str, f"{root}/data"), artifact_type=Examples, output_key="examples"
+    ).with_id("Examples")
+    count = toysteps.Count(
+        examples=examples.outputs["examples"],
+        text=RuntimeParameter("text", str, "one two three"),
+        upper=True,
+        weights={"one": 1},
+        stop=["two"],
+    ).with_id("Count.all_words")
+    with conditional.Cond(count.outputs["stats"].future()[0].property("words") > 1):
+        score = toysteps.Score(
+            stats=count.outputs["stats"], words=count.outputs["words"].future()[0].value, upper=False, bless=bless
+        )
+    pusher = Pusher(
+        model=score.outputs["model"],
+        model_blessing=score.outputs["blessing"],
+        push_destination=pusher_pb2.PushDestination(
+            filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=SCRATCH)
+        ),
+    )
+    return tfx.dsl.Pipeline(
+        pipeline_name="toy", pipeline_root=root, components=[examples, count, score, pusher], enable_cache=True
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_is_left() -> Iterator[None]:
+    yield
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+
+
+@pytest.fixture
+def make_cluster(tmp_path: Path) -> Callable[..., Cluster]:
+    def make(root: str, **options: object) -> Cluster:
+        cluster = Cluster(tmp_path, **options)
+        data = cluster.path(f"{root}/data") / "Split-train"
+        data.mkdir(parents=True)
+        (data / "data").write_text("train")
+        return cluster
+
+    return make
+
+
+def seen(cluster: Cluster, result: Result) -> dict[str, object]:
+    path = cluster.path(result.artifacts["Score"]["model"].uri) / "Format-Serving" / "seen.txt"
+    return eval(path.read_text())
+
+
+@pytest.mark.parametrize("scheme", ROOTS)
+@pytest.mark.parametrize("publish_logs", [True, False], ids=["logs", "no-logs"])
+@pytest.mark.parametrize("version", ["2.5", "2.16"])
+def test_everything_arrives(
+    version: str, publish_logs: bool, scheme: str, make_cluster: Callable[..., Cluster]
+) -> None:
+    root = ROOTS[scheme]
+    cluster = make_cluster(root, version=version, publish_logs=publish_logs)
+    result = cluster.run(compiler.compile_pipeline(toy_pipeline(root), Deployment("oss", IMAGE, root)), root)
+    arrived = seen(cluster, result)
+    assert type(arrived["words"][1]) is int
+    assert arrived == {
+        "words": (2, 2),
+        "mean": 4.0,
+        "first": "one",
+        "sorted": True,
+        "lengths": [3.0, 5.0],
+        "weights": {"one": 1.0},
+        "upper": False,
+        "text": "(True, {'one': 1.0}, ['two'])",
+    }
+    stats = result.artifacts["Count-all-words"]["stats"]
+    assert (stats.title, stats.metadata["words"], stats.metadata["where"]) == ("toysteps.WordStats", 2, stats.uri)
+    blessing = result.artifacts["Score"]["blessing"]
+    assert blessing.metadata["current_model_id"] == str(stats.id)
+    assert blessing.metadata["current_model"] == stats.uri
+    assert (cluster.path(blessing.uri) / "BLESSED").is_file()
+    assert ("executor-logs" in result.artifacts["Score"]) == publish_logs
+
+
+@pytest.mark.parametrize("bless", [1, 0])
+def test_what_is_blessed_is_pushed_into_the_artifact(bless: int, make_cluster: Callable[..., Cluster]) -> None:
+    root = ROOTS["minio"]
+    cluster = make_cluster(root)
+    text = compiler.compile_pipeline(toy_pipeline(root, bless=bless), Deployment("oss", IMAGE, root))
+    pushed = cluster.run(text, root).artifacts["Pusher"]["pushed_model"]
+    assert pushed.metadata["pushed"] == bless
+    assert (cluster.path(pushed.uri) / "seen.txt").is_file() == bool(bless)
+    # the Pusher's own folder is gone with its container
+    assert pushed.metadata.get("pushed_destination") == (pushed.uri if bless else None)
+
+
+def test_parameters_and_conditions_are_obeyed(make_cluster: Callable[..., Cluster]) -> None:
+    root = ROOTS["s3"]
+    cluster = make_cluster(root)
+    text = compiler.compile_pipeline(toy_pipeline(root), Deployment("oss", IMAGE, root))
+    result = cluster.run(text, root, {"text": "alone"})
+    assert result.artifacts["Count-all-words"]["stats"].metadata["words"] == 1
+    assert "Score" not in result.artifacts
+
+
+def test_the_stock_entrypoint_dies(make_cluster: Callable[..., Cluster]) -> None:
+    root = ROOTS["minio"]
+    cluster = make_cluster(root, step=stock)
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'get'"):  # the type that is not there
+        cluster.run(compiler.compile_pipeline(toy_pipeline(root), Deployment("oss", IMAGE, root)), root)
+
+
+def _keeping_logs(request: Json, declaration: Json, paths: dict[str, Path]) -> Json:
+    logs = request["outputs"]["artifacts"]["executor-logs"]
+    prepared = PREPARE(request, declaration, paths)
+    prepared["outputs"]["artifacts"]["executor-logs"] = logs
+    return prepared
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "message"),
+    [
+        ("prepare", lambda request, declaration, paths: PREPARE(request, {}, paths), "has no attribute 'get'"),
+        ("prepare", _keeping_logs, "Could not import system.Artifact"),
+        ("prepare", lambda request, declaration, paths: PREPARE(request, declaration, {}), "Split-train"),
+        ("to_uri", lambda path, paths: path, "unsupported storage scheme"),
+        ("restore", lambda result, paths: result, "unsupported storage scheme"),
+        ("_tfx_patched", contextlib.nullcontext, "No such file or directory"),
+    ],
+    ids=["types", "logs", "paths", "uris", "restore", "patches"],
+)
+def test_without_a_rule_of_the_entrypoint_it_dies(
+    name: str,
+    broken: Callable[..., Any],
+    message: str,
+    make_cluster: Callable[..., Cluster],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(entrypoint, name, broken)
+    root = ROOTS["minio"]
+    cluster = make_cluster(root)
+    text = compiler.compile_pipeline(toy_pipeline(root), Deployment("oss", IMAGE, root))
+    with pytest.raises(Exception, match=message):
+        cluster.run(text, root)
+
+
+@pytest.mark.parametrize(
+    ("name", "broken", "arrives"),
+    [
+        (
+            "_encode",
+            lambda value, paths: value if not isinstance(value, str) else entrypoint.to_uri(value, paths),
+            {"list": [3.0, 5.0]},
+        ),
+        ("_decode", lambda value: value, "json:[3.0, 5.0]"),
+    ],
+)
+def test_without_its_codec_json_arrives_as_something_else(
+    name: str,
+    broken: Callable[..., Any],
+    arrives: object,
+    make_cluster: Callable[..., Cluster],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(entrypoint, name, broken)
+    root = ROOTS["minio"]
+    cluster = make_cluster(root)
+    result = cluster.run(compiler.compile_pipeline(toy_pipeline(root), Deployment("oss", IMAGE, root)), root)
+    assert seen(cluster, result)["lengths"] == arrives
+
+
+@pytest.mark.parametrize(
+    ("repair", "message"),
+    [
+        ("restore_defaults", "parameter data is required"),
+        ("fix_producers", "Score asks for the task 'Count.all_words_task'"),
+        ("fix_conditions", "Score asks for the condition's input '_Count.all_words.stats'"),
+    ],
+)
+def test_without_a_repair_it_does_not_run(
+    repair: str, message: str, make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, repair, lambda *_: None)
+    root = ROOTS["s3"]
+    cluster = make_cluster(root)
+    with pytest.raises(Exception, match=message):
+        cluster.run(compiler.compile_pipeline(toy_pipeline(root), Deployment("oss", IMAGE, root)), root)
+
+
+@pytest.mark.parametrize("repair", ["restore_types", "bake_declarations"])
+def test_without_their_types_parameters_arrive_as_others(
+    repair: str, make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, repair, lambda *_: None)
+    root = ROOTS["s3"]
+    cluster = make_cluster(root)
+    result = cluster.run(compiler.compile_pipeline(toy_pipeline(root), Deployment("oss", IMAGE, root)), root)
+    assert seen(cluster, result)["upper"] is not False
+
+
+def test_without_names_argo_refuses(make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "rename_nodes", lambda spec: {})
+    root = ROOTS["s3"]
+    cluster = make_cluster(root)
+    text = compiler.compile_pipeline(toy_pipeline(root), Deployment("oss", IMAGE, root))
+    with pytest.raises(RefusedError, match=r"Count\.all_words is no name"):
+        cluster.run(text, root)
+
+
+def test_an_exit_handler_gets_its_parameters(
+    make_cluster: Callable[..., Cluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = ROOTS["s3"]
+    cluster = make_cluster(root)
+
+    def compiled() -> str:
+        handler = toysteps.Report(text="over")
+        return compiler.compile_pipeline(toy_pipeline(root), Deployment("oss", IMAGE, root), exit_handler=handler)
+
+    result = cluster.run(compiled(), root, {"text": "one two three four"})
+    assert result.artifacts["Count-all-words"]["stats"].metadata["words"] == 3
+    assert "Report" in result.artifacts
+    monkeypatch.setattr(convert, "forward_parameters", lambda *_: None)
+    with pytest.raises(Exception, match="asks for the parameter 'data'"):
+        compiled()
+
+
+def whole_run(recipe_names: tuple[str, ...]) -> compression.Run:
+    source = model_module.locate("edgeline.pipelines.examples.digits.model")
+    chosen: tuple[Recipe, ...] = tuple(recipes.RECIPES[name] for name in recipe_names)
+    budget = Budget(max_drop=0.5)  # so that something is selected after one epoch
+    return compression.Run(source, chosen, Train(epochs=1), FineTuning(epochs=1), budget)
+
+
+def upload(cluster: Cluster, examples: str, uri: str) -> None:
+    shutil.copytree(examples, cluster.path(uri))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_whole_pipeline_ends_as_the_local_run(digits_examples: str, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from edgeline.pipelines import session
+    from edgeline.pipelines.console import LiveView
+
+    run = whole_run(("int8", "prune80_int8"))
+    cluster = Cluster(tmp_path / "cluster", step=in_container)
+    root, data = ROOTS["minio"], "minio://mlpipeline/data/digits"
+    upload(cluster, digits_examples, data)
+    text = compiler.compile_run(run, data, Deployment("oss", IMAGE, root), name="digits")
+    result = cluster.run(text, root)
+    report = json.loads((cluster.path(result.artifacts["Evaluator"]["evaluation"].uri) / "report.json").read_text())
+
+    examples = Importer(source_uri=digits_examples, artifact_type=Examples, output_key="examples").with_id("Examples")
+    local = session.run(run, tmp_path / "digits", examples, LiveView(Console(quiet=True), False)).report
+    assert local is not None
+
+    def facts(report: dict) -> dict:
+        keys = ("metrics", "bytes", "zlib_bytes", "sha256")
+        found = {c["name"]: {key: c.get(key) for key in keys} for c in report["candidates"]}
+        found["baseline"] = {key: report["baseline"].get(key) for key in keys}
+        return found | {"selected": report["selected"], "examples": report["dataset"]["examples"]}
+
+    assert facts(report) == facts(local)
+    pushed = result.artifacts["Pusher"]["pushed_model"]
+    assert pushed.metadata["pushed_destination"] == pushed.uri
+    [selected] = [c for c in report["candidates"] if c["name"] == report["selected"]]
+    model = (cluster.path(pushed.uri) / "model.tflite").read_bytes()
+    assert hashlib.sha256(model).hexdigest() == selected["sha256"]
+
+
+def test_runtime_parameters_reach_their_steps(tmp_path: Path) -> None:
+    def do_nothing(command: list[str], arguments: list[str], mounts: Path) -> None:
+        request = json.loads(arguments[arguments.index("--json_serialized_invocation_args") + 1])
+        output_file = Path(request["outputs"]["outputFile"])
+        output_file.parent.mkdir(parents=True)
+        output_file.write_text("{}")
+
+    run = whole_run(("int8", "qat8", "prune80_int8"))
+    text = compiler.compile_run(run, "s3://bucket/none", Deployment("oss", IMAGE, ROOTS["s3"]), name="digits")
+    values = {
+        "data": "s3://other/digits", "module": "mine.model", "module_digest": "d", "epochs": 7, "finetune_epochs": 5,
+        "metric": "loss", "direction": "min", "max_drop": 0.5, "max_bytes": 10, "max_zlib_bytes": 9,
+        "max_latency_ms": 1.5, "objective": "bytes",
+    }  # fmt: skip
+    for given, epochs in (({}, (1, 1)), (values, (7, 5))):
+        result = Cluster(tmp_path / str(bool(given)), step=do_nothing).run(text, ROOTS["s3"], given)
+        arrived = {name: request["inputs"]["parameterValues"] for name, request in result.inputs.items()}
+        names = ("Trainer", "Pruner-prune80", "Quantizer-qat8", "Quantizer-int8")
+        # a Quantizer that trains nothing must stay the same, or the cache would not serve it
+        assert [arrived[name]["epochs"] for name in names] == [epochs[0], epochs[1], epochs[1], 2]
+        asked = {**dict(zip(values, ["s3://bucket/none"], strict=False)), **given}
+        assert result.artifacts["Examples"]["examples"].uri == asked["data"]
+        wanted = {
+            **run.budget.parameters(),
+            "module": run.module.reference,
+            "module_digest": run.module.digest,
+            **given,
+        }
+        assert {key: arrived["Evaluator"][key] for key in values if key in arrived["Evaluator"]} == {
+            key: value for key, value in wanted.items() if key in arrived["Evaluator"]
+        }
+        assert {arrived[name]["module"] for name in names} == {wanted["module"]}
+        assert {arrived[name]["module_digest"] for name in names} == {wanted["module_digest"]}
