@@ -60,7 +60,8 @@ def preprocess(features):
 
 
 def build_model():
-    return keras.Sequential([keras.Input([4], name="x"), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)])
+    layers = [keras.Input([4], name="x"), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
+    return keras.Sequential(layers)
 
 
 def compile_model(model):
