@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,13 @@ from edgeline.model_module import ModelModule
 IN_MEMORY_BYTES = 4 * 2**30
 
 _PARSE_BATCH = 1024
+
+#: Threads that read and parse, and batches that may be ready ahead. Fixed, with autotuning off: closing an iterator
+#: sometimes waits for the tuner's thread, which sleeps up to as long again as the whole pass took.
+_THREADS = os.cpu_count() or 1
+_AHEAD = 4
+_OPTIONS = tf.data.Options()
+_OPTIONS.autotune.enabled = False
 
 #: Where in its graph TensorFlow met an error: of no use to who has to mend the data.
 _TENSORFLOW_NOISE = re.compile(
@@ -77,15 +85,15 @@ def read_serialized(files: list[str], parallel: int = 1) -> tf.data.Dataset:
         lambda name: tf.data.TFRecordDataset(name, "GZIP"),
         cycle_length=parallel,
         block_length=64,
-        num_parallel_calls=tf.data.AUTOTUNE,
+        num_parallel_calls=min(parallel, _THREADS),
         deterministic=True,
     )
 
 
-def parsed_batches(files: list[str], parser: ExampleParser, batch_size: int, parallel: int = 8) -> tf.data.Dataset:
-    """Returns batches of (inputs, label, weight) in file order, parsed a batch at a time."""
-    records = read_serialized(files, min(parallel, len(files)))
-    return records.batch(batch_size).map(parser, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+def parsed_batches(files: list[str], parser: ExampleParser, batch_size: int) -> tf.data.Dataset:
+    """Returns batches of (inputs, label, weight), parsed a batch at a time, in an order that depends on the files."""
+    records = read_serialized(files, min(_THREADS, len(files)))
+    return records.batch(batch_size).map(parser, _THREADS).prefetch(_AHEAD).with_options(_OPTIONS)
 
 
 def explain(error: tf.errors.OpError, files: list[str], module: ModelModule) -> UserError:
@@ -96,14 +104,26 @@ def explain(error: tf.errors.OpError, files: list[str], module: ModelModule) -> 
       files: the shards that were being read.
       module: whose hooks parsed them.
     """
+    damaged = isinstance(error, tf.errors.DataLossError)
+    if damaged and len(files) > 1:
+        files = [file for file in files if not _is_whole(file)][:1] or files
     where = files[0] if len(files) == 1 else f"one of {len(files)} shards in {Path(files[0]).parent}"
     first_line = _TENSORFLOW_NOISE.sub("", str(error.message).strip().splitlines()[0])
-    if isinstance(error, tf.errors.DataLossError):
+    if damaged:
         return UserError(f"corrupt or truncated TFRecord: {where}: {first_line}")
     return UserError(
         f"the examples in {where} do not fit the model module {module.source.reference}: {first_line}. "
         f"Its feature_spec() asks for {_describe_spec(module.feature_spec())}"
     )
+
+
+def _is_whole(file: str) -> bool:
+    try:
+        for _ in read_serialized([file]).batch(_PARSE_BATCH):
+            pass
+    except tf.errors.DataLossError:
+        return False
+    return True
 
 
 def _describe_spec(spec: dict[str, Any]) -> str:
@@ -158,7 +178,7 @@ def training_data(files: list[str], module: ModelModule, *, batch_size: int, epo
             records = tf.data.Dataset.from_tensor_slices(names).interleave(
                 lambda name: tf.data.TFRecordDataset(name, "GZIP"),
                 cycle_length=min(8, len(files)),
-                num_parallel_calls=tf.data.AUTOTUNE,
+                num_parallel_calls=min(8, len(files), _THREADS),
                 deterministic=True,
             )
 
@@ -168,8 +188,8 @@ def training_data(files: list[str], module: ModelModule, *, batch_size: int, epo
                 return tf.random.experimental.stateless_shuffle(window, seed=own)
 
             mixed = records.batch(16 * batch_size).enumerate().map(mix).rebatch(batch_size)
-            parsed = mixed.map(ExampleParser(module), tf.data.AUTOTUNE).map(_for_keras)
-            return parsed.enumerate().map(lambda index, batch: finish(epoch, index, batch), tf.data.AUTOTUNE)
+            parsed = mixed.map(ExampleParser(module), _THREADS).map(_for_keras)
+            return parsed.enumerate().map(lambda index, batch: finish(epoch, index, batch), _THREADS)
 
     else:
         examples = len(tf.nest.flatten(kept)[0])
@@ -183,9 +203,9 @@ def training_data(files: list[str], module: ModelModule, *, batch_size: int, epo
                 rows = order[index * batch_size : (index + 1) * batch_size]
                 return finish(epoch, index, _gather(kept, rows))
 
-            return tf.data.Dataset.range(-(-examples // batch_size)).map(batch, tf.data.AUTOTUNE)
+            return tf.data.Dataset.range(-(-examples // batch_size)).map(batch, _THREADS)
 
-    dataset = tf.data.Dataset.range(epochs).flat_map(one_epoch).prefetch(tf.data.AUTOTUNE)
+    dataset = tf.data.Dataset.range(epochs).flat_map(one_epoch).prefetch(_AHEAD).with_options(_OPTIONS)
     return TrainingData(dataset, -(-examples // batch_size), examples)
 
 
@@ -204,7 +224,7 @@ def evaluation_data(files: list[str], module: ModelModule, *, batch_size: int) -
         dataset = tf.data.Dataset.range(-(-examples // batch_size)).map(
             lambda index: tf.nest.map_structure(lambda t: t[index * batch_size : (index + 1) * batch_size], kept)
         )
-    return TrainingData(dataset.prefetch(tf.data.AUTOTUNE), -(-examples // batch_size), examples)
+    return TrainingData(dataset.prefetch(_AHEAD).with_options(_OPTIONS), -(-examples // batch_size), examples)
 
 
 def _for_keras(inputs: Any, label: Any, weight: Any) -> tuple[Any, ...]:

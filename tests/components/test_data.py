@@ -293,10 +293,7 @@ def test_a_feature_of_variable_length_is_described(tmp_path: Path, tiny_module: 
 def test_a_truncated_shard(files: list[str], module: ModelModule, keep: float) -> None:
     content = Path(files[1]).read_bytes()
     Path(files[1]).write_bytes(content[: int(len(content) * keep)])
-    folder = Path(files[0]).parent
-    with pytest.raises(
-        UserError, match=f"corrupt or truncated TFRecord: one of 3 shards in {folder}: truncated record"
-    ):
+    with pytest.raises(UserError, match=f"corrupt or truncated TFRecord: {files[1]}: truncated record"):
         data.training_data(files, module, batch_size=16, epochs=1, seed=0)
     with pytest.raises(UserError, match=f"corrupt or truncated TFRecord: {files[1]}: "):
         data.training_data(files[1:2], module, batch_size=16, epochs=1, seed=0)
