@@ -1,4 +1,9 @@
-"""The named recipes, one function each; `edgeline recipes` lists them."""
+"""The named recipes, one function each; `edgeline recipes` lists them.
+
+Measured on 2026-11-22 on 2 cores of an Intel Xeon: `edgeline run --module
+edgeline.pipelines.examples.fashion_mnist.model --data DIR --root DIR --recipe NAME`, 4 + 2 epochs; the float32 baseline
+has accuracy 0.8825 and 77,531 zlib bytes.
+"""
 
 from __future__ import annotations
 
@@ -11,67 +16,106 @@ from edgeline.quantizer.config import Quantize
 
 
 def float32() -> Recipe:
-    """As trained: the reference of every comparison, and a candidate where nothing else fits the budget."""
+    """As trained: the reference of every comparison, and a candidate where nothing else fits the budget.
+
+    Measured: accuracy 0.8825, 77,531 zlib bytes, 1.0x smaller.
+    """
     return Recipe("float32", (Quantize("float32"),))
 
 
 def float16() -> Recipe:
-    """Weights as float16: half the size, for GPUs and for models that lose too much in integers."""
+    """Weights as float16: half the size, for GPUs and for models that lose too much in integers.
+
+    Measured: accuracy 0.8825, 39,872 zlib bytes, 1.9x smaller.
+    """
     return Recipe("float16", (Quantize("float16"),))
 
 
 def dynamic_range() -> Recipe:
-    """Weights as int8, activations as float: a quarter of the size, no calibration needed."""
+    """Weights as int8, activations as float: a quarter of the size, no calibration needed.
+
+    Measured: accuracy 0.8825, 18,723 zlib bytes, 4.1x smaller.
+    """
     return Recipe("dynamic_range", (Quantize("dynamic_range"),))
 
 
 def int8() -> Recipe:
-    """Weights and activations as int8, inputs and outputs as float32: the fastest on most phones."""
+    """Weights and activations as int8, inputs and outputs as float32: the fastest on most phones.
+
+    Measured: accuracy 0.8818, 18,681 zlib bytes, 4.2x smaller.
+    """
     return Recipe("int8", (Quantize("int8"),))
 
 
 def int8_io() -> Recipe:
-    """Everything as int8, inputs and outputs too: for microcontrollers and integer-only accelerators."""
+    """Everything as int8, inputs and outputs too: for microcontrollers and integer-only accelerators.
+
+    Measured: accuracy 0.8818, 18,579 zlib bytes, 4.2x smaller.
+    """
     return Recipe("int8_io", (Quantize("int8", "int8"),))
 
 
 def int16x8() -> Recipe:
-    """Weights as int8, activations as int16: for models whose accuracy collapses in int8."""
+    """Weights as int8, activations as int16: for models whose accuracy collapses in int8.
+
+    Measured: accuracy 0.8824, 18,974 zlib bytes, 4.1x smaller.
+    """
     return Recipe("int16x8", (Quantize("int16x8"),))
 
 
 def qat8() -> Recipe:
-    """As int8, after a fine-tuning that simulates it: wins back what post-training int8 loses."""
+    """As int8, after a fine-tuning that simulates it: wins back what post-training int8 loses.
+
+    Measured: accuracy 0.8870, 17,389 zlib bytes, 4.5x smaller.
+    """
     return Recipe("qat8", (Quantize("qat8"),))
 
 
 def prune80_float32() -> Recipe:
-    """80% of the weights zero, float32: shows what the pruning alone costs, and saves only when compressed."""
+    """80% of the weights zero, float32: shows what the pruning alone costs, and saves only when compressed.
+
+    Measured: accuracy 0.8834, 23,510 zlib bytes, 3.3x smaller.
+    """
     return Recipe("prune80_float32", (Prune(0.8), Quantize("float32")))
 
 
 def prune80_dynamic_range() -> Recipe:
-    """80% of the weights zero, the others int8: small over the air, no calibration needed."""
+    """80% of the weights zero, the others int8: small over the air, no calibration needed.
+
+    Measured: accuracy 0.8836, 8,534 zlib bytes, 9.1x smaller.
+    """
     return Recipe("prune80_dynamic_range", (Prune(0.8), Quantize("dynamic_range")))
 
 
 def prune80_int8() -> Recipe:
-    """80% of the weights zero, weights and activations int8: small over the air and fast."""
+    """80% of the weights zero, weights and activations int8: small over the air and fast.
+
+    Measured: accuracy 0.8842, 8,476 zlib bytes, 9.1x smaller.
+    """
     return Recipe("prune80_int8", (Prune(0.8), Quantize("int8")))
 
 
 def cluster16_float32() -> Recipe:
-    """16 shared weight values per layer, float32: shows what the clustering alone costs."""
+    """16 shared weight values per layer, float32: shows what the clustering alone costs.
+
+    Measured: accuracy 0.8845, 13,820 zlib bytes, 5.6x smaller.
+    """
     return Recipe("cluster16_float32", (Cluster(16), Quantize("float32")))
 
 
 def cluster16_dynamic_range() -> Recipe:
-    """16 shared weight values per layer, stored as int8: small over the air, dense."""
+    """16 shared weight values per layer, stored as int8: small over the air, dense.
+
+    Measured: accuracy 0.8824, 11,806 zlib bytes, 6.6x smaller.
+    """
     return Recipe("cluster16_dynamic_range", (Cluster(16), Quantize("dynamic_range")))
 
 
 def prune80_cluster16_int8() -> Recipe:
-    """80% of the weights zero, the others 15 shared values, int8: the smallest over the air."""
+    """80% of the weights zero, the others 15 shared values, int8: the smallest over the air.
+
+    Measured: accuracy 0.8862, 6,540 zlib bytes, 11.9x smaller.
+    """
     return Recipe("prune80_cluster16_int8", (Prune(0.8), Cluster(16), Quantize("int8")))
 
 
