@@ -176,7 +176,7 @@ def check_wiring(spec: Json) -> None:
     """
     for owner in (spec["root"], *spec["components"].values()):
         dag = owner.get("dag", {"tasks": {}})
-        for name, task in dag["tasks"].items():
+        for name, task in sorted(dag["tasks"].items()):
             inputs = task.get("inputs", {})
             component = spec["components"][task["componentRef"]["name"]]
             asked = {

@@ -256,7 +256,7 @@ def test_an_exit_handler_gets_its_parameters(
     assert result.artifacts["Count-all-words"]["stats"].metadata["words"] == 3
     assert "Report" in result.artifacts
     monkeypatch.setattr(convert, "forward_parameters", lambda *_: None)
-    with pytest.raises(Exception, match="asks for the parameter 'data'"):
+    with pytest.raises(Exception, match="asks for the parameter 'text'"):
         compiled()
 
 

@@ -217,14 +217,13 @@ def test_a_killed_run_goes_on_from_its_finished_steps(digits_data: Path, tmp_pat
         "--root", str(tmp_path / "r"), "--recipe", "prune80_int8", "--epochs", "2",
         "--max-accuracy-drop", "1", "--output", "json",
     ]  # fmt: skip
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert child.stderr is not None
-    for line in child.stderr:
-        if "done    Trainer" in line:
-            break
-    time.sleep(1)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if "done    Trainer" in line:
+                break
+        time.sleep(1)
+        os.killpg(child.pid, signal.SIGKILL)
     assert not (tmp_path / "r" / "report").exists()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
