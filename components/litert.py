@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-from edgeline import arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,20 +52,22 @@ class TFLiteModel:
       model: path of the file, or its content.
       threads: LiteRT threads, at least 1.
       xnnpack: whether to use XNNPACK; False runs LiteRT's built-in kernels.
+      reference: run the reference kernels, which are slow and simple, whatever `xnnpack` says.
 
     Raises:
       ValueError: not a TFLite model, or not one this runtime can run; LiteRT's own message.
     """
 
-    def __init__(self, model: str | Path | bytes, *, threads: int = 1, xnnpack: bool = True):
+    def __init__(self, model: str | Path | bytes, *, threads: int = 1, xnnpack: bool = True, reference: bool = False):
         content = {"model_content": model} if isinstance(model, bytes) else {"model_path": str(model)}
         resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        resolver = OpResolverType.BUILTIN_REF if reference else resolver
         self._interpreter = Interpreter(num_threads=threads, experimental_op_resolver_type=resolver, **content)
         signatures = self._interpreter._get_full_signature_list()
         signature = next(iter(signatures.values())) if signatures else None
         self.inputs = self._ports(self._interpreter.get_input_details(), signature and signature["inputs"])
         self.outputs = self._ports(self._interpreter.get_output_details(), signature and signature["outputs"])
-        self._batch: int | None = None
+        self._shapes: list[list[int]] | None = None
 
     @staticmethod
     def _ports(details: list[dict[str, Any]], names: dict[str, int] | None) -> tuple[Port, ...]:
@@ -89,15 +87,21 @@ class TFLiteModel:
         """Whether the model takes batches of any size, or only of the one it was converted for."""
         return all(port.shape[:1] == (-1,) for port in self.inputs)
 
-    def resize(self, batch: int) -> None:
-        """Prepares the model for batches of this size; costs nothing if it already is."""
-        if self._batch == batch:
+    def resize(self, batch: int, sizes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        """Prepares the model for inputs of these shapes; costs nothing if it already is.
+
+        Args:
+          batch: examples per run; a model of fixed batch size ignores it.
+          sizes: shape of one example by input name, for dimensions of any size; by default they are 1.
+        """
+        shapes = [_full_shape(port.shape, batch, (sizes or {}).get(port.name)) for port in self.inputs]
+        if self._shapes == shapes:
             return
-        for port in self.inputs:
-            if port.shape[:1] == (-1,):
-                self._interpreter.resize_tensor_input(port.index, [batch, *(max(n, 1) for n in port.shape[1:])])
+        for port, shape in zip(self.inputs, shapes, strict=True):
+            if -1 in port.shape:
+                self._interpreter.resize_tensor_input(port.index, shape)
         self._interpreter.allocate_tensors()
-        self._batch = batch
+        self._shapes = shapes
 
     def invoke(self) -> None:
         """Runs the model on what its inputs hold: what a latency measurement times."""
@@ -121,48 +125,30 @@ class TFLiteModel:
         """
         total = len(next(iter(inputs.values())))
         step = (batch or total) if self.any_batch else max(self.inputs[0].shape[0], 1)
-        self.resize(step)
+        self.resize(step, {name: values.shape[1:] for name, values in inputs.items()})
         pieces: list[list[np.ndarray]] = []
         for start in range(0, total, step):
             rows = min(step, total - start)
             part = {name: _padded(values[start : start + rows], step) for name, values in inputs.items()}
             self.set_inputs(part)
+            self._interpreter.reset_all_variables()  # a fused LSTM keeps its state between runs
             self.invoke()
             pieces.append([p.dequantize(self._interpreter.get_tensor(p.index))[:rows] for p in self.outputs])
         joined = pieces[0] if len(pieces) == 1 else [np.concatenate(column) for column in zip(*pieces, strict=True)]
         return {port.name: values for port, values in zip(self.outputs, joined, strict=True)}
 
 
+def _full_shape(shape: tuple[int, ...], batch: int, example: tuple[int, ...] | None) -> list[int]:
+    """Returns an input's shape with sizes for its open dimensions (-1)."""
+    known = (batch, *example) if example is not None and len(example) == len(shape) - 1 else (batch,)
+    wanted = (*known, *[1] * len(shape))
+    return [n if n != -1 else wanted[axis] for axis, n in enumerate(shape)]
+
+
 def _padded(values: np.ndarray, rows: int) -> np.ndarray:
     if len(values) == rows:
         return values
     return np.concatenate([values, np.repeat(values[-1:], rows - len(values), axis=0)])
-
-
-def latency_ms(model: str | Path | bytes, sample: dict[str, np.ndarray], *, seconds: float = 1.0) -> dict[str, float]:
-    """Times single inferences: batch 1, one thread, XNNPACK, after a warm-up.
-
-    Args:
-      model: path of the file, or its content.
-      sample: one example by input name, real values, shape [1, ...].
-      seconds: how long to measure; at least 20 and at most 2,000 inferences are timed.
-
-    Returns:
-      `p50` and `p90` in milliseconds, and `runs`.
-    """
-    runner = TFLiteModel(model, threads=1)
-    runner.resize(1)
-    runner.set_inputs(sample)
-    for _ in range(5):
-        runner.invoke()
-    times: list[float] = []
-    stop = time.perf_counter() + seconds
-    while len(times) < 20 or (len(times) < 2000 and time.perf_counter() < stop):
-        begin = time.perf_counter()
-        runner.invoke()
-        times.append((time.perf_counter() - begin) * 1e3)
-    p50, p90 = np.percentile(times, [50, 90])
-    return {"p50": float(p50), "p90": float(p90), "runs": len(times)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,22 +209,3 @@ def sparsity(content: bytes) -> float:
     found = kernels(content)
     total = sum(w.stored.size for w in found)
     return float(sum(int(w.zeros.sum()) for w in found) / total) if total else 0.0
-
-
-def main(model: str, inputs: str, outputs: str) -> None:
-    """Loads a model and runs samples through it, all at once and the first one alone: the child process of a check.
-
-    Args:
-      model: path of the `.tflite` file.
-      inputs: `.npz` file, by input name, shape [samples, ...].
-      outputs: `.npz` file to write, by output name; `first/` and the name for the first sample's own run.
-    """
-    samples = arrays.read(inputs)
-    runner = TFLiteModel(model)
-    together = runner.run(samples)
-    alone = runner.run({name: values[:1] for name, values in samples.items()})
-    arrays.write(outputs, together | {f"first/{name}": values for name, values in alone.items()})
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
