@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,17 @@ class ExampleParser:
         Returns:
           The two results of the module's `preprocess`, and `example_weight`'s (None without that hook); all batched.
         """
+        inputs, label, weight, _ = self.with_features(serialized, [])
+        return inputs, label, weight
+
+    def with_features(
+        self, serialized: tf.Tensor, names: list[str]
+    ) -> tuple[Any, Any, tf.Tensor | None, dict[str, tf.Tensor]]:
+        """Returns (inputs, label, weight) of a batch, and some of its features as they were before `preprocess`."""
         features = tf.io.parse_example(serialized, self._spec)
-        inputs, label = self._module.preprocess(features)
-        return inputs, label, self._module.example_weight(features)
+        kept = {name: features[name] for name in names}
+        inputs, label = self._module.preprocess(dict(features))
+        return inputs, label, self._module.example_weight(features), kept
 
 
 def split_files(examples_uri: str, split: str) -> list[str]:
@@ -92,8 +101,31 @@ def read_serialized(files: list[str], parallel: int = 1) -> tf.data.Dataset:
 
 def parsed_batches(files: list[str], parser: ExampleParser, batch_size: int) -> tf.data.Dataset:
     """Returns batches of (inputs, label, weight), parsed a batch at a time, in an order that depends on the files."""
+    return mapped_batches(files, parser, batch_size)
+
+
+def mapped_batches(files: list[str], parse: Callable[[tf.Tensor], Any], batch_size: int) -> tf.data.Dataset:
+    """Returns what `parse` makes of each batch of serialized records, in an order that depends on the files."""
     records = read_serialized(files, min(_THREADS, len(files)))
-    return records.batch(batch_size).map(parser, _THREADS).prefetch(_AHEAD).with_options(_OPTIONS)
+    return records.batch(batch_size).map(parse, _THREADS).prefetch(_AHEAD).with_options(_OPTIONS)
+
+
+def records_until_damage(file: str, note: Callable[[tf.errors.OpError], None]) -> Iterator[bytes]:
+    """Yields the serialized records of one file up to where it is corrupt or truncated.
+
+    Args:
+      file: path of a GZIP TFRecord file.
+      note: is told the error, if there is one; nothing of the file can be read after it.
+    """
+    records = iter(tf.data.TFRecordDataset(file, "GZIP").as_numpy_iterator())
+    while True:
+        try:
+            yield next(records)
+        except StopIteration:
+            return
+        except tf.errors.DataLossError as error:
+            note(error)
+            return
 
 
 def explain(error: tf.errors.OpError, files: list[str], module: ModelModule) -> UserError:

@@ -155,6 +155,8 @@ def deliver(
         layers=outcome.layers,
         promises=outcome.promises,
         model=keras_io.digest(outcome.model),
+        weights_zlib_bytes=keras_io.zlib_bytes(outcome.model),
+        history=outcome.history,
     ).write(model_uri)
     write_history(step, outcome.history, run_uri)
 

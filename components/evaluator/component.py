@@ -1,29 +1,29 @@
 """The Evaluator as a TFX component: a class, since its ports are named when a pipeline is built."""
 
+import contextlib
+import dataclasses
 import datetime
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import apache_beam as beam
 from tfx.dsl.components.base import base_beam_component, base_beam_executor, executor_spec
 from tfx.types import artifact_utils, channel, component_spec
 from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
 
-from edgeline import data, keras_io, model_module, progress
-from edgeline.data import ExampleParser
-from edgeline.evaluator import evaluation, report, transforms
-from edgeline.evaluator.config import Budget
+from edgeline import data, deployed, graph_model, keras_io, model_module, progress
+from edgeline.errors import UserError
+from edgeline.evaluator import evaluation, findings, report, transforms
+from edgeline.evaluator.config import NO_LIMIT, Budget, Evaluation
 from edgeline.evaluator.evaluation import Candidate
-from edgeline.evaluator.metrics import CompiledMetrics
-from edgeline.litert import TFLiteModel
+from edgeline.model_form import ModelForm
 from edgeline.passport import Passport
 
 _PARAMETERS = {
-    "module": str, "module_digest": str, "toolchain": str, "pipeline": str, "candidates": str,
-    "metric": str, "direction": str, "max_drop": float, "max_bytes": int, "max_zlib_bytes": int,
-    "max_latency_ms": float, "objective": str,
+    "module": str, "module_digest": str, "toolchain": str, "pipeline": str, "candidates": str, "deployed": str,
+    **get_type_hints(Budget), **get_type_hints(Evaluation),
 }  # fmt: skip
 
 
@@ -34,71 +34,127 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         """Evaluates all candidates; see TFX's BaseExecutor."""
         self._log_startup(input_dict, output_dict, exec_properties)
         budget = Budget(**{name: exec_properties[name] for name in Budget().parameters()})
+        asked = Evaluation(**{name: exec_properties[name] for name in Evaluation().parameters()})
         names = json.loads(exec_properties["candidates"])
-        code = model_module.load(exec_properties["module"], exec_properties["module_digest"])
         examples_uri = artifact_utils.get_single_uri(input_dict["examples"])
         baseline = _open("baseline", artifact_utils.get_single_uri(input_dict["baseline"]))
         found = {name: artifact_utils.get_single_instance(input_dict[name]) for name in names if input_dict.get(name)}
         candidates = [_open(name, artifact.uri) for name, artifact in found.items()]
-        sound = [baseline, *(c for c in candidates if c.metadata is not None)]
         if baseline.metadata is None:
             raise ValueError(f"the float32 baseline could not be exported: {baseline.passport.failure}")
 
+        form = _form(input_dict, baseline.passport)
+        code = model_module.load(exec_properties["module"], exec_properties["module_digest"], form)
+        unconverted = _keras(input_dict, code) if asked.check_keras else None
         files = data.split_files(examples_uri, "eval")
-        io = baseline.passport.io
-        # the baseline is often a candidate too: each file is run and timed once
-        unique = {c.model_path: c for c in reversed(sound)}
-        arguments = (
-            exec_properties["module"],
-            [port["name"] for port in io["inputs"]],
-            [port["name"] for port in io["outputs"]],
-            {c.name: c.model_path for c in unique.values()},
-        )
-        progress.report(0, 2, f"evaluating {len(unique)} models")
         folder = Path(artifact_utils.get_single_uri(output_dict["evaluation"]))
-        path = str(folder / "states")
-        with self._make_beam_pipeline() as pipeline:
-            states = pipeline | "Shards" >> beam.Create(files) | "Evaluate" >> transforms.Evaluate(*arguments)
-            states | "Write" >> beam.Map(transforms.write_states, path)
-        merged = transforms.read_states(path)
-        Path(path).unlink()
+        with contextlib.ExitStack() as stack:
+            field = deployed.latest(exec_properties["deployed"]) if budget.max_deployed_drop != NO_LIMIT else None
+            field_path = stack.enter_context(field.local()) if field else None
+            # the candidates were proved by the TFLiteExporter; this one perhaps by another version of the runtime
+            refusal = findings.refusal(field_path) if field_path else None
+            plan, unique = _plan(
+                [baseline, *(c for c in candidates if c.metadata is not None)],
+                None if refusal else field_path,
+                exec_properties["module"],
+                form,
+                budget,
+                asked,
+            )
+            progress.report(0, 2, f"evaluating {len(plan.models)} models")
+            path = str(folder / "results")
+            with self._make_beam_pipeline() as pipeline:
+                results = pipeline | "Shards" >> beam.Create(files) | "Evaluate" >> transforms.Evaluate(plan)
+                results | "Write" >> beam.Map(transforms.write_results, path)
+            merged = transforms.read_results(path)
+            Path(path).unlink()
+        reference = merged.models[plan.baseline]
+        transforms.check_slices(reference)
+        if not isinstance(reference, str) and not reference.overall.examples:
+            raise UserError(f"the eval split is empty: 0 examples in {len(files)} shards of {Path(files[0]).parent}")
 
-        parser = ExampleParser(code)
-        first = next(iter(data.parsed_batches(files, parser, 2)))
-        sample = data.named_inputs(first[0], arguments[1])
-        metrics = CompiledMetrics(code)
-        outputs = TFLiteModel(baseline.model_path).run(sample)
-        metrics.prepare(first[1], [outputs[name] for name in arguments[2]], first[2])
         progress.report(1, 2, "measuring latencies")
-        results = {c.name: evaluation.outcome(merged.get(unique[c.model_path].name), metrics) for c in sound}
-        runnable = [c for c in unique.values() if not isinstance(results[c.name], str)]
-        times = evaluation.measure_latencies(runnable, {n: v[:1] for n, v in sample.items()})
+        sample, found_out = findings.find(plan, code, files, merged)
+        keras = findings.check_keras(unconverted, plan, code, files) if unconverted is not None else None
+        found_out = dataclasses.replace(found_out, devices=findings.measure(plan, found_out, sample))
         facts = evaluation.report(
             budget=budget,
             baseline=baseline,
             candidates=candidates,
             missing=[name for name in names if name not in found],
-            results=results,
-            latencies={c.name: times[name] for c in sound if (name := unique[c.model_path].name) in times},
+            findings=found_out.renamed(unique),
+            deployed=evaluation.deployed_model(field, refusal) if field else None,
+            keras=keras,
             dataset={
                 "split": "eval",
                 "fingerprint": data.fingerprint(examples_uri),
-                "label_names": io["labels"] or None,
+                "label_names": baseline.passport.io["labels"] or None,
+                "bad_records": sum(merged.bad_records.values()),
+                "slice_features": found_out.slice_features,
             },
             about={
                 "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "pipeline": exec_properties["pipeline"],
                 "module": exec_properties["module"],
+                "module_digest": exec_properties["module_digest"],
             },
         )
         report.write_report(facts, folder)
-        progress.report(2, 2, f"{facts['dataset']['examples']:,} examples, {len(unique)} models")
+        # TFMA takes half a second to import; TFX's own components have done so in a local run
+        from edgeline.evaluator import tfma_result
+
+        tfma_result.write(facts, folder)
+        progress.report(2, 2, f"{facts['dataset']['examples']:,} examples, {len(plan.models)} models")
         _bless(
             facts["selected"],
             found,
             artifact_utils.get_single_instance(output_dict["selected"]),
             artifact_utils.get_single_instance(output_dict["blessing"]),
         )
+
+
+def _plan(
+    sound: list[Candidate], field: Path | None, module: str, form: ModelForm | None, budget: Budget, asked: Evaluation
+) -> tuple[transforms.Plan, dict[str, str]]:
+    """Returns what is evaluated, and for each name the one under which its file is: each file is run and timed once."""
+    unique = {c.model_path: c.name for c in reversed(sound)}
+    models = {name: path for path, name in unique.items()}
+    if field is not None:
+        models[findings.DEPLOYED] = str(field)
+    io = sound[0].passport.io
+    plan = transforms.Plan(
+        module,
+        tuple(port["name"] for port in io["inputs"]),
+        tuple(port["name"] for port in io["outputs"]),
+        models,
+        sound[0].name,
+        findings.DEPLOYED if field is not None else None,
+        budget.metric,
+        asked.max_bad_records,
+        form,
+    )
+    return plan, {c.name: unique[c.model_path] for c in sound}
+
+
+def _keras(input_dict: dict[str, Any], code: model_module.ModelModule) -> Any:
+    if not input_dict.get("keras"):
+        raise UserError("check_keras needs the Evaluator's input `keras`: the Model that the baseline was made from")
+    uri = artifact_utils.get_single_uri(input_dict["keras"])
+    if graph_model.is_one(uri):
+        raise UserError(
+            "check_keras compares the baseline with its Keras model, but what was imported is a graph without layers; "
+            "run without it, or import the Keras model"
+        )
+    return keras_io.load(uri, code)
+
+
+def _form(input_dict: dict[str, Any], passport: Passport) -> ModelForm | None:
+    """Returns the form of the model where it was imported: what the module builds may be another one, or nothing."""
+    if all(step["step"] != "ModelImporter" for step in passport.steps):
+        return None
+    if not input_dict.get("keras"):
+        return ModelForm(passport.io)
+    return keras_io.form(artifact_utils.get_single_uri(input_dict["keras"]), passport.io)
 
 
 def _open(name: str, uri: str) -> Candidate:
@@ -136,14 +192,18 @@ class Evaluator(base_beam_component.BaseBeamComponent):
       baseline: Model from the TFLiteExporter of the unmodified float32 model.
       candidates: Models from TFLiteExporters by candidate name; each becomes a port of that name. A candidate may be
         absent at run time, where an earlier step of it failed.
+      keras: Model that the baseline was converted from; needed for `check_keras` alone.
       budget: what a candidate may cost.
+      evaluation: how the candidates are evaluated.
+      deployed: folder (path or URI) that models are pushed to; the candidates are compared with the one pushed last.
+        Empty: with none.
       module: reference of the model module.
       module_digest: its digest.
       toolchain: versions of everything that decides the result.
       pipeline: name to show in the report.
 
-    Outputs: `evaluation` (ModelEvaluation: report.json, report.html), `selected` (Model: copy of the chosen candidate,
-    without files if there is none), `blessing` (ModelBlessing of it).
+    Outputs: `evaluation` (ModelEvaluation: report.json, report.html, and what `tfma.load_eval_result` reads),
+    `selected` (Model: copy of the chosen candidate, without files if there is none), `blessing` (ModelBlessing of it).
     """
 
     SPEC_CLASS = component_spec.ComponentSpec
@@ -155,7 +215,10 @@ class Evaluator(base_beam_component.BaseBeamComponent):
         baseline: channel.BaseChannel,
         candidates: dict[str, channel.BaseChannel],
         *,
+        keras: channel.BaseChannel | None = None,
         budget: Budget,
+        evaluation: Evaluation,
+        deployed: str = "",
         module: str,
         module_digest: str,
         toolchain: str,
@@ -164,6 +227,7 @@ class Evaluator(base_beam_component.BaseBeamComponent):
         ports = {
             "examples": component_spec.ChannelParameter(type=Examples),
             "baseline": component_spec.ChannelParameter(type=Model),
+            "keras": component_spec.ChannelParameter(type=Model, optional=True),
             **{name: component_spec.ChannelParameter(type=Model, optional=True) for name in candidates},
         }
         outputs = {"evaluation": ModelEvaluation, "selected": Model, "blessing": ModelBlessing}
@@ -180,9 +244,12 @@ class Evaluator(base_beam_component.BaseBeamComponent):
             spec=spec_class(
                 examples=examples,
                 baseline=baseline,
+                **({"keras": keras} if keras is not None else {}),
                 **candidates,
                 **{name: channel.Channel(type=kind) for name, kind in outputs.items()},
                 **budget.parameters(),
+                **evaluation.parameters(),
+                deployed=deployed,
                 module=module,
                 module_digest=module_digest,
                 toolchain=toolchain,

@@ -149,7 +149,8 @@ def test_by_hand(tiny_module: Path) -> None:
     state = metrics.batch(label, outputs)
     # squared errors 9, 0, 0 and 0, 0, 1; their means by example 3 and 1/3
     assert state.examples == 2
-    assert state.loss == pytest.approx(3 + 1 / 3)
+    assert state.sums is not None
+    assert state.sums[0] == pytest.approx(3 + 1 / 3)
     assert metrics.result(state) == pytest.approx({"loss": 5 / 3, "mae": 4 / 6})
     # one more example without any error
     more = metrics.batch(label[:1], [np.zeros([1, 3], np.float32)])
@@ -167,20 +168,18 @@ def test_weights_by_hand(tiny_module: Path) -> None:
 
 
 def test_states_add_up() -> None:
-    one, two = (
-        State(3, 1.5, [np.array([1.0, 2.0]), np.array(4.0)]),
-        State(2, 0.5, [np.array([10.0, 20.0]), np.array(5.0)]),
-    )
+    one = State(3, np.array([1.5, 2.0]), np.array([3.0, 3.0]), [np.array([1.0, 2.0]), np.array(4.0)])
+    two = State(2, np.array([0.5, 1.0]), np.array([2.0, 1.0]), [np.array([10.0, 20.0]), np.array(5.0)])
     total = one + two
-    assert (total.examples, total.loss) == (5, 2.0)
-    assert total.metrics is not None
-    assert [value.tolist() for value in total.metrics] == [[11.0, 22.0], 9.0]
-    assert one.metrics is not None
-    assert one.metrics[0].tolist() == [1.0, 2.0]  # neither is changed
+    assert total.examples == 5
+    assert total.sums is not None
+    assert total.totals is not None
+    assert (total.sums.tolist(), total.totals.tolist()) == ([2.0, 3.0], [5.0, 4.0])
+    assert [value.tolist() for value in total.others] == [[11.0, 22.0], 9.0]
+    assert one.others[0].tolist() == [1.0, 2.0]  # neither is changed
     for same in (State() + one, one + State()):
-        assert (same.examples, same.loss) == (3, 1.5)
-        assert same.metrics is one.metrics
-    assert (State() + State()).metrics is None
+        assert same is one
+    assert (State() + State()).sums is None
 
 
 def test_counts_do_not_stop_at_2_to_the_24(tiny_module: Path) -> None:
@@ -188,13 +187,16 @@ def test_counts_do_not_stop_at_2_to_the_24(tiny_module: Path) -> None:
     metrics = CompiledMetrics(model_module.load(str(tiny_module)))
     right = metrics.batch(tf.constant([0], tf.int64), [np.float32([[9, 0, 0]])])
     wrong = metrics.batch(tf.constant([0], tf.int64), [np.float32([[0, 9, 5]])])
-    assert right.metrics is not None
-    assert {value.dtype for value in right.metrics} == {np.dtype(np.float64)}
-    many = State(2**25, right.loss * 2**25, [value * 2**25 for value in right.metrics])
+    assert right.sums is not None
+    assert right.totals is not None
+    assert right.sums.dtype == np.float64
+    many = State(2**25, right.sums * 2**25, right.totals * 2**25)
     result = metrics.result(many + wrong)
     # float32 would have 1.0
     assert result["accuracy"] == 2**25 / (2**25 + 1) < 1.0
-    assert result["loss"] == pytest.approx((many.loss + wrong.loss) / (2**25 + 1), rel=1e-12)
+    assert many.sums is not None
+    assert wrong.sums is not None
+    assert result["loss"] == pytest.approx((many.sums[0] + wrong.sums[0]) / (2**25 + 1), rel=1e-12)
 
 
 def test_one_state_leaves_no_trace_in_the_next(tiny_module: Path) -> None:

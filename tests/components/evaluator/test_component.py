@@ -1,0 +1,324 @@
+"""The Evaluator's executor on real artifacts: what comes out, and what the model in the field does to the verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pytest
+import tensorflow_model_analysis as tfma
+from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
+
+from edgeline import data, deployed, keras_io
+from edgeline.errors import UserError
+from edgeline.evaluator import findings
+from edgeline.evaluator.component import Executor
+from edgeline.evaluator.config import Budget, Evaluation
+from edgeline.litert import TFLiteModel
+from edgeline.model_module import ModelModule
+from edgeline.passport import Passport
+from edgeline.tflite_exporter import conversion
+from edgeline.tflite_exporter.config import Export
+
+STEP = {"step": "Trainer", "config": {}, "model": "d1", "metrics": {"accuracy": 1.0}}
+
+
+@dataclasses.dataclass
+class Made:
+    """What there is to evaluate: examples, exported models by name, and what the good one really does."""
+
+    module: ModelModule
+    examples: str
+    keras: str
+    exported: dict[str, str]
+    labels: np.ndarray
+    predicted: np.ndarray
+
+    def recall(self, label: int) -> float:
+        return float(np.mean(self.predicted[self.labels == label] == label))
+
+
+def save_export(folder: Path, content: bytes, passport: Passport) -> None:
+    """The folder of a TFLiteExporter's output whose model was made here."""
+    serving = folder / "Format-Serving"
+    serving.mkdir(parents=True)
+    ports = {"inputs": passport.io["inputs"], "outputs": passport.io["outputs"]}
+    metadata = {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "bytes": len(content),
+        "zlib_bytes": len(zlib.compress(content, 9)),
+        "sparsity": 0.0,
+        **ports,
+    }
+    (serving / "model.tflite").write_bytes(content)
+    (serving / "metadata.json").write_text(json.dumps(metadata))
+    passport.write(serving)
+
+
+@pytest.fixture(scope="module")
+def made(small: Any, calibration: str, write_split: Any, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    root = tmp_path_factory.mktemp("made")
+    random = np.random.default_rng(8)
+    examples: list[dict[str, Any]] = []
+    for index in range(90):
+        image = random.uniform(0, 0.8, [8, 8]).astype(np.float32)
+        image[3 * (index % 3) : 3 * (index % 3) + 2] += 0.2  # fainter than what it learned: some are taken for others
+        examples.append({"image": image, "label": index % 3})
+    write_split(root / "examples", "eval", examples, 3)
+    plain = Passport(Passport.read(small.folder).io, steps=(STEP,))
+    exported = {}
+    for scheme in ("float32", "float16"):
+        exported[scheme] = str(root / scheme)
+        serving = root / scheme / "Format-Serving"
+        serving.mkdir(parents=True)
+        conversion.export(
+            Export(),
+            small.module,
+            dataclasses.replace(plain, scheme={"scheme": scheme, "io_type": "float32"}),
+            toolchain="tools",
+            model_uri=small.folder,
+            calibration_uri=calibration,
+            serving=serving,
+        )
+    float32 = dataclasses.replace(plain, scheme={"scheme": "float32", "io_type": "float32"})
+    biased = small.load()
+    weights = biased.get_weights()
+    weights[-1] += np.array([1000, 0, 0], np.float32)
+    biased.set_weights(weights)
+    renamed = {**plain.io, "inputs": [{**plain.io["inputs"][0], "name": "picture"}]}
+    contents = {
+        "biased": conversion.convert(biased, float32, {}),  # takes everything for "top"
+        "renamed": conversion.convert(small.load(), dataclasses.replace(float32, io=renamed), {}),
+        "garbage": b"no model at all",
+    }
+    for name, content in contents.items():
+        exported[name] = str(root / name)
+        save_export(root / name, content, plain)
+    exported["failed"] = str(root / "failed")
+    (root / "failed" / "Format-Serving").mkdir(parents=True)
+    plain.failed("Quantizer", ValueError("no")).write(root / "failed" / "Format-Serving")
+    images = np.stack([example["image"] for example in examples])[..., None]
+    logits = TFLiteModel(f"{exported['float32']}/Format-Serving/model.tflite").run({"image": images})["logits"]
+    labels = np.array([example["label"] for example in examples])
+    return Made(small.module, str(root / "examples"), small.folder, exported, labels, logits.argmax(1))
+
+
+@dataclasses.dataclass
+class Outcome:
+    """The outputs of one run."""
+
+    evaluation: Path
+    selected: Model
+    blessing: ModelBlessing
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return json.loads((self.evaluation / "report.json").read_text())
+
+
+Run = Callable[..., Outcome]
+
+
+def artifact(kind: Any, uri: str, number: int = 0) -> Any:
+    found = kind()
+    found.uri = uri
+    if number:
+        found.id = number
+    return found
+
+
+@pytest.fixture
+def run(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the executor as TFX does, on some of the exported models."""
+    monkeypatch.setattr(findings, "_SECONDS", 0.02)
+
+    def execute(
+        candidates: list[str],
+        budget: Budget | None = None,
+        *,
+        baseline: str = "float32",
+        keras: bool = False,
+        examples: str = "",
+        **changes: Any,
+    ) -> Outcome:
+        inputs = {
+            "examples": [artifact(Examples, examples or made.examples)],
+            "baseline": [artifact(Model, made.exported[baseline])],
+            **({"keras": [artifact(Model, made.keras)]} if keras else {}),
+        }
+        for number, name in enumerate(candidates, 11):
+            if name in made.exported:
+                inputs[name] = [artifact(Model, made.exported[name], number)]
+                inputs[name][0].set_string_custom_property("sha256", f"sha256 of {name}")
+        kinds = {"evaluation": ModelEvaluation, "selected": Model, "blessing": ModelBlessing}
+        outputs = {name: [artifact(kind, str(tmp_path / "out" / name))] for name, kind in kinds.items()}
+        for name in kinds:
+            (tmp_path / "out" / name).mkdir(parents=True)
+        settings = {
+            **(budget or Budget(max_drop=0.05)).parameters(),
+            **Evaluation().parameters(),
+            "module": made.module.source.reference,
+            "module_digest": made.module.source.digest,
+            "toolchain": "tools",
+            "pipeline": "p",
+            "candidates": json.dumps(candidates),
+            "deployed": "",
+        }
+        context = Executor.Context(make_beam_pipeline_fn=lambda: beam.Pipeline("FnApiRunner"))
+        Executor(context).Do(inputs, outputs, {**settings, **changes})
+        return Outcome(tmp_path / "out" / "evaluation", outputs["selected"][0], outputs["blessing"][0])
+
+    return execute
+
+
+@pytest.fixture
+def push(made: Made, tmp_path: Path) -> Callable[[str], str]:
+    """Makes an exported model the deployed one, as a push does; returns the folder."""
+
+    def pushed(name: str) -> str:
+        folder = tmp_path / "pushed"
+        folder.mkdir()
+        serving = Path(made.exported[name], "Format-Serving")
+        (folder / "1790000000").symlink_to(serving, target_is_directory=True)
+        deployed.point(str(folder), "1790000000", name)
+        return str(folder)
+
+    return pushed
+
+
+def test_a_better_candidate_than_the_deployed_model_is_blessed(made: Made, run: Run, push: Any) -> None:
+    outcome = run(["float16", "biased", "float32"], keras=True, check_keras=1, deployed=push("biased"))
+    report = outcome.report
+    found = {entry["name"]: entry for entry in report["candidates"]}
+    right = int((made.predicted == made.labels).sum())
+    assert 45 < right < 90  # else this would show little
+    assert report["dataset"] == {
+        "split": "eval",
+        "fingerprint": data.fingerprint(made.examples),
+        "label_names": ["top", "middle", "bottom"],
+        "bad_records": 0,
+        "slice_features": [["label"]],
+        "examples": 90,
+    }
+    assert report["baseline"]["metrics"]["accuracy"] == pytest.approx(right / 90)
+    # half precision says the same of each of these; and the baseline's own file is a candidate too
+    for name in ("float16", "float32"):
+        assert found[name]["metrics"]["accuracy"] == pytest.approx(right / 90)
+        assert found[name]["deployed_drop"] == pytest.approx((30 - right) / 90)
+        assert found[name]["deployed_drop_interval"][1] < 0
+        assert found[name]["blessed"]
+        assert found[name]["device"]["one_thread"]["runs"] >= 5
+    assert found["float32"]["drop_interval"] == [0, 0]
+    assert found["float32"]["device"] == report["baseline"]["device"]
+    # of 30 examples of each class the biased one has all of "top" right, and nothing else
+    assert found["biased"]["metrics"]["accuracy"] == pytest.approx(1 / 3)
+    assert found["biased"]["classification"]["confusion"] == [[30, 0, 0]] * 3
+    assert [part["metrics"]["accuracy"] for part in found["biased"]["slices"]] == [1, 0, 0]
+    assert found["biased"]["reasons"] == [f"accuracy drop {right / 90 - 1 / 3:.4g} exceeds 0.05"]
+    assert found["biased"]["comparison"]["agreement"] == pytest.approx(np.mean(made.predicted == 0))
+    # the field
+    pushed = report["deployed"]
+    assert (pushed["name"], pushed["version"], pushed["failure"]) == ("biased", "1790000000", None)
+    assert pushed["metrics"]["accuracy"] == pytest.approx(1 / 3)
+    assert pushed["sha256"] == found["biased"]["sha256"]
+    # the Keras model that the baseline was made from
+    model = keras_io.load(made.keras, made.module)
+    made.module.compile_model(model)
+    opened = data.evaluation_data(data.split_files(made.examples, "eval"), made.module, batch_size=90)
+    expected = model.evaluate(opened.dataset, verbose=0, return_dict=True)
+    assert report["baseline"]["keras"]["metrics"] == pytest.approx(expected, abs=1e-6)
+    assert 0 < report["baseline"]["keras"]["max_abs_difference"] < 1e-4
+    # what the next steps read
+    assert report["selected"] == "float16"
+    assert sorted(path.name for path in outcome.evaluation.iterdir()) == [
+        "eval_config.json", "metrics-00000-of-00001.tfrecord", "report.html", "report.json", "validations.tfrecord",
+    ]  # fmt: skip
+    assert [path.name for path in Path(outcome.blessing.uri).iterdir()] == ["BLESSED"]
+    assert outcome.blessing.get_int_custom_property("blessed") == 1
+    assert outcome.blessing.get_string_custom_property("current_model") == made.exported["float16"]
+    assert outcome.blessing.get_int_custom_property("current_model_id") == 11
+    assert outcome.selected.get_string_custom_property("candidate") == "float16"
+    assert outcome.selected.get_string_custom_property("sha256") == "sha256 of float16"
+    copied = Path(outcome.selected.uri, "Format-Serving", "model.tflite").read_bytes()
+    assert copied == Path(made.exported["float16"], "Format-Serving", "model.tflite").read_bytes()
+    result = tfma.load_eval_result(str(outcome.evaluation), model_name="biased")
+    assert result.get_slice_names() == [(), (("label", 0),), (("label", 1),), (("label", 2),)]
+    assert result.get_metrics_for_slice((("label", 0),))["accuracy"] == {"doubleValue": 1.0}
+    assert result.get_metrics_for_slice()["example_count"] == {"doubleValue": 90.0}
+    assert tfma.load_validation_result(str(outcome.evaluation)).validation_ok
+
+
+def test_a_worse_candidate_than_the_deployed_model_is_not_blessed(made: Made, run: Run, push: Any) -> None:
+    outcome = run(["biased"], Budget(max_drop=1.0), deployed=push("float32"))
+    right = int((made.predicted == made.labels).sum())
+    lost = sorted(((made.recall(label), f"label={label}") for label in (1, 2)), key=lambda pair: (-pair[0], pair[1]))
+    [entry] = outcome.report["candidates"]
+    assert entry["reasons"] == [
+        f"accuracy is {right / 90 - 1 / 3:.4g} worse than the deployed model's, which exceeds 0 (--max-deployed-drop); "
+        f"worse in {lost[0][1]} ({lost[0][0]:.4g}), {lost[1][1]} ({lost[1][0]:.4g})"
+    ]
+    assert outcome.report["selected"] is None
+    assert outcome.report["closest"] == "biased"
+    assert [path.name for path in Path(outcome.blessing.uri).iterdir()] == ["NOT_BLESSED"]
+    assert outcome.blessing.get_int_custom_property("blessed") == 0
+    assert not any(path.is_file() for path in Path(outcome.selected.uri).rglob("*"))
+    assert not tfma.load_validation_result(str(outcome.evaluation)).validation_ok
+
+
+@pytest.mark.parametrize(
+    ("name", "failure"), [("renamed", "KeyError: 'picture'"), ("garbage", "LiteRT cannot run the model: ")]
+)
+def test_a_deployed_model_that_cannot_run_blocks_nobody(run: Run, push: Any, name: str, failure: str) -> None:
+    outcome = run(["float16", "failed", "gone"], deployed=push(name))
+    assert outcome.report["deployed"]["failure"].startswith(failure)
+    assert outcome.report["deployed"]["metrics"] is None
+    assert outcome.report["selected"] == "float16"
+    assert outcome.report["candidates"][0]["deployed_drop"] is None
+    # and those that failed before are told of
+    assert [entry["reasons"] for entry in outcome.report["candidates"][1:]] == [
+        ["Quantizer failed: ValueError: no"],
+        ["it failed, so that there is nothing to evaluate; see the log"],
+    ]
+
+
+def test_a_broken_pointer_stops_the_run_before_it_evaluates(run: Run, push: Any) -> None:
+    folder = push("float16")
+    pointer = Path(folder, "latest.json")
+    content = json.loads(pointer.read_text())
+    pointer.write_text(json.dumps({**content, "sha256": "0" * 64}))
+    with pytest.raises(UserError, match=r"latest.json names .*model.tflite, which is not what was pushed: SHA-256"):
+        run(["float16"], deployed=folder)
+
+
+def test_a_broken_pointer_does_not_matter_where_nothing_is_compared_with_it(run: Run, push: Any) -> None:
+    folder = push("float16")
+    Path(folder, "latest.json").write_text("{")
+    outcome = run(["float16"], Budget(max_deployed_drop=-1), deployed=folder)
+    assert outcome.report["deployed"] is None
+    assert outcome.report["selected"] == "float16"
+
+
+@pytest.mark.parametrize("deployed_name", [None, "garbage"])
+def test_an_empty_eval_split(run: Run, push: Any, write_split: Any, tmp_path: Path, deployed_name: str | None) -> None:
+    [path, _] = write_split(tmp_path / "empty", "eval", [], 2)
+    folder = push(deployed_name) if deployed_name else ""
+    with pytest.raises(UserError) as error:
+        run(["float16"], examples=str(tmp_path / "empty"), deployed=folder)
+    assert str(error.value) == f"the eval split is empty: 0 examples in 2 shards of {Path(path).parent}"
+
+
+def test_checking_keras_needs_the_model(run: Run) -> None:
+    with pytest.raises(UserError, match="check_keras needs the Evaluator's input `keras`: the Model that the baseline"):
+        run(["float16"], check_keras=1)
+
+
+def test_a_baseline_that_could_not_be_exported(run: Run) -> None:
+    with pytest.raises(ValueError, match=r"the float32 baseline could not be exported: .*Quantizer"):
+        run(["float16"], baseline="failed")
