@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
+import tfx.v1 as tfx
 from tfx.dsl.components.base.base_node import BaseNode
 
+from edgeline import deployed
+from edgeline.errors import UserError
+from edgeline.evaluator.report import write_report
 from edgeline.pipelines.compression import Run, create_pipeline
 from edgeline.pipelines.console import LiveView
 from edgeline.pipelines.local_runner import BEAM_ARGS, LocalRunner, RunResult
@@ -39,7 +45,9 @@ class Outcome:
       failures: of steps; candidates that were merely rejected are in the report.
       report: content of report.json; None where the Evaluator did not run.
       report_path: the HTML report; None likewise.
-      pushed: the pushed `.tflite` file; None where nothing was.
+      pushed: the pushed `.tflite` file; None where nothing was, or where another model has been deployed since.
+      not_pushed: why the selected model is not the one that is deployed, for the user; None where it is, and where no
+        model was selected.
       states: how many nodes were done, cached, failed, skipped.
     """
 
@@ -47,10 +55,11 @@ class Outcome:
     report: dict[str, Any] | None
     report_path: Path | None
     pushed: Path | None
+    not_pushed: str | None
     states: dict[str, int]
 
     def summary(self) -> dict[str, Any]:
-        """Returns the outcome for machines: selected, pushed, report, steps, and each candidate's main numbers."""
+        """Returns the outcome for machines: selected, pushed or not, report, steps, each candidate's main numbers."""
         report = self.report or {}
         keys = (
             "name",
@@ -67,6 +76,7 @@ class Outcome:
         return {
             "selected": report.get("selected"),
             "pushed": self.pushed and str(self.pushed),
+            "not_pushed": self.not_pushed,
             "report": self.report_path and str(self.report_path.with_suffix(".json")),
             "steps": self.states,
             "failures": [failure.text for failure in self.failures],
@@ -92,19 +102,25 @@ def run(request: Run, root: Path, examples: BaseNode, view: LiveView, *, enable_
     pipeline = create_pipeline(
         name, request, root=root, examples=examples, beam_args=BEAM_ARGS, enable_cache=enable_cache
     )
+    start = time.monotonic()
     with view:
         result = LocalRunner(view).run(pipeline)
+    seconds = time.monotonic() - start
     failures = tuple(
         Failure(f"{node_id}: {_plain(node.exception)}", node.exception)
         for node_id, node in result.nodes.items()
         if node.state == "failed"
     )
-    report = _publish(result, root)
+    report = _publish(result, root, {"seconds": seconds, "nodes": _nodes(result, pipeline)})
+    pushed, not_pushed = _pushed(result), None
+    if report is not None and pushed is not None and result.nodes["Pusher"].state == "cached":
+        pushed, not_pushed = _in_the_field(pushed, report, root / "pushed")
     return Outcome(
         failures,
         report,
         root / "report" / "report.html" if report is not None else None,
-        _pushed(result),
+        pushed,
+        not_pushed,
         {
             s: n
             for s in ("done", "cached", "failed", "skipped")
@@ -118,16 +134,31 @@ def _plain(error: BaseException | None) -> str:
     return re.sub(r" \[while running .*\]$", "", str(error).strip(), flags=re.DOTALL) or type(error).__name__
 
 
-def _publish(result: RunResult, root: Path) -> dict[str, Any] | None:
-    """Copies the latest report to its lasting place, each file at once, and returns it."""
+def _nodes(result: RunResult, pipeline: tfx.dsl.Pipeline) -> list[dict[str, Any]]:
+    """Returns the steps as the report says them, in the order they ran in."""
+    upstream = {node.id: sorted(before.id for before in node.upstream_nodes) for node in pipeline.components}
+    return [
+        {"id": node_id, "state": node.state, "seconds": node.seconds, "upstream": upstream[node_id]}
+        for node_id, node in result.nodes.items()
+    ]
+
+
+def _publish(result: RunResult, root: Path, run: dict[str, Any]) -> dict[str, Any] | None:
+    """Copies the latest report to its lasting place, each file at once, adds the run to it, and returns it."""
     if not (found := result.outputs("Evaluator", "evaluation")):
         return None
-    (root / "report").mkdir(exist_ok=True)
-    for name in ("report.html", "report.json"):
-        partial = root / "report" / f".{name}.{os.getpid()}"
+    folder = root / "report"
+    folder.mkdir(exist_ok=True)
+    for name in ("report.json", "report.html"):
+        partial = folder / f".{name}.{os.getpid()}"
         shutil.copy(Path(found[0].uri, name), partial)
-        partial.replace(root / "report" / name)
-    content: dict[str, Any] = json.loads((root / "report" / "report.json").read_text())
+        partial.replace(folder / name)
+    content: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    content["run"] = run
+    try:
+        write_report(content, folder)
+    except Exception:  # the run is done and the Evaluator's own page is in place; only its steps are not drawn
+        logging.exception("The report could not be drawn anew with the steps of the run.")
     return content
 
 
@@ -137,3 +168,22 @@ def _pushed(result: RunResult) -> Path | None:
         if artifact.get_int_custom_property("pushed"):
             return Path(artifact.get_string_custom_property("pushed_destination"), "model.tflite")
     return None
+
+
+def _in_the_field(pushed: Path, report: dict[str, Any], push_to: Path) -> tuple[Path | None, str | None]:
+    """Returns what to say of a push that an earlier run made: where the model is deployed, or why it is not.
+
+    Since then a rollback or another run may have deployed another model.
+    """
+    again = f"{report['selected']} is not pushed again (cached); use --no-cache to push it"
+    try:
+        found = deployed.latest(str(push_to))
+    except UserError as error:
+        return None, f"{error}\n{again}"
+    if found is None:
+        return None, f"no model is deployed in {push_to}, {again}"
+    # another version may have the same content
+    [sha256] = [c["sha256"] for c in report["candidates"] if c["name"] == report["selected"]]
+    if found.version == pushed.parent.name or found.sha256 == sha256:
+        return Path(found.path), None
+    return None, f"{found.name or 'another model'} (version {found.version}) is deployed, {again}"
