@@ -17,5 +17,6 @@ def write(path: str | Path, arrays: dict[str, np.ndarray], *, compress: bool = F
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
     """Returns the arrays of a file by name."""
-    with np.load(path) as file:
-        return {name: file[name] for name in file.files}
+    # NumPy leaves a file that it opened itself open where it is damaged
+    with Path(path).open("rb") as file:
+        return dict(np.load(file))

@@ -8,11 +8,12 @@ from tfx.dsl.component.experimental.annotations import (
     Parameter,
 )
 from tfx.dsl.component.experimental.decorators import component
-from tfx.types.standard_artifacts import Examples
+from tfx.types.standard_artifacts import Examples, Model
 
-from edgeline import calibration_set, data, model_module, training
+from edgeline import calibration_set, data, keras_io, model_module, training
 from edgeline.artifacts import RepresentativeDataset
-from edgeline.representative_dataset import transforms
+from edgeline.passport import Passport
+from edgeline.representative_dataset import findings, transforms
 from edgeline.representative_dataset.config import Sample
 
 
@@ -25,21 +26,36 @@ def RepresentativeDatasetGen(
     toolchain: Parameter[str],
     samples: Parameter[int],
     seed: Parameter[int],
+    strategy: Parameter[str],
+    by: Parameter[str],
+    winsor_percent: Parameter[float],
+    max_bad_fraction: Parameter[float],
+    model: InputArtifact[Model] = None,
     beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ) -> None:
-    """Draws calibration samples from `train` and, in the same pass, stops on data that would spoil a training."""
-    config = Sample(samples=samples, seed=seed)
-    code = model_module.load(module, module_digest)
+    """Draws calibration samples from `train` and, in the same pass, stops on data that would spoil a training.
+
+    The samples are for `model`; without one, for the model that the module builds.
+    """
+    config = Sample(
+        samples=samples, seed=seed, strategy=strategy, by=by, winsor_percent=winsor_percent,
+        max_bad_fraction=max_bad_fraction,
+    )  # fmt: skip
+    form = keras_io.form(model.uri, Passport.read(model.uri).io) if model is not None else None
+    code = model_module.load(module, module_digest, form)
     training.start(config.seed)
-    model = code.build_model()
-    data.check_fits_model(data.ExampleParser(code), model, module)
-    summarize = transforms.Summarize(module, list(model.input_names), config.samples, config.seed)
-    write = transforms.CheckAndWrite(
-        calibration.uri, data.fingerprint(examples.uri), transforms.class_count(code, model), config.seed, module
-    )
+    built = code.build_model()
+    parser = data.ExampleParser(code)
+    data.check_fits_model(parser, built, module)
+    findings.check_strata(config, code, parser)
+    plan = transforms.Plan(
+        module, tuple(built.input_names), config, findings.class_count(code, built), data.fingerprint(examples.uri),
+        calibration.uri,
+    )  # fmt: skip
+    files = {split: data.split_files(examples.uri, split) for split in ("train", "eval")}
     with beam_pipeline as pipeline:
-        shards = pipeline | "Shards" >> beam.Create(data.split_files(examples.uri, "train"))
-        shards | "Summarize" >> summarize | "CheckAndWrite" >> beam.ParDo(write)
+        shards = {split: pipeline | f"Shards of {split}" >> beam.Create(paths) for split, paths in files.items()}
+        shards | "DrawSamples" >> transforms.DrawSamples(plan)
     manifest = calibration_set.read_manifest(calibration.uri)
     calibration.samples = manifest["samples"]
     calibration.digest = manifest["digest"]

@@ -211,11 +211,5 @@ def calibration(small: Small, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a RepresentativeDataset of the small model: its 32 validation images."""
     folder = str(tmp_path_factory.mktemp("calibration"))
     images = small.images()
-    manifest = {
-        "digest": "c0ffee",
-        "samples": len(images),
-        "ranges": {"image": [float(images.min()), float(images.max())]},
-        "inputs": {"image": {"shape": [8, 8, 1], "dtype": "float32"}},
-    }
-    calibration_set.write(folder, {"image": images}, manifest)
+    calibration_set.write(folder, {"image": images}, {})
     return folder
