@@ -28,12 +28,20 @@ def Quantizer(
     seed: Parameter[int],
     scheme: Parameter[str],
     io_type: Parameter[str],
+    keep_float: Parameter[str],
+    keep_float_ops: Parameter[str],
+    sensitivity_layers: Parameter[int],
+    auto_max_drop: Parameter[float],
 ) -> None:
     """Decides how the model will be converted, and fine-tunes it for that if the scheme asks for it.
 
     A scheme that does not work for this model is a rejected candidate, not a failed run: the passport says why.
     """
-    config = Quantize(scheme=scheme, io_type=io_type, epochs=epochs, batch_size=batch_size, seed=seed)
+    config = Quantize(
+        scheme=scheme, io_type=io_type, keep_float=keep_float, keep_float_ops=keep_float_ops,
+        sensitivity_layers=sensitivity_layers, auto_max_drop=auto_max_drop,
+        epochs=epochs, batch_size=batch_size, seed=seed,
+    )  # fmt: skip
     code = model_module.load(module, module_digest)
     passport = Passport.read(model.uri)
     try:

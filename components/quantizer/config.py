@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import json
 
 from edgeline.config import RUN_WIDE, FineTuning, deviation_tag
 
 #: Schemes that need no training. float32 changes nothing and stands here so that every recipe ends with one scheme.
-POST_TRAINING = ("float32", "dynamic_range", "float16", "int8", "int16x8")
-#: Schemes whose activations are integers: their converter needs calibration samples or trained ranges.
-CALIBRATED = ("int8", "int16x8")
+POST_TRAINING = ("float32", "dynamic_range", "float16", "int8", "int16x8", "auto")
+#: Schemes whose activations are integers, or may be: they need calibration samples or trained ranges.
+CALIBRATED = ("int8", "int16x8", "auto")
 TRAINED = ("qat8",)
 SCHEMES = (*POST_TRAINING, *TRAINED)
 IO_TYPES = ("float32", "int8", "uint8")
@@ -21,25 +23,55 @@ class Quantize(FineTuning):
 
     Attributes:
       scheme: `float32` (as trained), `dynamic_range` (int8 weights, float activations), `float16` (weights), `int8`
-        (weights and activations), `int16x8` (int8 weights, int16 activations), or `qat8` (as int8, after a
-        quantization-aware fine-tuning).
+        (weights and activations), `int16x8` (int8 weights, int16 activations), `auto` (the first that holds on the
+        validation split of int8, int8 with the worst layers float, int16x8, dynamic_range and float16), or `qat8` (as
+        int8, after a quantization-aware fine-tuning).
       io_type: number type of the model's inputs and outputs: `float32`, or, for `int8` and `qat8`, also `int8` or
         `uint8`.
+      keep_float: for `int8`, the layers that stay float: a JSON list of names and patterns, e.g. `["logits", "conv*"]`.
+      keep_float_ops: for `int8`, the kinds of TFLite ops that stay float: a JSON list such as `["SOFTMAX"]`.
+      sensitivity_layers: for `int8`, how many of the most suspicious layers are tried alone, float and int8, for the
+        passport's `sensitivity`; 0: none, and no layer is looked at. For `auto`, how many may stay float (0: 8), looked
+        at only where int8 does not hold.
+      auto_max_drop: for `auto`, how much worse than the float model the first compiled metric (the loss, where there is
+        none) of the validation split may be, at least 0.
       epochs, batch_size: of the fine-tuning of `qat8`; no other scheme trains.
     """
 
     scheme: str = "int8"
     io_type: str = "float32"
+    keep_float: str = "[]"
+    keep_float_ops: str = "[]"
+    sensitivity_layers: int = 0
+    auto_max_drop: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_choice("scheme", SCHEMES)
+        if self.scheme not in SCHEMES:
+            near = difflib.get_close_matches(self.scheme, SCHEMES, 1)
+            raise ValueError(
+                f"{self.where('scheme')} must be one of {', '.join(SCHEMES)}, received {self.scheme!r}"
+                + (f"; did you mean {near[0]}?" if near else "")
+            )
         self.check_choice("io_type", IO_TYPES)
         if self.io_type != "float32" and self.scheme not in ("int8", "qat8"):
             raise ValueError(
                 f"{self.where('io_type')} {self.io_type!r} needs scheme int8 or qat8 (integer activations of 8 bits), "
                 f"received scheme {self.scheme!r}; use io_type='float32'"
             )
+        for name in ("keep_float", "keep_float_ops"):
+            self.check(name, _is_names(getattr(self, name)), 'a JSON list of strings such as ["logits", "conv*"]')
+            # one spelling of the same request: it is a cache key
+            object.__setattr__(self, name, json.dumps(sorted(set(json.loads(getattr(self, name))))))
+            if getattr(self, name) != "[]" and self.scheme != "int8":
+                hint = "auto chooses them itself" if self.scheme == "auto" else "only int8 can leave layers float"
+                raise ValueError(f"{self.where(name)} needs scheme int8, received scheme {self.scheme!r}: {hint}")
+        self.check("sensitivity_layers", self.sensitivity_layers >= 0, "at least 0")
+        if self.sensitivity_layers and self.scheme not in ("int8", "auto"):
+            raise ValueError(
+                f"{self.where('sensitivity_layers')} needs scheme int8 or auto, received scheme {self.scheme!r}"
+            )
+        self.check("auto_max_drop", self.auto_max_drop >= 0, "at least 0")
 
     @property
     def trains(self) -> bool:
@@ -47,7 +79,25 @@ class Quantize(FineTuning):
         return self.scheme in TRAINED
 
     @property
+    def kept_layers(self) -> list[str]:
+        """The patterns of keep_float."""
+        return list(json.loads(self.keep_float))
+
+    @property
+    def kept_ops(self) -> list[str]:
+        """The kinds of keep_float_ops."""
+        return list(json.loads(self.keep_float_ops))
+
+    @property
     def token(self) -> str:
         """The step in a recipe's name: the scheme, then `_io` for int8 inputs and outputs, `_uint8io` for uint8."""
         io = {"float32": "", "int8": "_io", "uint8": "_uint8io"}[self.io_type]
         return self.scheme + io + deviation_tag(self, ("scheme", "io_type", *RUN_WIDE))
+
+
+def _is_names(text: str) -> bool:
+    try:
+        names = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(names, list) and all(isinstance(name, str) and name for name in names)

@@ -11,9 +11,10 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 
-from edgeline import calibration_set, data, keras_io, layers, training
+from edgeline import calibration_set, data, graph_model, keras_io, layers, training
 from edgeline.model_module import ModelModule
 from edgeline.passport import Passport, Promise
+from edgeline.quantizer import selection
 from edgeline.quantizer.config import CALIBRATED, Quantize
 
 
@@ -29,18 +30,11 @@ def plan(config: Quantize, passport: Passport, manifest: dict[str, Any]) -> dict
       scheme, io_type, and for a calibrated scheme what it is calibrated on: digest, number of samples and their ranges.
 
     Raises:
-      ValueError: the samples are those of another model's inputs.
+      UserError: the samples are those of another model's inputs.
     """
     scheme: dict[str, Any] = {"scheme": config.scheme, "io_type": config.io_type}
     if config.scheme in CALIBRATED:
-        wanted = {port["name"]: [port["shape"][1:], port["dtype"]] for port in passport.io["inputs"]}
-        given = {name: [spec["shape"], spec["dtype"]] for name, spec in manifest["inputs"].items()}
-        for name, (shape, dtype) in wanted.items():
-            fits = name in given and given[name][1] == dtype and len(given[name][0]) == len(shape)
-            if not fits or any(n is not None and n != m for n, m in zip(shape, given[name][0], strict=True)):
-                raise ValueError(
-                    f"the calibration samples do not fit the model: its inputs are {wanted}, the samples' are {given}"
-                )
+        calibration_set.check_fits(manifest, passport.io["inputs"])
         scheme["calibration"] = {key: manifest[key] for key in ("digest", "samples", "ranges")}
     return scheme
 
@@ -137,6 +131,8 @@ def quantize(
     """
     scheme = plan(config, passport, calibration_set.read_manifest(calibration_uri))
     inputs = {"model": passport.steps[-1]["model"], "module": module.source.digest}
+    if config.trains and graph_model.is_one(model_uri):
+        raise ValueError(f"scheme {config.scheme} trains, but of the imported model only the graph is known, no layers")
     if config.trains:
         training.start(config.seed)
         splits = training.open_splits(examples_uri, module, config)
@@ -147,10 +143,21 @@ def quantize(
         training.write_history("Quantizer", outcome.history, run_uri)
         inputs["examples"] = data.fingerprint(examples_uri)
         facts: dict[str, Any] = {"metrics": outcome.metrics, "layers": outcome.layers}
-        facts["model"] = keras_io.digest(outcome.model)
+        facts |= {"model": keras_io.digest(outcome.model), "history": outcome.history}
+    elif graph_model.is_one(model_uri):
+        graph_model.copy(model_uri, compressed_uri)
+        facts = {"model": passport.steps[-1]["model"]}
     else:
         Path(compressed_uri, keras_io.KERAS_FOLDER).mkdir(parents=True, exist_ok=True)
         shutil.copy(Path(model_uri, keras_io.MODEL_FILE), Path(compressed_uri, keras_io.MODEL_FILE))
         facts = {"model": passport.steps[-1]["model"]}
+    if selection.needs_model(config):
+        chosen, found = selection.select(
+            config, module, passport, examples_uri=examples_uri, model_uri=model_uri, calibration_uri=calibration_uri,
+            run_uri=run_uri,
+        )  # fmt: skip
+        scheme |= chosen
+        facts |= found
+        inputs |= selection.examples_digest(config, examples_uri)
     passport = passport.with_step("Quantizer", config.parameters(), inputs=inputs, toolchain=toolchain, **facts)
     dataclasses.replace(passport, scheme=scheme).write(compressed_uri)

@@ -1,0 +1,152 @@
+"""What of a model becomes int8 and what stays float: as asked, or as the validation split decides."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import Any
+
+import numpy as np
+import tf_keras
+
+from edgeline import calibration_set, converter, data, graph_model, keras_io, layers, training
+from edgeline.converter import Calibrated
+from edgeline.errors import UserError
+from edgeline.graph_model import GraphModel
+from edgeline.model_module import ModelModule
+from edgeline.passport import Passport
+from edgeline.quantizer import ladder, sensitivity
+from edgeline.quantizer.config import Quantize
+from edgeline.quantizer.scoring import Scorer
+
+#: How many layers `auto` may leave float where nothing else is asked.
+_SUSPECTS = 8
+#: Validation examples on which the rungs of a ladder are judged, at most.
+_EXAMPLES = 20_000
+
+_NOTES = {
+    "int8": "int8",
+    "int16x8": "int8 weights, int16 activations",
+    "dynamic_range": "int8 weights where they are 1,024 or more",
+    "float16": "float16 weights",
+}
+
+
+def needs_model(config: Quantize) -> bool:
+    """Returns whether the request can be answered only by looking at the calibrated model."""
+    return config.scheme == "auto" or bool(config.kept_layers or config.kept_ops or config.sensitivity_layers)
+
+
+def select(
+    config: Quantize,
+    module: ModelModule,
+    passport: Passport,
+    *,
+    examples_uri: str,
+    model_uri: str,
+    calibration_uri: str,
+    run_uri: str,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Looks at the calibrated model, layer by layer where asked, and decides.
+
+    Args:
+      config: a request for which `needs_model` holds.
+      module: the user's hooks.
+      passport: of the model that goes in.
+      examples_uri: of Examples; read for `auto` and `sensitivity_layers` only.
+      model_uri: of the Model that goes in.
+      calibration_uri: of the RepresentativeDataset.
+      run_uri: of the ModelRun, which gets `sensitivity.json`.
+
+    Returns:
+      What it adds to the passport's scheme (scheme and keep_float), and to the step's entry: layers, sensitivity,
+      ladder_walked.
+
+    Raises:
+      UserError: a pattern of keep_float or a kind of keep_float_ops matches nothing, or nothing is left to quantize.
+      LadderError: no rung of `auto` holds.
+      ValueError: the converter cannot convert the model; says why.
+    """
+    training.start(config.seed)
+    graph_alone = graph_model.is_one(model_uri)
+    model = graph_model.load(model_uri, passport.io) if graph_alone else keras_io.load(model_uri, module)
+    samples, _ = calibration_set.read(calibration_uri)
+    io, calibrated = _calibrate(model, passport.io, samples)
+    scheme: dict[str, Any] = {"scheme": config.scheme}
+    kept = kept_float(config, calibrated)
+    why = "keep_float"
+    facts: dict[str, Any] = {}
+    damages: tuple[sensitivity.Damage, ...] = ()
+    if config.scheme == "auto" or config.sensitivity_layers:
+        scorer = Scorer(model, module, io, examples_uri, _EXAMPLES)
+        if config.scheme == "auto":
+            suspects = config.sensitivity_layers or _SUSPECTS
+            walked = ladder.walk(
+                model, io, samples, calibrated, scorer, max_drop=config.auto_max_drop, suspects=suspects
+            )
+            facts["ladder_walked"] = [rung.facts() for rung in walked.rungs]
+            damages, why = walked.sensitivity, "auto"
+            scheme["scheme"] = walked.rungs[-1].scheme
+            kept = {"layers": list(walked.rungs[-1].keep_float), "ops": []}
+        else:
+            damages = tuple(sensitivity.analyse(calibrated, samples, scorer, config.sensitivity_layers))
+    if damages:
+        facts["sensitivity"] = sensitivity.facts(damages)
+        sensitivity.write(damages, run_uri)
+    if kept["layers"] or kept["ops"]:
+        scheme["keep_float"] = kept
+    if isinstance(model, tf_keras.Model):
+        facts["layers"] = layers.facts(model, _notes(calibrated, scheme["scheme"], kept, why))
+    return scheme, facts
+
+
+def _calibrate(
+    model: tf_keras.Model | GraphModel, io: dict[str, Any], samples: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], Calibrated]:
+    """Returns a calibrated model and its `io`: for one example at a time where it converts for no open batch."""
+    errors = []
+    for shapes in (io, converter.for_one_example(io)):
+        try:
+            return shapes, converter.calibrate(model, shapes, samples)
+        except converter.ConverterError as error:
+            errors.append(error)
+    raise ValueError(f"the converter failed: {' '.join(str(errors[0]).split())[:500]}") from errors[0]
+
+
+def kept_float(config: Quantize, calibrated: Calibrated) -> dict[str, list[str]]:
+    """Returns the layers and the kinds of ops that stay float, by name.
+
+    Raises:
+      UserError: a pattern or kind matches nothing, or nothing is left to quantize.
+    """
+    kept: list[str] = []
+    for pattern in config.kept_layers:
+        found = fnmatch.filter(calibrated.layers, pattern)
+        if not found:
+            raise UserError(
+                f"Quantize.keep_float: {pattern!r} matches no layer; those that the TFLite model computes are "
+                f"{', '.join(calibrated.layers)}"
+            )
+        kept += found
+    kinds = sorted({node.op for node in calibrated.nodes})
+    for kind in config.kept_ops:
+        if kind not in kinds:
+            raise UserError(f"Quantize.keep_float_ops: the TFLite model has no op {kind!r}; it has {', '.join(kinds)}")
+    if len(calibrated.of(kept, config.kept_ops)) == len(calibrated.nodes):
+        raise UserError("Quantize.keep_float and keep_float_ops leave nothing to quantize; use scheme float32")
+    return {"layers": sorted(set(kept), key=calibrated.layers.index), "ops": config.kept_ops}
+
+
+def examples_digest(config: Quantize, examples_uri: str) -> dict[str, str]:
+    """Returns the digest of the examples where they were looked at, by the name it has in a passport."""
+    looked = config.scheme == "auto" or config.sensitivity_layers
+    return {"examples": data.fingerprint(examples_uri)} if looked else {}
+
+
+def _notes(calibrated: Calibrated, scheme: str, kept: dict[str, list[str]], why: str) -> dict[str, str]:
+    notes: dict[str, str] = {}
+    floats = set(calibrated.of(kept["layers"], kept["ops"]))
+    # a layer's first op is the one with its kernel
+    for node in calibrated.nodes:
+        for layer in node.layers:
+            notes.setdefault(layer, f"left float ({why})" if node.name in floats else _NOTES[scheme])
+    return notes

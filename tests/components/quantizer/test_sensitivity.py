@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeline.converter import Calibrated, Node
+from edgeline.quantizer import sensitivity
+from edgeline.quantizer.scoring import Scorer
+from edgeline.quantizer.sensitivity import Damage, _Sums
+
+
+@pytest.fixture(scope="module")
+def scorer(collapsing: Any) -> Scorer:
+    return Scorer(collapsing.load(), collapsing.module, collapsing.passport.io, collapsing.examples, 1000)
+
+
+def test_numbers_by_hand() -> None:
+    sums = _Sums()
+    # channel 0: signal 100, noise 1: 20 dB; channel 1: signal 1, noise 1: 0 dB
+    sums.add(np.array([[10.0, 0.0]]), np.array([[1.0, 0.0]]))
+    sums.add(np.array([[0.0, 1.0]]), np.array([[0.0, -1.0]]))
+    damage = sums.damage("x")
+    assert damage.sqnr_db == pytest.approx(10 * np.log10(101 / 2))
+    assert damage.channel_sqnr_db == pytest.approx(10.0)
+    assert damage.cosine == pytest.approx(110 / np.sqrt(101 * 121))
+    assert damage.max_error == 1.0
+
+
+def test_no_noise_and_no_signal() -> None:
+    same = _Sums()
+    same.add(np.ones([1, 2]), np.zeros([1, 2]))
+    assert same.damage("x") == Damage("x", 100.0, 100.0, 1.0, 0.0)
+    silent = _Sums()
+    silent.add(np.zeros([1, 2]), np.ones([1, 2]))
+    assert silent.damage("x") == Damage("x", -100.0, 100.0, 0.0, 1.0)
+
+
+def test_small_channels_that_drown_show_by_channel_only(collapsing: Any) -> None:
+    damages = {d.layer: d for d in sensitivity.compare(collapsing.calibrated(), collapsing.samples())}
+    assert list(damages) == ["first", "wide", "narrow", "logits"]
+    assert damages["first"].sqnr_db > 40
+    assert damages["first"].channel_sqnr_db > 40
+    assert damages["wide"].sqnr_db > 40
+    assert damages["wide"].channel_sqnr_db < 10
+    # a step of the tensor is 2,000 / 255, rounded to its nearest
+    assert 3 < damages["wide"].max_error <= 2000 / 255 / 2 * 1.01
+
+
+def test_who_makes_and_who_reads_a_lost_tensor_are_the_ones_that_hurt(collapsing: Any, scorer: Scorer) -> None:
+    damages = sensitivity.analyse(collapsing.calibrated(), collapsing.samples(), scorer, 4)
+    drops = {damage.layer: damage.drop for damage in damages}
+    assert {d.layer for d in damages[:2]} == {"wide", "narrow"}
+    assert drops["wide"] is not None
+    assert drops["wide"] > 0.2
+    assert drops["narrow"] == pytest.approx(drops["wide"])
+    assert drops["first"] == drops["logits"] == 0
+    # to keep one of the two alone does not help
+    assert all(damage.drop_when_float is not None and damage.drop_when_float > 0.2 for damage in damages)
+
+
+def test_only_so_many_are_tried(collapsing: Any, scorer: Scorer) -> None:
+    damages = sensitivity.analyse(collapsing.calibrated(), collapsing.samples(), scorer, 1)
+    assert len(damages) == 4
+    assert [damage.drop is None for damage in damages] == [False, True, True, True]
+
+
+def test_suspicion_passes_from_a_layer_to_its_readers_through_what_only_passes_on() -> None:
+    nodes = (
+        Node("a", "CONV_2D", ("a",), 9, ()),
+        Node("b", "CONV_2D", ("b",), 9, ("a",)),
+        Node("pool", "MAX_POOL_2D", ("pool",), 0, ("b",)),
+        Node("c", "CONV_2D", ("c",), 9, ("pool",)),
+        Node("d", "CONV_2D", ("d",), 9, ("c",)),
+    )
+    damages = [Damage(n, 40, db, 1, 0.1) for n, db in (("a", 40.0), ("b", 5.0), ("c", 45.0), ("d", 35.0))]
+    assert sensitivity.suspects(Calibrated(b"", nodes), damages, 9) == ["b", "c", "d", "a"]
+    assert sensitivity.suspects(Calibrated(b"", nodes), damages, 2) == ["b", "c"]
+
+
+def test_it_is_written_as_json(tmp_path: Path) -> None:
+    sensitivity.write([Damage("a", 1.0, 2.0, 0.5, 0.1, float("inf"))], str(tmp_path / "run"))
+    [entry] = json.loads((tmp_path / "run" / "sensitivity.json").read_text())
+    assert entry == {
+        "layer": "a",
+        "sqnr_db": 1.0,
+        "channel_sqnr_db": 2.0,
+        "cosine": 0.5,
+        "max_error": 0.1,
+        "drop": None,
+        "drop_when_float": None,
+    }
