@@ -5,10 +5,11 @@ quantization-aware training also `Format-Keras/qat.npz`. From Trainer also `Form
 `serving_default` (serialized tf.train.Examples in, outputs out) and `serving_raw` (preprocessed inputs in).
 
 `Model` from TFLiteExporter: `Format-Serving/` with `model.tflite`, `labels.txt` where the labels are known,
-`metadata.json` and `passport.json`; it is what the stock Pusher copies. Custom properties: `sha256` (hexadecimal, of
-the file), `bytes`, `zlib_bytes`.
+`metadata.json`, `passport.json` and `golden.npz` (8 calibration samples as the model's inputs and its outputs, in the
+types of its ports; raw features are not kept); it is what the stock Pusher copies. Custom properties: `sha256`
+(hexadecimal, of the file), `bytes`, `zlib_bytes`.
 
-`ModelEvaluation`: `report.json` and `report.html`.
+`ModelEvaluation`: `report.json`, `report.html`, and what `tfma.load_eval_result` reads.
 """
 
 from tfx.types import artifact
@@ -18,13 +19,22 @@ from tfx.types.artifact import Property, PropertyType
 class RepresentativeDataset(artifact.Artifact):
     """Calibration samples of the training split.
 
-    File layout: `samples.npz`, one array per model input name, shape [samples, ...] as `preprocess` returns it;
-    `manifest.json`: strategy, seed, source (digest of the examples), a digest of every sample, label histogram (label
-    to count, of the whole split), ranges (input name to [min, max] of the samples), examples (of the whole split).
+    File layout: `samples.npz`, one array per model input name, shape [samples, ...] as `preprocess` returns it, in the
+    order of a hash, so that any first ones are a random choice; and `manifest.json`, which `edgeline.calibration_set`
+    reads and checks:
+
+    - of the samples: schema_version, samples (how many), digest (of their tensors), inputs (shape and dtype by name),
+      ranges ([min, max] by name), digests (SHA-256 of every serialized example), sample_label_histogram, strata
+      (examples and samples by stratum), stability (score 0-1 and by input: the ranges of two disjoint halves compared);
+    - of the training split: source (digest of the examples), examples (how many), label_histogram;
+    - of the draw: strategy, seed, asked (all that was asked), left_out (examples not drawn: not_finite, in_eval; copies
+      of samples: duplicates; of the pool: outliers), eval_split (what the samples were compared with, how likely an
+      example is wrongly taken for one of it, and samples_in_it, 0), and for `diverse` pool (examples compared) and
+      winsorised (by input: range, and how many examples of the pool are below and above).
 
     Properties:
       samples: number of samples, at least 1.
-      digest: hexadecimal SHA-256 over the samples.
+      digest: hexadecimal SHA-256 over the samples' tensors.
     """
 
     TYPE_NAME = "edgeline.RepresentativeDataset"

@@ -23,13 +23,19 @@ def TFLiteExporter(
     module_digest: Parameter[str],
     toolchain: Parameter[str],
     parity_samples: Parameter[int],
+    batch_size: Parameter[int],
     timeout_seconds: Parameter[int],
+    allow_select_tf_ops: Parameter[int],
+    allow_custom_ops: Parameter[int],
 ) -> None:
     """Converts by the passport, proves the file in a child process, and writes the folder that is deployed.
 
     A model that cannot be converted or does not hold is a rejected candidate, not a failed run: the passport says why.
     """
-    config = Export(parity_samples=parity_samples, timeout_seconds=timeout_seconds)
+    config = Export(
+        parity_samples=parity_samples, batch_size=batch_size, timeout_seconds=timeout_seconds,
+        allow_select_tf_ops=allow_select_tf_ops, allow_custom_ops=allow_custom_ops,
+    )  # fmt: skip
     serving = Path(tflite.uri, keras_io.SERVING_FOLDER)
     serving.mkdir(parents=True, exist_ok=True)
     passport = Passport.read(model.uri)

@@ -5,174 +5,120 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import signal
-import subprocess
-import sys
-import tempfile
-import zlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 import tf_keras
+from tensorflow.lite.python.convert import ConverterError
 
-from edgeline import arrays, calibration_set, keras_io, layers, litert
-from edgeline.layers import BrokenPromiseError
+from edgeline import arrays, calibration_set, converter, graph_model, inspection, keras_io, litert
+from edgeline.graph_model import GraphModel
 from edgeline.litert import TFLiteModel
 from edgeline.model_module import ModelModule
-from edgeline.passport import Passport, Promise
+from edgeline.passport import Passport
+from edgeline.tflite_exporter import checks, trial
 from edgeline.tflite_exporter.config import Export
+from edgeline.tflite_exporter.trial import BatchError, ExportError, Trial
 
 MODEL_FILE = "model.tflite"
 METADATA_FILE = "metadata.json"
 LABELS_FILE = "labels.txt"
-
-#: How far a scheme's outputs may be from Keras', as a fraction of the largest output; integer schemes are judged by the
-#: Evaluator, on the metric that matters.
-_PARITY = {"float32": 1e-3, "float16": 2e-2}
+GOLDEN_FILE = "golden.npz"
 
 
-class ExportError(Exception):
-    """The converted model does not run, or does not do what the Keras model does."""
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A converted model.
+
+    Attributes:
+      content: of the `.tflite` file.
+      facts: what it holds, as `inspection.facts` returns them.
+      fixed_batch: why it takes one example at a time; None where it takes the batches that the Keras model takes.
+    """
+
+    content: bytes
+    facts: dict[str, Any]
+    fixed_batch: str | None = None
+
+    @property
+    def foreign(self) -> list[dict[str, str]]:
+        """Its operators that are not LiteRT's own."""
+        return self.facts["foreign_ops"]
 
 
-def convert(model: tf_keras.Model, passport: Passport, calibration: dict[str, np.ndarray]) -> bytes:
+def convert(model: tf_keras.Model | GraphModel, passport: Passport, calibration: dict[str, np.ndarray]) -> bytes:
     """Converts a model by its passport, with fixed input and output names.
 
     Args:
       model: plain or, for `qat8`, wrapped.
-      passport: whose `scheme` says how and whose `io` says the names.
+      passport: whose `scheme` says how and whose `io` says the names; the scheme may also hold allow_select_tf_ops and
+        allow_custom_ops.
       calibration: samples by input name, shape [samples, ...].
 
     Returns:
       The content of the `.tflite` file, whose signature `serving_default` has the passport's names.
     """
-    io, scheme = passport.io, passport.scheme or {}
-    infer = keras_io.inference_function(model, io).get_concrete_function(**keras_io.input_signature(io))
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([infer], model)
-    kind = scheme["scheme"]
-    if kind != "float32":
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if kind == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if kind in ("int8", "int16x8"):
-        count = len(next(iter(calibration.values())))
-        # by input name: the order of inputs can never matter
-        converter.representative_dataset = lambda: (
-            {name: values[i : i + 1] for name, values in calibration.items()} for i in range(count)
-        )
-        converter.target_spec.supported_ops = [
-            tf.lite.OpsSet.TFLITE_BUILTINS_INT8
-            if kind == "int8"
-            else tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-        ]
-    if kind in ("int8", "qat8"):
-        converter.inference_input_type = converter.inference_output_type = tf.as_dtype(scheme["io_type"])
-    content: bytes = converter.convert()
-    return content
+    return converter.convert(model, passport.io, passport.scheme or {}, calibration)
 
 
-def run_in_child(content: bytes, inputs: dict[str, np.ndarray], timeout_seconds: int) -> dict[str, np.ndarray]:
-    """Loads and runs a TFLite model in a process of its own: a crash or hang of the runtime is this candidate's error.
+def reference(
+    model: tf_keras.Model | GraphModel, io: dict[str, Any], inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the outputs of the model that is converted, by name, shape [samples, ...]."""
+    infer = keras_io.inference_function(model, io)
+    count = len(next(iter(inputs.values())))
+    parts = [infer(**batch) for batch in converter.batches(inputs, graph_model.fixed_batch(io) or count)]
+    return {name: np.concatenate([part[name].numpy() for part in parts])[:count] for name in parts[0]}
 
-    Args:
-      content: of the `.tflite` file.
-      inputs: by input name, shape [samples, ...].
-      timeout_seconds: after which the process is killed.
 
-    Returns:
-      Outputs by name, shape [samples, ...], and under `first/` and the name those of the first sample run alone.
+def convert_for_any_batch(
+    model: tf_keras.Model | GraphModel, passport: Passport, calibration: dict[str, np.ndarray]
+) -> Converted:
+    """Converts a model for any batch size, or where its operators do not allow that, for one example; see `convert`.
 
     Raises:
-      ExportError: it crashed, hung or refused the model.
+      ExportError: operators are missing; names them and their layers.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeline-") as folder:
-        paths = [str(Path(folder, name)) for name in (MODEL_FILE, "inputs.npz", "outputs.npz")]
-        Path(paths[0]).write_bytes(content)
-        arrays.write(paths[1], inputs)
-        command = [sys.executable, "-m", "edgeline.litert", *paths]
-        try:
-            child = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds, check=False)
-        except subprocess.TimeoutExpired:
-            raise ExportError(
-                f"LiteRT did not finish {len(next(iter(inputs.values())))} samples in {timeout_seconds} s"
-            ) from None
-        if child.returncode < 0:
-            raise ExportError(f"LiteRT crashed on the model with {signal.Signals(-child.returncode).name}")
-        if child.returncode > 0:
-            last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ExportError(f"LiteRT cannot run the model: {last}")
-        return arrays.read(paths[2])
+    try:
+        content = convert(model, passport, calibration)
+    except ConverterError as error:
+        missing = sorted({fault.operator.name for fault in error.errors if "TensorList" in fault.operator.name})
+        if not missing or graph_model.fixed_batch(passport.io) is not None:
+            raise _explained(error) from error
+        # a GRU's or LSTM's loop gathers its outputs in a list; with all sizes known the converter does without
+        why = f"LiteRT has no {', '.join(missing)}, which the model needs where the batch size is open"
+        return _convert_for_one(model, passport, calibration, why)
+    return Converted(content, inspection.facts(content))
 
 
-def parity(expected: dict[str, np.ndarray], received: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Compares a TFLite model's outputs with the Keras model's.
-
-    Args:
-      expected: by output name, shape [samples, ...].
-      received: likewise.
-
-    Returns:
-      Per output: max_abs (largest difference), relative (that by the largest expected value), cosine (of the flattened
-      outputs, -1 to 1), agreement (fraction of samples with the same argmax over the last axis, 0-1).
-
-    Raises:
-      ExportError: an output is missing, has another shape, or is not finite in one of them.
-    """
-    result = {}
-    for name, want in expected.items():
-        got = received.get(name)
-        if got is None or got.shape != want.shape:
-            shape = None if got is None else got.shape
-            raise ExportError(f"output {name!r} has shape {shape}, expected {want.shape}; outputs: {sorted(received)}")
-        for whose, values in (("", got), (" of the Keras model", want)):
-            broken = int((~np.isfinite(values)).sum())
-            if broken:
-                raise ExportError(f"output {name!r}{whose} has {broken} values that are NaN or infinite")
-        want, got = want.astype(np.float64), got.astype(np.float64)
-        difference = float(np.abs(want - got).max())
-        norms = float(np.linalg.norm(want) * np.linalg.norm(got))
-        result[name] = {
-            "max_abs": difference,
-            "relative": difference / max(float(np.abs(want).max()), 1e-12),
-            "cosine": float(np.vdot(want, got)) / norms if norms else float(np.array_equal(want, got)),
-            "agreement": float(np.mean(want.argmax(-1) == got.argmax(-1))) if want.ndim > 1 else 1.0,
-        }
-    return result
+def _convert_for_one(
+    model: tf_keras.Model | GraphModel, passport: Passport, calibration: dict[str, np.ndarray], why: str
+) -> Converted:
+    try:
+        content = convert(model, dataclasses.replace(passport, io=converter.for_one_example(passport.io)), calibration)
+    except ConverterError as error:
+        raise _explained(error) from error
+    return Converted(content, inspection.facts(content), why)
 
 
-def check_promises(content: bytes, promises: tuple[Promise, ...]) -> None:
-    """Checks that zeros and shared values survived into the flatbuffer.
-
-    The converter transposes kernels and folds BatchNorm into them, which scales each output channel: so shapes are
-    compared as multisets of dimensions, and distinct values are counted per output channel (the first axis).
-
-    Args:
-      content: of the `.tflite` file.
-      promises: of the Keras model's kernels.
-
-    Raises:
-      BrokenPromiseError: names the layers.
-    """
-    found = litert.kernels(content, at_least=2)
-    broken = []
-    for promise in promises:
-        size = int(np.prod(promise.shape))
-        dimensions = sorted(n for n in promise.shape if n != 1)
-        same = [w for w in found if w.stored.size == size and sorted(n for n in w.stored.shape if n != 1) == dimensions]
-        named = [w for w in same if f"/{promise.layer}/" in f"/{w.name}/"] or same
-        if not any(layers.holds(promise, float(w.zeros.mean()), _most_values(w.stored), size) for w in named):
-            seen = ", ".join(f"{w.zeros.mean():.4f} zeros, {_most_values(w.stored)} values" for w in named)
-            broken.append(f"{promise.layer} ({promise.kind} {promise.value:g}, found {seen or 'no such tensor'})")
-    if broken:
-        raise BrokenPromiseError(
-            f"the conversion broke what was promised for {len(broken)} layers: {'; '.join(broken)}"
-        )
-
-
-def _most_values(stored: np.ndarray) -> int:
-    return max(len(np.unique(channel)) for channel in stored)
+def _explained(error: ConverterError) -> ExportError:
+    """Returns what the converter's pages of text come down to."""
+    options = {1: "allow_select_tf_ops", 2: "allow_custom_ops"}  # its codes ERROR_NEEDS_FLEX_OPS and ..._CUSTOM_OPS
+    found: dict[str, None] = {}
+    for fault in error.errors:
+        places = [inspection.layer_of(call.name.partition("@")[0]) for call in fault.location.call]
+        layer = next((place for place in places if place), "unknown")
+        if fault.error_code in options:
+            found[f"{fault.operator.name} (layer {layer}, {options[fault.error_code]})"] = None
+    if not found:
+        lines = [fault.error_message for fault in error.errors] or [str(error)]
+        return ExportError(f"the converter failed: {' '.join(lines[0].split())[:500]}")
+    return ExportError(
+        f"the model needs operators that are not LiteRT's own: {', '.join(found)}. Replace those layers, or allow the "
+        f"operators by the option named with each, where the app brings them"
+    )
 
 
 def export(
@@ -191,61 +137,138 @@ def export(
       serving: folder to write; exists.
 
     Returns:
-      The metadata: sha256, bytes, zlib_bytes (level 9), sparsity, inputs, outputs, parity.
+      The metadata: of the file sha256, bytes, zlib_bytes (level 9), sparsity, inputs and outputs; any_batch and
+      fixed_batch (why it takes one example only, or null); parity and parity_reference (closeness to Keras with XNNPACK
+      and with the reference kernels, by output; null where it was not run); ops, float_ops (by name), layers and
+      techniques (bytes of the constants); peak_rss_bytes; golden (samples in `golden.npz`); preprocessing (digest of
+      the module); passport (a summary); not_run (why it was not run, or null).
 
     Raises:
-      ExportError: the result does not run or does not do what the Keras model does.
+      ExportError: the result does not run, is not what the Keras model does, or has operators that are not allowed.
       BrokenPromiseError: zeros or shared values were lost.
     """
     tf_keras.backend.clear_session()
     scheme = passport.scheme or {}
     plan = scheme.get("qat")
-    model = keras_io.load_qat(model_uri, module, plan) if plan else keras_io.load(model_uri, module)
-    calibration, _ = calibration_set.read(calibration_uri)
-    content = convert(model, passport, calibration)
+    if graph_model.is_one(model_uri):
+        model: tf_keras.Model | GraphModel = graph_model.load(model_uri, passport.io)
+    else:
+        model = keras_io.load_qat(model_uri, module, plan) if plan else keras_io.load(model_uri, module)
+    calibration, manifest = calibration_set.read(calibration_uri)
+    planned = (scheme.get("calibration") or {}).get("digest")
+    calibration_set.check_fits(manifest, passport.io["inputs"], planned)
+    allowed = {
+        "allow_select_tf_ops": bool(config.allow_select_tf_ops), "allow_custom_ops": bool(config.allow_custom_ops)
+    }  # fmt: skip
+    asked = dataclasses.replace(passport, scheme={**scheme, **allowed})
+    converted = convert_for_any_batch(model, asked, calibration)
+    checks.check_operators(converted.facts, **allowed)
 
     tested = {name: values[: config.parity_samples] for name, values in calibration.items()}
-    expected = {
-        name: tensor.numpy() for name, tensor in keras_io.inference_function(model, passport.io)(**tested).items()
-    }
-    received = run_in_child(content, tested, config.timeout_seconds)
-    closeness = parity(expected, received)
-    limit = _PARITY.get(scheme["scheme"])
-    for name, facts in closeness.items():
-        if limit is not None and facts["relative"] > limit:
-            raise ExportError(
-                f"output {name!r} differs from the Keras model's by {facts['max_abs']:.3g}, {facts['relative']:.2%} of "
-                f"its largest value; {scheme['scheme']} may differ by {limit:.2%}"
-            )
-    parity({name: received[name][:1] for name in expected}, {name: received[f"first/{name}"] for name in expected})
-    check_promises(content, passport.promises)
+    not_run, outcome = None, None
+    if any(op["kind"] == "flex" for op in converted.foreign):
+        not_run = _unrunnable(converted.foreign)
+    else:
+        how = {"batch": config.batch_size, "timeout_seconds": config.timeout_seconds}
+        try:
+            outcome = trial.run(converted.content, tested, **how)
+        except BatchError as error:
+            if graph_model.fixed_batch(passport.io) is not None:
+                raise
+            converted = _convert_for_one(model, asked, calibration, str(error))
+            outcome = trial.run(converted.content, tested, **how)
+        except ExportError as error:
+            if not converted.foreign or "unresolved custom op" not in str(error):
+                raise
+            not_run = _unrunnable(converted.foreign)
+    content, facts = converted.content, converted.facts
+    checks.check_integers(facts, scheme)
+    checks.check_quantization(facts)
+    checks.check_promises(content, passport.promises)
+    closeness = _closeness(scheme["scheme"], facts, reference(model, passport.io, tested), outcome)
 
-    runner = TFLiteModel(content)
     metadata = {
         "sha256": hashlib.sha256(content).hexdigest(),
-        "bytes": len(content),
-        "zlib_bytes": len(zlib.compress(content, 9)),
+        "bytes": facts["bytes"],
+        "zlib_bytes": facts["zlib_bytes"],
         "sparsity": litert.sparsity(content),
-        "any_batch": runner.any_batch,
-        "inputs": [_port(port) for port in runner.inputs],
-        "outputs": [_port(port) for port in runner.outputs],
-        "parity": closeness,
+        "any_batch": all(port["shape"][:1] == [-1] for port in facts["inputs"]),
+        "fixed_batch": converted.fixed_batch,
+        **{
+            side: [{k: v for k, v in port.items() if k != "step"} for port in facts[side]]
+            for side in ("inputs", "outputs")
+        },
+        **closeness,
+        "ops": facts["ops"],
+        "float_ops": dict(Counter(op["op"] for op in facts["float_ops"])),
+        "layers": facts["layers"],
+        "techniques": checks.techniques(facts, passport.promises),
+        "peak_rss_bytes": outcome and outcome.peak_rss_bytes,
+        "golden": _write_golden(content, tested, outcome, serving / GOLDEN_FILE) if outcome else 0,
+        "preprocessing": {"digest": module.source.digest},
+        "passport": _summary(passport),
+        "not_run": not_run,
     }
     (serving / MODEL_FILE).write_bytes(content)
     (serving / METADATA_FILE).write_text(json.dumps(metadata, indent=1) + "\n")
     if passport.io["labels"]:
         (serving / LABELS_FILE).write_text("\n".join(passport.io["labels"]) + "\n")
-    passport.with_step(
+    passport = passport.with_step(
         "TFLiteExporter",
         config.parameters(),
         inputs={"model": passport.steps[-1]["model"]},
         toolchain=toolchain,
         sha256=metadata["sha256"],
-    ).write(serving)
+    )
+    if not_run:
+        # converted and listed, and as a failed one never evaluated
+        passport = passport.failed("TFLiteExporter", ExportError(not_run))
+    passport.write(serving)
     return metadata
 
 
-def _port(port: litert.Port) -> dict[str, Any]:
-    facts = dataclasses.asdict(port)
-    del facts["index"]
-    return {**facts, "shape": list(port.shape), "dtype": port.dtype.name}
+def _unrunnable(foreign: list[dict[str, str]]) -> str:
+    names = ", ".join(sorted({op["op"] for op in foreign}))
+    return f"converted, but neither run nor compared with Keras: LiteRT alone has no {names}; an app may bring them"
+
+
+def _closeness(
+    scheme: str, facts: dict[str, Any], expected: dict[str, np.ndarray], outcome: Trial | None
+) -> dict[str, Any]:
+    """Returns `parity` and `parity_reference` of the metadata; raises ExportError where one is too far off."""
+    if outcome is None:
+        return {"parity": None, "parity_reference": None}
+    steps = {port["name"]: port["step"] or 0.0 for port in facts["outputs"]}
+    found = {}
+    for key, kernels, received in (
+        ("parity", "XNNPACK in a batch", outcome.together),
+        ("alone", "XNNPACK one by one", outcome.alone),
+        ("parity_reference", "the reference kernels", outcome.reference),
+    ):
+        count = len(next(iter(received.values())))
+        found[key] = checks.parity({name: values[:count] for name, values in expected.items()}, received)
+        # of a custom operator Keras has a stand-in at most
+        if not facts["ops"]["custom"]:
+            checks.check_parity(scheme, found[key], steps, kernels)
+    del found["alone"]
+    return found
+
+
+def _write_golden(content: bytes, tested: dict[str, np.ndarray], outcome: Trial, path: Path) -> int:
+    """Writes a few inputs and outputs as the app sees them, quantized where the port is; returns how many."""
+    runner = TFLiteModel(content)
+    count = len(next(iter(outcome.alone.values())))
+    inputs = {f"inputs/{port.name}": port.quantize(tested[port.name][:count]) for port in runner.inputs}
+    outputs = {f"outputs/{port.name}": port.quantize(outcome.alone[port.name]) for port in runner.outputs}
+    arrays.write(path, inputs | outputs, compress=True)
+    return count
+
+
+def _summary(passport: Passport) -> dict[str, Any]:
+    """Returns what was done to a model, in a few lines; the passport beside it has it all."""
+    return {
+        "steps": [{"step": step["step"], "config": step["config"]} for step in passport.steps],
+        "scheme": {key: (passport.scheme or {}).get(key) for key in ("scheme", "io_type")},
+        "promises": [dataclasses.asdict(promise) for promise in passport.promises],
+        "model": passport.steps[-1]["model"],
+    }

@@ -3,8 +3,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,13 @@ import numpy as np
 import pytest
 import tf_keras
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
 
-from edgeline import calibration_set, keras_io, litert, model_module
+from edgeline import arrays, calibration_set, keras_io, litert, model_module
 from edgeline.layers import BrokenPromiseError
 from edgeline.litert import TFLiteModel
 from edgeline.passport import Passport, Promise
-from edgeline.tflite_exporter import conversion
+from edgeline.tflite_exporter import checks, conversion
 from edgeline.tflite_exporter.config import Export
 from edgeline.tflite_exporter.conversion import ExportError
 
@@ -89,7 +88,7 @@ def test_number_types_names_and_batches(
     assert {w.stored.size: w.stored.dtype.name for w in litert.kernels(content, at_least=2)} == kernels
     assert model.any_batch
     received = model.run({"image": small.images()}, 5)["logits"]
-    facts = conversion.parity({"logits": expected}, {"logits": received})["logits"]
+    facts = checks.parity({"logits": expected}, {"logits": received})["logits"]
     assert facts["relative"] < {"float32": 1e-5, "float16": 1e-2, "int16x8": 2e-2}.get(scheme, 0.1)
     assert facts["agreement"] >= 0.9
 
@@ -131,145 +130,7 @@ def test_several_inputs_are_calibrated_by_name() -> None:
     np.testing.assert_allclose(joined, np.concatenate([samples["wide"], samples["narrow"]], 1), atol=0.8)
 
 
-# parity ---------------------------------------------------------------------------------------------------------------
-
-
-def test_parity_by_hand() -> None:
-    expected = {"y": np.float32([[3, 0], [0, 4], [1, 2]])}
-    received = {"y": np.float32([[3, 0], [0.5, 4], [2, 1]]), "other": np.float32([1])}
-    facts = conversion.parity(expected, received)
-    # dot 9 + 16 + 2 + 2, norms sqrt(9 + 16 + 5) and sqrt(9 + 16.25 + 5)
-    assert facts == {
-        "y": {
-            "max_abs": 1.0,
-            "relative": 0.25,
-            "cosine": pytest.approx(29 / math.sqrt(30 * 30.25)),
-            "agreement": pytest.approx(2 / 3),
-        }
-    }
-
-
-@pytest.mark.parametrize(
-    ("expected", "received", "facts"),
-    [
-        ([[0.0], [0.0]], [[0.0], [0.0]], {"max_abs": 0.0, "relative": 0.0, "cosine": 1.0, "agreement": 1.0}),
-        ([[0.0], [0.0]], [[0.0], [0.5]], {"max_abs": 0.5, "relative": 0.5e12, "cosine": 0.0, "agreement": 1.0}),
-        ([[1.0], [2.0]], [[-1.0], [-2.0]], {"max_abs": 4.0, "relative": 2.0, "cosine": -1.0, "agreement": 1.0}),
-        ([1.0, 2.0], [1.0, 2.0], {"max_abs": 0.0, "relative": 0.0, "cosine": 1.0, "agreement": 1.0}),
-    ],
-)
-def test_parity_of_zeros_opposites_and_scalars(expected: Any, received: Any, facts: dict[str, float]) -> None:
-    found = conversion.parity({"y": np.float32(expected)}, {"y": np.float32(received)})
-    assert found["y"] == pytest.approx(facts)
-
-
-def test_parity_over_positions() -> None:
-    # segmentation: the argmax of every position counts
-    want = np.float32([[[1, 0], [0, 1]], [[1, 0], [0, 1]]])
-    got = np.float32([[[1, 0], [0, 1]], [[1, 0], [1, 0]]])
-    assert conversion.parity({"y": want}, {"y": got})["y"]["agreement"] == 0.75
-
-
-@pytest.mark.parametrize(
-    ("expected", "received", "message"),
-    [
-        ([[1.0]], None, r"output 'y' has shape None, expected \(1, 1\); outputs: \[\]"),
-        ([[1.0]], [[1.0, 2.0]], r"output 'y' has shape \(1, 2\), expected \(1, 1\); outputs: \['y'\]"),
-        ([[1.0, 2.0]], [[math.nan, math.inf]], "output 'y' has 2 values that are NaN or infinite"),
-        ([[1.0, math.nan]], [[1.0, 2.0]], "output 'y' of the Keras model has 1 values that are NaN or infinite"),
-    ],
-)
-def test_outputs_that_cannot_be_compared(expected: Any, received: Any, message: str) -> None:
-    got = {} if received is None else {"y": np.float32(received)}
-    with pytest.raises(ExportError, match=message):
-        conversion.parity({"y": np.float32(expected)}, got)
-
-
-# the child process ----------------------------------------------------------------------------------------------------
-
-
-def test_the_child_process_runs_the_model(converted: Any, small: Any) -> None:
-    content, expected = converted("float32")
-    outputs = conversion.run_in_child(content, {"image": small.images()}, 60)
-    assert outputs.keys() == {"logits", "first/logits"}
-    np.testing.assert_allclose(outputs["logits"], expected, atol=1e-4)
-    np.testing.assert_allclose(outputs["first/logits"], expected[:1], atol=1e-4)
-
-
-def test_a_model_that_the_runtime_refuses() -> None:
-    with pytest.raises(ExportError, match=r"^LiteRT cannot run the model: ValueError: The model is not a valid Flat"):
-        conversion.run_in_child(b"not a model", {"x": np.zeros([1, 1], np.float32)}, 60)
-
-
-def child(path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Puts a shell script in Python's place, to die as a runtime may."""
-    program = path / "python"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(program))
-
-
-@pytest.mark.parametrize("name", ["SEGV", "ABRT", "KILL"])
-def test_a_crash_is_the_candidates_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    child(tmp_path, monkeypatch, f"kill -{name} $$")
-    with pytest.raises(ExportError, match=f"^LiteRT crashed on the model with SIG{name}$"):
-        conversion.run_in_child(b"", {"x": np.zeros([1, 1])}, 60)
-
-
-def test_a_hang_is_the_candidates_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    child(tmp_path, monkeypatch, "exec sleep 60")
-    with pytest.raises(ExportError, match=r"^LiteRT did not finish 7 samples in 1 s$"):
-        conversion.run_in_child(b"", {"x": np.zeros([7, 1])}, 1)
-
-
-def test_a_death_without_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    child(tmp_path, monkeypatch, "exit 3")
-    with pytest.raises(ExportError, match=r"^LiteRT cannot run the model: no message$"):
-        conversion.run_in_child(b"", {"x": np.zeros([1, 1])}, 60)
-
-
-# promises -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def dense_pair() -> bytes:
-    """Two kernels of one shape: `first` is half zeros, `second` has two values in each output channel."""
-    random = np.random.default_rng(0)
-    model = tf_keras.Sequential(
-        [
-            tf_keras.Input([8], name="x"),
-            tf_keras.layers.Dense(8, use_bias=False, activation="relu", name="first"),
-            tf_keras.layers.Dense(8, use_bias=False, name="second"),
-        ]
-    )
-    half = random.uniform(1, 2, [8, 8]).astype(np.float32)
-    half[:4] = 0
-    model.set_weights([half, np.repeat(np.float32([[1]] * 4 + [[2]] * 4), 8, axis=1)])
-    port = {"name": "x", "shape": [None, 8], "dtype": "float32"}
-    io = {"inputs": [port], "outputs": [{"name": "y"}], "labels": []}
-    return conversion.convert(model, with_scheme(Passport(io), "float32"), {})
-
-
-def test_promises_are_checked_in_the_file(dense_pair: bytes) -> None:
-    kept = (Promise("sparsity", "first", (8, 8), 0.5), Promise("clusters", "second", (8, 8), 2))
-    conversion.check_promises(dense_pair, kept)
-    # counted per output channel: of `first`, each has zero and four others
-    conversion.check_promises(dense_pair, (Promise("clusters", "first", (8, 8), 5),))
-
-
-@pytest.mark.parametrize(
-    ("promise", "message"),
-    [
-        (Promise("sparsity", "first", (8, 8), 0.9), r"first \(sparsity 0.9, found 0.5000 zeros, 5 values\)"),
-        # another layer of the same shape would keep it
-        (Promise("sparsity", "second", (8, 8), 0.5), r"second \(sparsity 0.5, found 0.0000 zeros, 2 values\)"),
-        (Promise("clusters", "first", (8, 8), 2), r"first \(clusters 2, found 0.5000 zeros, 5 values\)"),
-        (Promise("sparsity", "first", (4, 16), 0.5), r"first \(sparsity 0.5, found no such tensor\)"),
-    ],
-)
-def test_a_broken_promise_names_the_layer(dense_pair: bytes, promise: Promise, message: str) -> None:
-    with pytest.raises(BrokenPromiseError, match=f"^the conversion broke what was promised for 1 layers: {message}$"):
-        conversion.check_promises(dense_pair, (promise,))
+# promises -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -286,7 +147,7 @@ def test_zeros_and_shared_values_survive_every_conversion(small: Any, pruned_and
     content = conversion.convert(pruned_and_clustered.load(), passport, {"image": small.images()})
     promises = pruned_and_clustered.outcome.promises
     assert len(promises) == 6
-    conversion.check_promises(content, promises)
+    checks.check_promises(content, promises)
     assert litert.sparsity(content) > 0.75
 
 
@@ -294,12 +155,12 @@ def test_zeros_and_shared_values_survive_every_conversion(small: Any, pruned_and
 
 
 def export(
-    small: Any, calibration: str, folder: Path, scheme: str, *, config: Export | None = None, **changes: Any
+    small: Any, calibration: str, folder: Path, scheme: str, io_type: str = "float32", **changes: Any
 ) -> dict[str, Any]:
-    passport = dataclasses.replace(with_scheme(Passport.read(small.folder), scheme), **changes)
+    passport = dataclasses.replace(with_scheme(Passport.read(small.folder), scheme, io_type), **changes)
     folder.mkdir(exist_ok=True)
     return conversion.export(
-        config or Export(parity_samples=8, timeout_seconds=60),
+        Export(parity_samples=8, timeout_seconds=60),
         small.module,
         passport,
         toolchain="tools",
@@ -316,6 +177,7 @@ def test_export_writes_the_folder_that_is_deployed(small: Any, calibration: str,
         "metadata.json",
         "labels.txt",
         "passport.json",
+        "golden.npz",
     }
     content = (tmp_path / "out" / "model.tflite").read_bytes()
     assert metadata["sha256"] == hashlib.sha256(content).hexdigest()
@@ -326,13 +188,41 @@ def test_export_writes_the_folder_that_is_deployed(small: Any, calibration: str,
         {"name": "image", "shape": [-1, 8, 8, 1], "dtype": "float32", "scale": 0.0, "zero_point": 0}
     ]
     assert [port["name"] for port in metadata["outputs"]] == ["logits"]
-    assert metadata["parity"]["logits"]["agreement"] == 1.0
+    assert metadata["parity"]["logits"]["agreement"] == metadata["parity_reference"]["logits"]["agreement"] == 1.0
+    assert metadata["fixed_batch"] is metadata["not_run"] is None
+    assert metadata["ops"]["builtin"]["CONV_2D"] == metadata["float_ops"]["CONV_2D"] == 2
+    assert metadata["ops"]["custom"] == metadata["ops"]["flex"] == {}
+    # 18 + 144 + 2048 + 48 values and 29 biases, the first convolution's from its normalization
+    assert metadata["techniques"]["float16"]["bytes"] == 2 * (18 + 144 + 2048 + 48 + 29)
+    assert metadata["layers"]["hidden"]["bytes"] == 2 * (2048 + 16)
+    assert 0 < metadata["peak_rss_bytes"] < 30_000_000
+    assert metadata["preprocessing"] == {"digest": small.module.source.digest}
+    assert [step["step"] for step in metadata["passport"]["steps"]] == ["Trainer"]
+    assert metadata["passport"]["scheme"] == {"scheme": "float16", "io_type": "float32"}
     assert json.loads((tmp_path / "out" / "metadata.json").read_text()) == metadata
     assert (tmp_path / "out" / "labels.txt").read_text() == "top\nmiddle\nbottom\n"
     passport = Passport.read(tmp_path / "out")
     assert [step["step"] for step in passport.steps] == ["Trainer", "TFLiteExporter"]
     assert passport.steps[-1]["sha256"] == metadata["sha256"]
     assert passport.failure is None
+
+
+def test_golden_vectors_are_what_the_app_sees(small: Any, calibration: str, tmp_path: Path) -> None:
+    metadata = export(small, calibration, tmp_path / "out", "int8", "uint8")
+    golden = arrays.read(tmp_path / "out" / "golden.npz")
+    assert golden.keys() == {"inputs/image", "outputs/logits"}
+    assert metadata["golden"] == len(golden["inputs/image"]) == len(golden["outputs/logits"]) == 8
+    assert {values.dtype.name for values in golden.values()} == {"uint8"}
+    [port] = metadata["inputs"]
+    expected = small.images()[:8] / port["scale"] + port["zero_point"]
+    np.testing.assert_allclose(golden["inputs/image"], expected, atol=0.51)
+    # as any LiteRT runs them
+    interpreter = Interpreter(model_path=str(tmp_path / "out" / "model.tflite"))
+    interpreter.allocate_tensors()
+    for image, logits in zip(golden["inputs/image"], golden["outputs/logits"], strict=True):
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[np.newaxis])
+        interpreter.invoke()
+        np.testing.assert_array_equal(interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0], logits)
 
 
 @pytest.mark.slow
@@ -357,7 +247,7 @@ def test_export_of_a_model_trained_for_quantization(small: Any, calibration: str
 def test_export_refuses_what_differs_from_keras(
     small: Any, calibration: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(conversion._PARITY, "float32", -1.0)
+    monkeypatch.setitem(checks.LIMITS, "float32", {"relative": -1.0})
     with pytest.raises(
         ExportError, match=r"output 'logits' differs from the Keras model's by .*; float32 may differ by"
     ):
@@ -387,3 +277,189 @@ def test_export_refuses_outputs_that_are_no_numbers(tiny_module: Path, tmp_path:
             Export(), module, passport, toolchain="", model_uri=str(tmp_path),
             calibration_uri=str(tmp_path / "calibration"), serving=tmp_path,
         )  # fmt: skip
+
+
+# what operators demand ------------------------------------------------------------------------------------------------
+
+
+def export_built(tiny_module: Path, build: str, scheme: str, *, shape: tuple[int, ...] = (4,), **asked: Any) -> Any:
+    """Exports an untrained model of `build`, lines that end with one; returns its metadata and its passport."""
+    code, _, rest = tiny_module.read_text().partition("def build_model():\n")
+    after = rest[rest.index("def compile_model") :]
+    tiny_module.write_text(f"{code}{build}\n\n\n{after}")
+    tf_keras.utils.set_random_seed(1)
+    module = model_module.load(str(tiny_module))
+    model = module.build_model()
+    folder = tiny_module.parent / "artifact"
+    keras_io.save(model, str(folder))
+    samples = np.random.default_rng(0).normal(size=[12, *shape]).astype(np.float32)
+    calibration_set.write(str(folder / "calibration"), {"x": samples}, {})
+    serving = folder / "serving"
+    serving.mkdir()
+    passport = with_scheme(
+        Passport(keras_io.describe_io(model, module), steps=({"step": "T", "config": {}, "model": ""},)), scheme
+    )
+    metadata = conversion.export(
+        Export(**asked), module, passport, toolchain="", model_uri=str(folder),
+        calibration_uri=str(folder / "calibration"), serving=serving,
+    )  # fmt: skip
+    assert json.loads((serving / "metadata.json").read_text()) == metadata
+    return metadata, Passport.read(serving)
+
+
+RECURRENT = """
+def build_model():
+    layers = [keras.Input([6, 3], name="x"), keras.layers.{kind}(5, name="memory"), keras.layers.Dense(2, name="last")]
+    return keras.Sequential(layers)
+"""
+
+
+@pytest.mark.slow
+def test_a_gru_takes_one_example_at_a_time(tiny_module: Path) -> None:
+    metadata, passport = export_built(tiny_module, RECURRENT.format(kind="GRU"), "float32", shape=(6, 3))
+    assert metadata["any_batch"] is False
+    assert metadata["fixed_batch"].startswith("LiteRT has no tf.TensorListReserve")
+    assert metadata["inputs"][0]["shape"] == [1, 6, 3]
+    assert metadata["ops"]["builtin"]["WHILE"] == 1
+    assert metadata["ops"]["custom"] == metadata["ops"]["flex"] == {}
+    assert metadata["parity"]["last"]["relative"] < 1e-5
+    assert passport.failure is None
+
+
+@pytest.mark.slow
+def test_a_gru_cannot_be_calibrated(tiny_module: Path) -> None:
+    # LiteRT's calibrator would take this process with it
+    with pytest.raises(ValueError, match=r"^int8 cannot be calibrated: .* crashes on loops, and memory is one"):
+        export_built(tiny_module, RECURRENT.format(kind="GRU"), "int8", shape=(6, 3))
+
+
+@pytest.mark.slow
+def test_an_lstm_is_one_operator_of_integers(tiny_module: Path) -> None:
+    metadata, _ = export_built(tiny_module, RECURRENT.format(kind="LSTM"), "int8", shape=(6, 3))
+    assert metadata["ops"]["builtin"]["UNIDIRECTIONAL_SEQUENCE_LSTM"] == 1
+    assert metadata["float_ops"] == {}
+    assert metadata["any_batch"] is False
+
+
+def test_sizes_that_are_open(tiny_module: Path) -> None:
+    build = """
+def build_model():
+    x = keras.Input([None, None, 3], name="x")
+    found = keras.layers.PReLU(shared_axes=[1, 2], name="p1")(keras.layers.Conv2D(4, 3, name="c1")(x))
+    heads = [keras.layers.Conv2D(2, 1, activation="softmax", name="face"), keras.layers.Conv2D(4, 1, name="box")]
+    return keras.Model(x, [head(found) for head in heads])
+"""
+    metadata, _ = export_built(tiny_module, build, "int8", shape=(9, 7, 3), batch_size=4)
+    assert metadata["inputs"][0]["shape"] == [-1, -1, -1, 3]
+    assert metadata["any_batch"] is True
+    assert metadata["parity"].keys() == {"face", "box"}
+
+
+WAVE = """
+class Wave(keras.layers.Layer):
+    def call(self, x):
+        return {formula}
+
+
+def custom_objects():
+    return {{"Wave": Wave}}
+
+
+def build_model():
+    layers = [keras.Input([4], name="x"), keras.layers.Dense(8, name="first"), Wave(name="wave")]
+    return keras.Sequential([*layers, keras.layers.Dense(3, name="last")])
+"""
+
+
+def test_what_would_stay_float_is_refused(tiny_module: Path) -> None:
+    with pytest.raises(
+        ExportError, match=r"^int8 computes on integers alone, .*stayed float: SIN \(layer wave, tensor "
+    ):
+        export_built(tiny_module, WAVE.format(formula="tf.sin(x)"), "int8")
+
+
+@pytest.mark.slow
+def test_a_model_that_takes_no_batch_is_converted_for_one(tiny_module: Path) -> None:
+    # its lowering has shapes of a batch that was not known
+    metadata, _ = export_built(tiny_module, WAVE.format(formula="tf.math.lgamma(tf.abs(x) + 1.0)"), "float32")
+    assert metadata["any_batch"] is False
+    assert "(XNNPACK, batch 256)" in metadata["fixed_batch"]
+    assert metadata["parity"]["last"]["relative"] < 1e-3
+
+
+DETERMINANT = WAVE.format(formula="tf.reshape(tf.linalg.det(tf.reshape(x, [-1, 2, 2, 2])), [-1, 2])")
+
+
+def test_operators_of_tensorflow_are_named(tiny_module: Path) -> None:
+    message = r"not LiteRT's own: tf.MatrixDeterminant \(layer wave, allow_select_tf_ops\)\. Replace"
+    with pytest.raises(ExportError, match=message):
+        export_built(tiny_module, DETERMINANT, "float32")
+
+
+def test_operators_of_tensorflow_are_converted_and_never_selected(tiny_module: Path) -> None:
+    metadata, passport = export_built(tiny_module, DETERMINANT, "float32", allow_select_tf_ops=1)
+    assert metadata["ops"]["flex"] == {"FlexMatrixDeterminant": 1}
+    assert metadata["parity"] is metadata["parity_reference"] is metadata["peak_rss_bytes"] is None
+    assert metadata["golden"] == 0
+    assert passport.failure == {"step": "TFLiteExporter", "error": f"ExportError: {metadata['not_run']}"}
+    assert metadata["not_run"].endswith("LiteRT alone has no FlexMatrixDeterminant; an app may bring them")
+
+
+@pytest.mark.slow
+def test_a_custom_operator_that_the_runtime_does_not_know(tiny_module: Path) -> None:
+    metadata, passport = export_built(tiny_module, DETERMINANT, "float32", allow_custom_ops=1)
+    assert metadata["ops"]["custom"] == {"MatrixDeterminant": 1}
+    assert passport.failure is not None
+
+
+DETECTION = """
+OPTIONS = {"max_detections": "i: 3", "max_classes_per_detection": "i: 1", "num_classes": "i: 2",
+           "nms_score_threshold": "f: 0.0", "nms_iou_threshold": "f: 0.5", "y_scale": "f: 10.0", "x_scale": "f: 10.0",
+           "h_scale": "f: 5.0", "w_scale": "f: 5.0", "use_regular_nms": "b: false"}
+
+
+class PostProcess(keras.layers.Layer):
+    def call(self, inputs):
+        options = " ".join('attr { key: "%s" value { %s } }' % option for option in OPTIONS.items())
+
+        @tf.function(experimental_implements='name: "TFLite_Detection_PostProcess" ' + options)
+        def post_process(boxes, scores, anchors):
+            return tf.zeros([1, 3, 4]), tf.zeros([1, 3]), tf.zeros([1, 3]), tf.zeros([1])
+
+        anchors = tf.constant([[0.2, 0.2, 0.1, 0.1], [0.2, 0.8, 0.1, 0.1], [0.8, 0.2, 0.1, 0.1], [0.8, 0.8, 0.1, 0.1]])
+        found = post_process(inputs[0], inputs[1], anchors)
+        rows = tf.shape(inputs[0])[:1]
+        return [tf.broadcast_to(part, tf.concat([rows, part.shape[1:]], 0)) for part in found]
+
+
+def custom_objects():
+    return {"PostProcess": PostProcess}
+
+
+def build_model():
+    x = keras.Input([4], name="x")
+    boxes = keras.layers.Reshape([4, 4])(keras.layers.Dense(16, name="boxes")(x))
+    scores = keras.layers.Reshape([4, 3])(keras.layers.Dense(12, activation="sigmoid", name="scores")(x))
+    return keras.Model(x, PostProcess(name="post")([boxes, scores]))
+
+
+def output_names():
+    return ["boxes", "classes", "scores", "count"]
+"""
+
+
+def test_custom_operators_need_leave(tiny_module: Path) -> None:
+    message = r"not LiteRT's own: TFLite_Detection_PostProcess \(layer post, .*allow_custom_ops"
+    with pytest.raises(ExportError, match=message):
+        export_built(tiny_module, DETECTION, "float32")
+
+
+def test_a_custom_operator_that_the_runtime_knows(tiny_module: Path) -> None:
+    metadata, passport = export_built(tiny_module, DETECTION, "float32", allow_custom_ops=1)
+    assert metadata["ops"]["custom"] == {"TFLite_Detection_PostProcess": 1}
+    assert passport.failure is metadata["not_run"] is None
+    assert [port["name"] for port in metadata["outputs"]] == ["boxes", "classes", "scores", "count"]
+    golden = arrays.read(tiny_module.parent / "artifact" / "serving" / "golden.npz")
+    # Keras' stand-in finds nothing; the operator keeps those boxes that do not lie upon each other
+    assert golden["outputs/count"].max() > 0
+    assert metadata["parity"]["count"]["max_abs"] > 0

@@ -1,0 +1,150 @@
+"""`edgeline inspect`: what is in a `.tflite` file, whoever made it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+_DONE = 0
+
+#: Wide enough for whole names where the output is not a terminal.
+_FILE_WIDTH = 220
+#: Constants with fewer values are biases, shapes and lookup tables.
+_SMALLEST_WEIGHT = 32
+
+
+def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Adds `inspect` to the commands of `edgeline`.
+
+    Args:
+      commands: what `add_subparsers` of `edgeline` returned.
+      common: parent of every command's parser.
+    """
+    inspect = commands.add_parser(
+        "inspect",
+        parents=[common],
+        help="say what is in a .tflite file",
+        description=(
+            "Say what is in a .tflite file: inputs and outputs, operators and which of them compute on floats, and of "
+            "each weight its bytes, zeros, distinct values and quantization; what breaks the TFLite quantization "
+            "specification; and what was done to the model, where its passport.json lies beside it. Nothing is run, "
+            "and a damaged file does no harm."
+        ),
+        epilog="exit codes: 0 the file was read, 2 it is missing, damaged or no TFLite file",
+    )
+    inspect.set_defaults(command=_inspect)
+    inspect.add_argument("file", type=Path, metavar="FILE.tflite")
+    inspect.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from edgeline import inspection
+
+    path: Path = arguments.file
+    facts = {"file": str(path), **inspection.read(path), "passport": _passport(path.parent)}
+    out = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    if arguments.output == "json":
+        out.print(json.dumps({"exit_code": _DONE, **facts}), soft_wrap=True, markup=False, highlight=False)
+    else:
+        _print(out, facts)
+    return _DONE
+
+
+def _passport(folder: Path) -> dict[str, Any] | None:
+    """Returns what `passport.json` in a folder says; None without, and `error` where it cannot be read."""
+    from edgeline.passport import FILE_NAME, Passport
+
+    if not (folder / FILE_NAME).exists():
+        return None
+    try:
+        passport = Passport.read(folder)
+        steps = [{"step": str(step["step"]), "config": dict(step["config"])} for step in passport.steps]
+        failure = f"{passport.failure['step']}: {passport.failure['error']}" if passport.failure else None
+    except Exception as error:  # any JSON may be in a file of that name
+        return {"error": f"{folder / FILE_NAME} cannot be read: {type(error).__name__}: {error}"}
+    return {"steps": steps, "scheme": passport.scheme, "failure": failure}
+
+
+def _print(out: Console, facts: dict[str, Any]) -> None:
+    _say(out, f"{facts['file']}: {facts['bytes']:,} bytes, {facts['zlib_bytes']:,} after zlib\n")
+    ports = _table("port", "name", "shape", "type", "scale", "zero point")
+    for side in ("inputs", "outputs"):
+        for port in facts[side]:
+            quantized = (f"{port['scale']:.6g}", str(port["zero_point"])) if port["scale"] else ("", "")
+            shape = str(port["shape"]).replace("-1", "any")
+            ports.add_row(side[:-1], escape(port["name"]), escape(shape), port["dtype"], *quantized)
+    out.print(ports)
+
+    floats = [op["op"] for op in facts["float_ops"]]
+    ops = _table("operator", "count", "on floats", right=(1, 2))
+    for kind, counts in facts["ops"].items():
+        for name, count in counts.items():
+            shown = name if kind == "builtin" else f"{name} ({kind})"
+            ops.add_row(escape(shown), str(count), str(floats.count(name) or ""))
+    out.print(ops)
+
+    weights = [weight for weight in facts["weights"] if _size(weight) >= _SMALLEST_WEIGHT]
+    table = _table(
+        "weight", "layer", "type", "shape", "bytes", "zlib", "zeros", "values", "per channel", "scales",
+        right=range(4, 10),
+    )  # fmt: skip
+    for weight in sorted(weights, key=lambda weight: -weight["bytes"]):
+        counted = weight["zeros"] is not None
+        table.add_row(
+            escape(weight["name"].split(";")[0]),
+            escape(weight["layer"]),
+            weight["dtype"],
+            escape(str(weight["shape"])),
+            f"{weight['bytes']:,}",
+            f"{weight['zlib_bytes']:,}",
+            f"{weight['zeros']:.1%}" if counted else "",
+            f"{weight['values']:,}" if counted else "",
+            f"{weight['channel_values']:,}" if counted else "",
+            str(weight["scales"] or ""),
+        )
+    if weights:
+        out.print(table)
+    others = len(facts["weights"]) - len(weights)
+    if others:
+        _say(out, f"and {others} constants of fewer than {_SMALLEST_WEIGHT} values")
+    for violation in facts["violations"]:
+        _say(out, f"against the quantization specification: {violation}", "yellow")
+    _print_passport(out, facts["passport"])
+
+
+def _size(weight: dict[str, Any]) -> int:
+    total = 1
+    for n in weight["shape"]:
+        total *= n
+    return total
+
+
+def _print_passport(out: Console, passport: dict[str, Any] | None) -> None:
+    if passport is None:
+        return
+    if "error" in passport:
+        _say(out, passport["error"], "yellow")
+        return
+    for step in passport["steps"]:
+        _say(out, f"{step['step']}: " + " ".join(f"{name}={value}" for name, value in step["config"].items()))
+    if passport["failure"]:
+        _say(out, f"failed: {passport['failure']}", "yellow")
+
+
+def _table(*columns: str, right: Any = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="right" if position in right else "left", overflow="fold")
+    return table
+
+
+def _say(shown: Console, text: str, style: str = "") -> None:
+    shown.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
