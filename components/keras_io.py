@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
@@ -17,6 +20,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.cl
 from edgeline import arrays
 from edgeline.data import ExampleParser
 from edgeline.errors import UserError
+from edgeline.model_form import ModelForm
 from edgeline.model_module import ModelModule
 from edgeline.passport import digest_of_bytes
 
@@ -63,10 +67,28 @@ def save(model: tf_keras.Model, folder: str) -> None:
 
 
 def load(folder: str, module: ModelModule) -> tf_keras.Model:
-    """Returns the model of an artifact's folder, uncompiled, in safe mode; after a QAT step the wrapped one's base."""
-    return tf_keras.models.load_model(
-        Path(folder, MODEL_FILE), custom_objects=module.custom_objects(), compile=False, safe_mode=True
-    )
+    """Returns the model of an artifact's folder, uncompiled, in safe mode; after a QAT step the wrapped one's base.
+
+    Raises:
+      UserError: of the model only the graph is known.
+    """
+    path = Path(folder, MODEL_FILE)
+    if not path.exists() and Path(folder, SERVING_FOLDER).exists():
+        raise UserError(
+            f"the model in {folder} was imported without its layers (no {MODEL_FILE}, only {SERVING_FOLDER}): it can "
+            f"be converted and quantized after training, but not trained on; import the Keras model it was exported "
+            f"from"
+        )
+    return tf_keras.models.load_model(path, custom_objects=module.custom_objects(), compile=False, safe_mode=True)
+
+
+def form(folder: str, io: dict[str, Any]) -> ModelForm:
+    """Returns the form of the model in an artifact's folder; `io` is its passport's."""
+    path = Path(folder, MODEL_FILE)
+    if not path.exists():
+        return ModelForm(io)
+    with zipfile.ZipFile(path) as archive:
+        return ModelForm(io, archive.read("config.json").decode())
 
 
 def quantization_aware(model: tf_keras.Model, plan: dict[str, Any]) -> tf_keras.Model:
@@ -123,6 +145,11 @@ def digest(model: tf_keras.Model) -> str:
     """Returns the hexadecimal SHA-256 of the model's config and weights (a `.keras` file itself holds times)."""
     config = json.dumps(model.get_config(), sort_keys=True, default=str).encode()
     return digest_of_bytes(config, *(weight.numpy().tobytes() for weight in model.weights))
+
+
+def zlib_bytes(model: tf_keras.Model) -> int:
+    """Returns the size of the model's float32 weights after zlib at level 9, in bytes: what a step bought so far."""
+    return sum(len(zlib.compress(weight.numpy().astype(np.float32).tobytes(), 9)) for weight in model.weights)
 
 
 def describe_io(model: tf_keras.Model, module: ModelModule) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from edgeline.errors import UserError
+from edgeline.model_form import ModelForm
 
 REQUIRED_HOOKS = {
     "feature_spec": "feature_spec() -> dict[str, tf.io.FixedLenFeature]",
@@ -32,6 +33,7 @@ REQUIRED_HOOKS = {
 OPTIONAL_HOOKS = {
     "class_names": "class_names() -> list[str]",
     "output_names": "output_names() -> list[str]",
+    "slice_features": "slice_features() -> list[str | tuple[str, ...]]",
     "custom_objects": "custom_objects() -> dict[str, object]",
     "augment": "augment(inputs, label, seed) -> (inputs, label)",
     "example_weight": "example_weight(features) -> tf.Tensor",
@@ -60,17 +62,24 @@ class Source:
 
 
 class ModelModule:
-    """A loaded model module; each hook is a method, optional ones have a neutral default."""
+    """A loaded model module; each hook is a method, optional ones have a neutral default.
 
-    def __init__(self, source: Source, code: ModuleType):
+    Args:
+      source: where its code is.
+      code: the imported module.
+      form: of an imported model, which `build_model` then returns without asking the module; None: the module's own.
+    """
+
+    def __init__(self, source: Source, code: ModuleType, form: ModelForm | None = None):
         self.source = source
         self._code = code
+        self._form = form
 
     def _hook(self, name: str) -> Callable[..., Any] | None:
         return getattr(self._code, name, None)
 
     def has(self, hook: str) -> bool:
-        """Returns whether the module defines this optional hook."""
+        """Returns whether the module defines this hook."""
         return self._hook(hook) is not None
 
     def _call(self, name: str, *arguments: Any, default: Any = None) -> Any:
@@ -107,20 +116,30 @@ class ModelModule:
     def build_model(self) -> Any:
         """Returns a new, uncompiled tf_keras model; names of its layers do not depend on models built before.
 
+        A Keras 3 model is rebuilt in tf_keras.
+
         Raises:
-          UserError: the hook returned something else, e.g. a Keras 3 model or one without a defined input.
+          UserError: the hook returned something else, a model without a defined input, or a Keras 3 model with layers
+            that tf_keras has no twin for.
         """
         import tf_keras
 
+        from edgeline import keras3_bridge
+
         tf_keras.backend.reset_uids()
+        if "keras" in sys.modules:
+            sys.modules["keras"].utils.clear_session(free_memory=False)
+        if self._form is not None:
+            return self._form.build(self.custom_objects())
+        if not self.has("build_model"):
+            _raise_missing("build_model", self.source.reference, dir(self._code))
         model = self._call("build_model")
         where = f"build_model() of {self.source.reference}"
+        if keras3_bridge.is_keras3(model):
+            model = keras3_bridge.convert(model, f"the Keras 3 model that {where} returns")
         if not isinstance(model, tf_keras.Model):
             root = type(model).__module__.split(".")[0]
-            hint = ""
-            if any(base.__module__.split(".")[0] == "keras" for base in type(model).__mro__):
-                hint = "; this is a Keras 3 model: write `import tf_keras as keras` in the module"
-            raise UserError(f"{where} must return a tf_keras.Model, received {root}'s {type(model).__name__}{hint}")
+            raise UserError(f"{where} must return a tf_keras.Model, received {root}'s {type(model).__name__}")
         if getattr(model, "inputs", None) is None:
             raise UserError(f"{where} returned a model without defined inputs; begin it with tf_keras.Input(shape)")
         return model
@@ -128,15 +147,27 @@ class ModelModule:
     def compile_model(self, model: Any) -> None:
         """Compiles a model (anew: wrapping and stripping layers loses the optimizer).
 
-        A metric without a name of its own is called the same each time: `recall`, never `recall_1`.
+        A metric without a name of its own is called the same each time: `recall`, never `recall_1`. Optimizers, losses
+        and metrics of Keras 3 become tf_keras'.
 
         Raises:
-          UserError: the hook did not compile it.
+          UserError: the hook did not compile it, or with something of Keras 3 that tf_keras does not have.
         """
         import tf_keras
 
+        from edgeline import keras3_bridge
+
         tf_keras.backend.reset_uids()
-        self._call("compile_model", model)
+        compile_it = model.compile
+
+        def translated(*args: Any, **kwargs: Any) -> None:
+            compile_it(*keras3_bridge.compile_arguments(args), **keras3_bridge.compile_arguments(kwargs))
+
+        vars(model)["compile"] = translated
+        try:
+            self._call("compile_model", model)
+        finally:
+            del vars(model)["compile"]
         if getattr(model, "optimizer", None) is None or not getattr(model, "loss", None):
             raise UserError(
                 f"compile_model(model) of {self.source.reference} must call model.compile with an optimizer and a "
@@ -160,6 +191,24 @@ class ModelModule:
         """
         return self._names("output_names")
 
+    def slice_features(self) -> list[str | tuple[str, ...]]:
+        """Returns the features, or tuples of features, by whose values the evaluation is sliced; empty without.
+
+        Raises:
+          UserError: the hook returned something else.
+        """
+        names = self._call("slice_features", default=[])
+        found: list[str | tuple[str, ...]] = []
+        for entry in names if isinstance(names, list | tuple) else [None]:
+            parts = (entry,) if isinstance(entry, str) else entry
+            if not isinstance(parts, list | tuple) or not parts or not all(isinstance(part, str) for part in parts):
+                raise UserError(
+                    f"slice_features() of {self.source.reference} must return a list of feature names, or tuples of "
+                    f"them for their crosses, received {names!r}"
+                )
+            found.append(entry if isinstance(entry, str) else tuple(parts))
+        return found
+
     def _names(self, hook: str) -> list[str]:
         names = self._call(hook, default=[])
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
@@ -179,11 +228,12 @@ class ModelModule:
         return self._call("example_weight", features)
 
 
-def locate(reference: str) -> Source:
+def locate(reference: str, *, needs_model: bool = True) -> Source:
     """Finds a model module and checks its hooks by reading its source, so that mistakes show at once.
 
     Args:
       reference: path of a `.py` file, or the dotted name of an installed module.
+      needs_model: whether it must have `build_model`; False where the model comes from a file.
 
     Raises:
       UserError: not found, not Python, a hook is missing or has a wrong signature.
@@ -196,7 +246,7 @@ def locate(reference: str) -> Source:
         tree = ast.parse(path.read_bytes(), filename=str(path))
     except SyntaxError as error:
         raise UserError(f"model module {reference} is not valid Python: line {error.lineno}: {error.msg}") from None
-    _check_hooks(tree, reference)
+    _check_hooks(tree, reference, needs_model)
     if is_path:
         return Source(str(path), path, *_local_code(path, path.parent, None))
     # beside its top-level package lies all else that is installed
@@ -204,7 +254,7 @@ def locate(reference: str) -> Source:
     return Source(reference, path, *_local_code(path, root, reference.split(".")[0]))
 
 
-def load(reference: str, digest: str | None = None) -> ModelModule:
+def load(reference: str, digest: str | None = None, form: ModelForm | None = None) -> ModelModule:
     """Imports a model module and checks its hooks.
 
     A `.py` file can import modules that lie beside it at its top, but not inside its hooks: only while it is imported
@@ -213,11 +263,12 @@ def load(reference: str, digest: str | None = None) -> ModelModule:
     Args:
       reference: as for `locate`.
       digest: what the module's digest was when the pipeline was built, to be held against what is found now.
+      form: as for `ModelModule`.
 
     Raises:
       UserError: as for `locate`, or importing it failed, or it has another digest.
     """
-    source = locate(reference)
+    source = locate(reference, needs_model=False)
     if digest is not None and source.digest != digest:
         raise UserError(
             f"model module {reference} is not the one this run began with (digest {source.digest[:12]}, expected "
@@ -238,7 +289,8 @@ def load(reference: str, digest: str | None = None) -> ModelModule:
     for hook in _HOOKS:
         function = getattr(code, hook, None)
         if function is None:
-            if hook in REQUIRED_HOOKS:
+            # a run that imports its model does without; for all others `build_model` below says so
+            if hook in REQUIRED_HOOKS and hook != "build_model":
                 _raise_missing(hook, reference, dir(code))
             continue
         if not callable(function):
@@ -249,7 +301,7 @@ def load(reference: str, digest: str | None = None) -> ModelModule:
             inspect.signature(function).bind(*range(_arity(hook)))
         except TypeError:
             _raise_signature(hook, reference, f"{hook}{inspect.signature(function)}")
-    loaded = ModelModule(source, code)
+    loaded = ModelModule(source, code, form)
     if loaded.has("custom_objects"):
         import tf_keras
 
@@ -296,7 +348,7 @@ def _arity(hook: str) -> int:
     return len([a for a in arguments.split(",") if a.strip()])
 
 
-def _check_hooks(tree: ast.Module, reference: str) -> None:
+def _check_hooks(tree: ast.Module, reference: str, needs_model: bool) -> None:
     """Checks what the source alone shows.
 
     Hooks that are imported, assigned, or defined in a branch are checked when the module is loaded.
@@ -312,7 +364,7 @@ def _check_hooks(tree: ast.Module, reference: str) -> None:
     others |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     for hook in _HOOKS:
         if hook not in functions:
-            if hook in REQUIRED_HOOKS and not others & {hook, "*"}:
+            if hook in REQUIRED_HOOKS and (needs_model or hook != "build_model") and not others & {hook, "*"}:
                 _raise_missing(hook, reference, functions)
             continue
         a = functions[hook]

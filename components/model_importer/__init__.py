@@ -1,0 +1,1 @@
+"""Brings a model that was trained elsewhere."""

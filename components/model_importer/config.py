@@ -1,0 +1,95 @@
+"""What the ModelImporter may be asked, and what kind of model a path holds, found without loading it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import zipfile
+from pathlib import Path
+
+from edgeline.config import StepConfig
+from edgeline.errors import UserError
+
+#: Kinds that have layers: every step can follow. Of the others only the graph is known: no step that trains.
+WITH_LAYERS = ("keras", "h5", "keras_saved_model")
+GRAPHS = ("saved_model", "graph_def")
+
+_H5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_READABLE = (
+    "a .keras or .h5 file of tf-keras or Keras 3, the folder of a SavedModel, or a frozen GraphDef (.pb) is expected"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Import(StepConfig):
+    """Take a trained model from a file or folder instead of training one.
+
+    Attributes:
+      source: absolute path of the model.
+      digest: hexadecimal SHA-256 of its contents; a path is no cache key.
+      signature: of a SavedModel without Keras metadata, the one that is the model; empty: the only one, or
+        `serving_default`.
+      inputs: of a frozen GraphDef, the names of its inputs, joined by `;`, each with its shape where the graph does not
+        say, such as `image:0=?,96,96,3`; empty: all placeholders.
+      outputs: of a frozen GraphDef, the names of its outputs, joined by `;`; empty: what nothing else reads.
+      allow_lambda: 1 to run the Python code that Lambda layers in the file hold; 0 refuses such a file.
+    """
+
+    source: str = ""
+    digest: str = ""
+    signature: str = ""
+    inputs: str = ""
+    outputs: str = ""
+    allow_lambda: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("allow_lambda", self.allow_lambda in (0, 1), "0 or 1")
+
+
+def kind_of(path: Path) -> str:
+    """Returns what a path holds: one of `WITH_LAYERS` or `GRAPHS`, by the contents, not by the name.
+
+    Raises:
+      UserError: nothing that can be imported.
+    """
+    if not path.exists():
+        raise UserError(f"model {path} does not exist")
+    if path.is_dir():
+        if not (path / "saved_model.pb").is_file():
+            raise UserError(f"model {path} is a folder without saved_model.pb, so no SavedModel; {_READABLE}")
+        return "keras_saved_model" if (path / "keras_metadata.pb").is_file() else "saved_model"
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start.startswith(b"PK"):
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"model {path} is a truncated or damaged .keras file: its end is missing")
+        with zipfile.ZipFile(path) as archive:
+            missing = {"config.json", "metadata.json", "model.weights.h5"} - set(archive.namelist())
+        if missing:
+            raise UserError(f"model {path} is a zip file, but no .keras file: {', '.join(sorted(missing))} is missing")
+        return "keras"
+    if start == _H5_MAGIC:
+        return "h5"
+    if start[4:8] == b"TFL3":
+        raise UserError(
+            f"model {path} is a TFLite file: the converter cannot read it, so nothing can be made of it; give the "
+            f"model that it was converted from. {_READABLE[0].upper()}{_READABLE[1:]}"
+        )
+    if path.name == "saved_model.pb":
+        raise UserError(f"model {path} is a part of a SavedModel; give its folder, {path.parent}")
+    if path.suffix == ".pb":
+        return "graph_def"
+    raise UserError(f"model {path} is of no known kind (it begins with {start!r}); {_READABLE}")
+
+
+def digest_of(path: Path) -> str:
+    """Returns the hexadecimal SHA-256 over the names and contents of a file, or of all files below a folder."""
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            inner = hashlib.file_digest(content, "sha256").hexdigest()
+        name = str(file.relative_to(path)) if path.is_dir() else path.suffix
+        total.update(f"{name}\0{inner}\n".encode())
+    return total.hexdigest()
