@@ -1,31 +1,39 @@
-"""`edgeline kubeflow compile`. Like the rest of the command line it imports nothing slow before it has work for it."""
+"""`edgeline kubeflow compile` and `data`. Like the rest of the command line, they import nothing slow at first."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 from edgeline import model_module
-from edgeline.config import FineTuning
 from edgeline.errors import UserError
-from edgeline.evaluator.config import DIRECTIONS, OBJECTIVES, Budget
-from edgeline.kubeflow import deployment, settings
-from edgeline.pipelines import recipes
+from edgeline.kubeflow import data, deployment, settings
+from edgeline.pipelines import options, recipes
 from edgeline.pipelines.recipe import find
-from edgeline.representative_dataset.config import Sample
-from edgeline.trainer.config import Train
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds `compile` to the commands of `edgeline kubeflow`.
+    """Adds `data` and `compile` to the commands of `edgeline kubeflow`.
 
     Args:
       commands: what `add_subparsers` of `edgeline kubeflow` returned.
       common: parent of every command's parser.
     """
+    layout = commands.add_parser(
+        "data",
+        parents=[common],
+        help="lay a data folder out for a bucket",
+        description=(
+            "Check a data folder and make the folder that belongs into the bucket: Split-train, Split-validation and "
+            "Split-eval. Prints how to upload it."
+        ),
+    )
+    layout.set_defaults(command=_lay_out)
+    layout.add_argument("source", type=Path, metavar="DIR", help="with train, validation and eval (see: edgeline data)")
+    layout.add_argument("out", type=Path, metavar="OUT", help="the folder to make")
+
     compiler = commands.add_parser(
         "compile",
         parents=[common],
@@ -53,8 +61,8 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--push-to",
         metavar="PATH|gs://URI",
-        help="where selected models go: a path in a volume mounted for the Pusher, or a gs:// folder (default: on "
-        "Vertex `pushed` in the root; else only as the artifact pushed_model in the run's folder)",
+        help="where selected models go: a path in a volume mounted for the Pusher and the Evaluator, or a gs:// folder "
+        "(default: on Vertex `pushed` in the root; else only as the artifact pushed_model in the run's folder)",
     )
     where.add_argument(
         "--settings", type=Path, metavar="FILE.yaml", help="resources, GPUs, secrets, volumes, retries of each step"
@@ -74,43 +82,24 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "--recipe", action="append", dest="recipes", metavar="NAME", help="a candidate to make; may be repeated"
     )
     what.add_argument("--no-cache", action="store_true", help="never serve a step from an earlier run")
-    for flag, default, text in (
-        ("--epochs", Train().epochs, "of the first training"),
-        ("--finetune-epochs", FineTuning().epochs, "of each compression step that trains"),
-        ("--batch-size", Train().batch_size, "of all trainings"),
-        ("--early-stopping", 0, "stop after so many epochs without a better validation loss; 0 for off"),
-        ("--seed", 0, "of every random draw"),
-        ("--samples", Sample().samples, "for calibration"),
-    ):
-        what.add_argument(flag, type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
-    budget = compiler.add_argument_group("budget")
-    unset = Budget()
-    budget.add_argument(
-        "--max-accuracy-drop",
-        "--max-drop",
-        dest="max_drop",
-        type=float,
-        default=unset.max_drop,
-        metavar="X",
-        help="below the float32 baseline, in the metric's unit (default: %(default)s)",
-    )
-    budget.add_argument("--metric", default=unset.metric, help="the compiled metric that counts (default: %(default)s)")
-    budget.add_argument(
-        "--direction", choices=DIRECTIONS, default=unset.direction, help="what is better (default: %(default)s)"
-    )
-    budget.add_argument("--max-bytes", type=int, default=unset.max_bytes, metavar="N", help="of the .tflite file")
-    budget.add_argument(
-        "--max-zlib-bytes", type=int, default=unset.max_zlib_bytes, metavar="N", help="of the file after zlib, level 9"
-    )
-    budget.add_argument(
-        "--max-latency-ms", type=float, default=unset.max_latency_ms, metavar="X", help="median, on the step's machine"
-    )
-    budget.add_argument(
-        "--objective", choices=OBJECTIVES, default=unset.objective, help="what is minimised (default: %(default)s)"
-    )
+    options.add_training(compiler)
+    options.add_budget(compiler)
+    options.add_evaluation(compiler)
+    options.add_export(compiler)
     compiler.add_argument(
         "-o", "--output", type=Path, default=Path("pipeline.yaml"), metavar="FILE", help="(default: %(default)s)"
     )
+
+
+def _lay_out(arguments: argparse.Namespace) -> int:
+    counts = data.lay_out(arguments.source, arguments.out)
+    lines = [
+        f"{arguments.out}: {', '.join(f'{count:,} {split}' for split, count in counts.items())}",
+        "Upload it by one of these, which also delete what only the bucket's folder has, and give its URI to compile:",
+        *(f"  --data {uri:20} {command}" for uri, command in data.upload_commands(arguments.out).items()),
+    ]
+    print("\n".join(lines))  # noqa: T201
+    return 0
 
 
 def _compile(arguments: argparse.Namespace) -> int:
@@ -131,24 +120,24 @@ def _compile(arguments: argparse.Namespace) -> int:
         raise UserError(f"--name must have small letters, digits and hyphens only, received {name!r}")
     if not arguments.output.parent.is_dir():
         raise UserError(f"--output {arguments.output}: the folder {arguments.output.parent} does not exist")
-    try:
-        shared = {"batch_size": arguments.batch_size, "seed": arguments.seed}
-        train = Train(epochs=arguments.epochs, early_stopping_patience=arguments.early_stopping, **shared)
-        finetune = FineTuning(epochs=arguments.finetune_epochs, **shared)
-        budget = Budget(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Budget)})
-        sample = Sample(samples=arguments.samples, seed=arguments.seed)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    asked = {
+        "budget": options.budget(arguments),
+        "evaluation": options.evaluation(arguments),
+        "export": options.export(arguments),
+        **options.training(arguments),
+    }
 
     try:
         import kfp.kubernetes  # noqa: F401
     except ImportError:
         raise UserError("compiling for Kubeflow needs the extra: pip install 'edgeline[kubeflow]'") from None
     from edgeline.kubeflow import compile as compiler
-    from edgeline.pipelines.compression import Run
+    from edgeline.pipelines.compression import Run, check
 
+    run = Run(source, chosen, **asked)
+    check(run)
     text = compiler.compile_run(
-        Run(source, chosen, train, finetune, budget, sample),
+        run,
         arguments.data,
         target,
         name=name,

@@ -92,6 +92,8 @@ def compile_run(
     ).with_id("Examples")
     nodes = create_components(name, run, examples=examples, push_to=deployment.push_destination, beam_args=BEAM_ARGS)
     _parameterise(nodes, run)
+    [evaluator] = [node for node in nodes if node.id == "Evaluator"]
+    evaluator.exec_properties["deployed"] = deployment.deployed
     pipeline = tfx.dsl.Pipeline(
         pipeline_name=name,
         pipeline_root=deployment.pipeline_root,

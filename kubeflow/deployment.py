@@ -15,6 +15,12 @@ _DIGEST = re.compile(r"\S+@sha256:[0-9a-f]{64}")
 #: Where the Pusher of a cluster without a mounted volume pushes to: it must push somewhere. What lasts is its artifact.
 SCRATCH = "/tmp/edgeline-pushed"
 
+#: The steps that need the folder that models are pushed to, and what becomes of a run where one has it not.
+_NEEDS_PUSHED = {
+    "Pusher": "what is pushed would vanish with the container",
+    "Evaluator": "it would not find the model that was pushed last, which the candidates are compared with",
+}
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -26,7 +32,8 @@ class Deployment:
       pipeline_root: URI below which the artifacts of all runs are kept.
       settings: what each step needs of the cluster.
       push_to: the folder that gets a folder per pushed model: a path in a volume that the settings mount for the
-        Pusher, or a gs:// URI. None: on Vertex `pushed` in the root; on `oss` the artifact in the run's folder is all.
+        Pusher and the Evaluator, or a gs:// URI. None: on Vertex `pushed` in the root; on `oss` the artifact in the
+        run's folder is all.
       allow_mutable_tag: whether an image may be named by a tag, which can come to mean another image.
 
     Raises:
@@ -63,17 +70,24 @@ class Deployment:
             )
         if self.target == "vertex":
             raise UserError(f"--push-to must be a gs:// URI on Vertex, which mounts no volumes, received {push_to!r}")
-        if not mounted_at(self.settings, "Pusher", push_to):
-            raise UserError(
-                f"--push-to {push_to}: no volume is mounted there, so what is pushed would vanish with the container; "
-                f"mount one in the settings file (steps: Pusher: volumes: [{{claim: NAME, path: {push_to}}}])"
-            )
+        for step, loss in _NEEDS_PUSHED.items():
+            if not mounted_at(self.settings, step, push_to):
+                raise UserError(
+                    f"--push-to {push_to}: no volume is mounted there for the {step}, so {loss}; mount the same one "
+                    f"for {' and '.join(_NEEDS_PUSHED)} in the settings file (steps: {step}: volumes: [{{claim: NAME, "
+                    f"path: {push_to}}}])"
+                )
 
     @property
     def push_destination(self) -> str:
         """What the Pusher is told to push to."""
         default = SCRATCH if self.target == "oss" else f"{self.pipeline_root.rstrip('/')}/pushed"
         return self.push_to or default
+
+    @property
+    def deployed(self) -> str:
+        """Where the Evaluator is told to look for the model that was pushed last; empty where nothing pushed lasts."""
+        return "" if self.push_destination == SCRATCH else self.push_destination
 
 
 def check_uri(option: str, uri: str, target: str) -> None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import recorder
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
@@ -42,13 +43,9 @@ def in_process(command: list[str], arguments: list[str], mounts: Path) -> None:
 
 
 def in_container(command: list[str], arguments: list[str], mounts: Path) -> None:
-    """Runs a step as a container would: in a process of its own."""
+    """Runs a step as a container would: in a process of its own, which writes what its executor is given to `seen`."""
     assert command == ["python", "-m", "edgeline.kubeflow.entrypoint"]
-    code = (
-        "import pathlib, sys; from edgeline.kubeflow import entrypoint; "
-        "entrypoint.main(sys.argv[2:], mounts=pathlib.Path(sys.argv[1]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(mounts), *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, recorder.__file__, str(mounts), *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -150,7 +147,11 @@ class Cluster:
             if producer["producerTask"] not in self._result.artifacts:
                 return  # it was skipped, so this one is
             artifacts[key] = self._result.artifacts[producer["producerTask"]][producer["outputArtifactKey"]]
-        values = {key: self._value(source, outer) for key, source in given.get("parameters", {}).items()}
+        kinds = {k: p["parameterType"] for k, p in component.get("inputDefinitions", {}).get("parameters", {}).items()}
+        values = {
+            key: _typed(key, self._value(source, outer), kinds[key])
+            for key, source in given.get("parameters", {}).items()
+        }
         runtime = {
             key: {
                 "artifacts": [{"name": str(a.id), "type": {"instanceSchema": ""}, "uri": a.uri, "metadata": a.metadata}]
@@ -265,6 +266,20 @@ class Cluster:
                 target = self.path(uri) / file.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
+
+
+_KINDS = {
+    "NUMBER_INTEGER": (int, float), "NUMBER_DOUBLE": (int, float), "BOOLEAN": bool, "LIST": list, "STRUCT": dict
+}  # fmt: skip
+
+
+def _typed(name: str, value: Any, kind: str) -> Any:
+    """Returns a parameter as the driver hands it on: where text is declared it makes text of anything."""
+    if kind == "STRING":
+        return value if isinstance(value, str) else json.dumps(value)
+    if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "BOOLEAN"):
+        raise RefusedError(f"input parameter {name} type mismatch: expect {kind}, got {value!r}")
+    return value
 
 
 def _through_mlmd(value: Any) -> Any:

@@ -1,16 +1,23 @@
 """Compiled pipelines, run as a cluster would: toy steps in all combinations, and the whole digits pipeline once."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("kfp")
+
+import recorder
 import tfx.v1 as tfx
 import toysteps
+import yaml
 from launcher import Cluster, Json, RefusedError, Result, in_container, stock
 from tfx.components import Pusher
 from tfx.dsl.components.common.importer import Importer
@@ -21,7 +28,8 @@ from tfx.types.standard_artifacts import Examples
 
 from edgeline import model_module
 from edgeline.config import FineTuning
-from edgeline.evaluator.config import Budget
+from edgeline.errors import UserError
+from edgeline.evaluator.config import Budget, Evaluation
 from edgeline.kubeflow import compile as compiler
 from edgeline.kubeflow import convert, entrypoint
 from edgeline.kubeflow.deployment import SCRATCH, Deployment
@@ -102,7 +110,7 @@ def test_everything_arrives(
         "words": (2, 2),
         "mean": 4.0,
         "first": "one",
-        "sorted": True,
+        "sorted": (True, False),
         "lengths": [3.0, 5.0],
         "weights": {"one": 1.0},
         "upper": False,
@@ -267,29 +275,51 @@ def whole_run(recipe_names: tuple[str, ...]) -> compression.Run:
     return compression.Run(source, chosen, Train(epochs=1), FineTuning(epochs=1), budget)
 
 
-def upload(cluster: Cluster, examples: str, uri: str) -> None:
-    shutil.copytree(examples, cluster.path(uri))
+def what_matters(seen: dict[str, Json]) -> dict[str, Json]:
+    """Returns what executors were given without what only the orchestrators write, and nothing of ours reads."""
+    written_by_tfx = ("is_external", "tfx_version", "span", "input_fingerprint")
+    written_by_kfp = ("display_name", "store_session_info")
+    for given in (
+        artifact for node in seen.values() for artifacts in node["inputs"].values() for artifact in artifacts
+    ):
+        custom = {k: v for k, v in given["custom"].items() if k not in (*written_by_tfx, *written_by_kfp)}
+        if custom.pop("current_model_id", None):  # a number here, a name there; both have the path too
+            custom["current_model"] = recorder.node_of(custom["current_model"])
+        given["custom"] = custom
+    properties = without_what_may_differ({node: given["exec_properties"] for node, given in seen.items()})
+    return {node: {**given, "exec_properties": properties[node]} for node, given in seen.items()}
+
+
+def without_what_may_differ(properties: Json) -> Json:
+    """Returns the parameters of nodes without those that are absent on a cluster (None) or say where models go."""
+    places = ("deployed", "push_destination")
+    return {
+        node: {name: value for name, value in given.items() if name not in places and value != ["NoneType", None]}
+        for node, given in properties.items()
+    }
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_whole_pipeline_ends_as_the_local_run(digits_examples: str, tmp_path: Path) -> None:
+@pytest.mark.timeout(1800)
+def test_the_whole_pipeline_is_that_of_the_local_run(digits_data: Path, tmp_path: Path) -> None:
     from rich.console import Console
 
     from edgeline.pipelines import session
     from edgeline.pipelines.console import LiveView
 
     run = whole_run(("int8", "prune80_int8"))
+    with recorder.recording(tmp_path / "seen"):
+        view = LiveView(Console(quiet=True), False)
+        local = session.run(run, tmp_path / "digits", compression.import_examples(digits_data), view).report
+    assert local is not None
+
     cluster = Cluster(tmp_path / "cluster", step=in_container)
     root, data = ROOTS["minio"], "minio://mlpipeline/data/digits"
-    upload(cluster, digits_examples, data)
+    [ingested] = (tmp_path / "digits" / "artifacts" / "ImportExampleGen" / "examples").iterdir()
+    shutil.copytree(ingested, cluster.path(data))
     text = compiler.compile_run(run, data, Deployment("oss", IMAGE, root), name="digits")
     result = cluster.run(text, root)
     report = json.loads((cluster.path(result.artifacts["Evaluator"]["evaluation"].uri) / "report.json").read_text())
-
-    examples = Importer(source_uri=digits_examples, artifact_type=Examples, output_key="examples").with_id("Examples")
-    local = session.run(run, tmp_path / "digits", examples, LiveView(Console(quiet=True), False)).report
-    assert local is not None
 
     def facts(report: dict) -> dict:
         keys = ("metrics", "bytes", "zlib_bytes", "sha256")
@@ -304,37 +334,84 @@ def test_the_whole_pipeline_ends_as_the_local_run(digits_examples: str, tmp_path
     model = (cluster.path(pushed.uri) / "model.tflite").read_bytes()
     assert hashlib.sha256(model).hexdigest() == selected["sha256"]
 
+    here = what_matters(recorder.read(tmp_path / "seen"))
+    there: Json = {}
+    for pod in (tmp_path / "cluster" / "pods").iterdir():
+        there |= what_matters(recorder.read(pod / "seen"))
+    assert set(here) - set(there) == {"ImportExampleGen"}  # there the data is imported, and nothing executed
+    for node, seen in there.items():
+        for part in ("exec_properties", "inputs", "outputs"):
+            assert seen[part] == here[node][part], f"{part} of {node}"
 
-def test_runtime_parameters_reach_their_steps(tmp_path: Path) -> None:
-    def do_nothing(command: list[str], arguments: list[str], mounts: Path) -> None:
-        request = json.loads(arguments[arguments.index("--json_serialized_invocation_args") + 1])
-        output_file = Path(request["outputs"]["outputFile"])
-        output_file.parent.mkdir(parents=True)
-        output_file.write_text("{}")
 
-    run = whole_run(("int8", "qat8", "prune80_int8"))
+def given_to_executors(run: compression.Run, text: str, folder: Path, values: Json) -> tuple[Result, Json, Json]:
+    """Runs a compiled file without doing anything.
+
+    Returns:
+      The run, the parameters that executors were given, and those that a local run would give; by node, with types.
+    """
+    with recorder.recording(folder / "seen", work=False):
+        result = Cluster(folder).run(text, ROOTS["s3"], values)
+    given = {node: seen["exec_properties"] for node, seen in recorder.read(folder / "seen").items()}
+    examples = Importer(source_uri="none", artifact_type=Examples, output_key="examples")
+    local = {
+        re.sub("[._]", "-", node.id): {k: [type(v).__name__, v] for k, v in node.exec_properties.items()}
+        for node in compression.create_components("digits", run, examples=examples, push_to=SCRATCH)[1:]
+    }
+    return result, given, without_what_may_differ(local)
+
+
+def test_parameters_arrive_as_in_a_local_run(tmp_path: Path) -> None:
+    budget = Budget(max_drop=0.5, max_slice_drops='{"label=7": 1, "label": 0.03}', max_cold_start_ms=50.0)
+    run = dataclasses.replace(
+        whole_run(("int8", "qat8", "prune80_int8")),
+        budget=budget,
+        evaluation=Evaluation(max_bad_records=3, check_keras=1),
+    )
     text = compiler.compile_run(run, "s3://bucket/none", Deployment("oss", IMAGE, ROOTS["s3"]), name="digits")
+    result, given, local = given_to_executors(run, text, tmp_path / "defaults", {})
+    assert without_what_may_differ(given) == local
+    assert given["Evaluator"]["max_slice_drops"] == ["str", '{"label": 0.03, "label=7": 1}']
+    assert given["Evaluator"]["check_keras"] == ["int", 1]
+    assert result.artifacts["Examples"]["examples"].uri == "s3://bucket/none"
+
+    # a run that is given other parameters is as a local run that is asked for these
+    other = dataclasses.replace(
+        run,
+        module=model_module.Source("mine.model", Path("none"), "d"),
+        train=Train(epochs=7),
+        finetune=FineTuning(epochs=5),
+        budget=Budget(
+            metric="loss", direction="min", max_drop=2.0, drop_bound="upper", max_deployed_drop=-1.0,
+            max_slice_drops='{"label": 1}', min_slice_examples=7, max_bytes=2**40, max_zlib_bytes=9, max_latency_ms=1.5,
+            max_latency_p90_ms=2.0, max_latency_p99_ms=3.0, max_latency_all_threads_ms=4.0,
+            max_latency_without_xnnpack_ms=5.0, max_cold_start_ms=6.0, max_peak_rss_bytes=8, objective="bytes",
+        ),
+    )  # fmt: skip
     values = {
         "data": "s3://other/digits", "module": "mine.model", "module_digest": "d", "epochs": 7, "finetune_epochs": 5,
-        "metric": "loss", "direction": "min", "max_drop": 0.5, "max_bytes": 10, "max_zlib_bytes": 9,
-        "max_latency_ms": 1.5, "objective": "bytes",
+        **other.budget.parameters(),
     }  # fmt: skip
-    for given, epochs in (({}, (1, 1)), (values, (7, 5))):
-        result = Cluster(tmp_path / str(bool(given)), step=do_nothing).run(text, ROOTS["s3"], given)
-        arrived = {name: request["inputs"]["parameterValues"] for name, request in result.inputs.items()}
-        names = ("Trainer", "Pruner-prune80", "Quantizer-qat8", "Quantizer-int8")
-        # a Quantizer that trains nothing must stay the same, or the cache would not serve it
-        assert [arrived[name]["epochs"] for name in names] == [epochs[0], epochs[1], epochs[1], 2]
-        asked = {**dict(zip(values, ["s3://bucket/none"], strict=False)), **given}
-        assert result.artifacts["Examples"]["examples"].uri == asked["data"]
-        wanted = {
-            **run.budget.parameters(),
-            "module": run.module.reference,
-            "module_digest": run.module.digest,
-            **given,
-        }
-        assert {key: arrived["Evaluator"][key] for key in values if key in arrived["Evaluator"]} == {
-            key: value for key, value in wanted.items() if key in arrived["Evaluator"]
-        }
-        assert {arrived[name]["module"] for name in names} == {wanted["module"]}
-        assert {arrived[name]["module_digest"] for name in names} == {wanted["module_digest"]}
+    spec, *_ = yaml.safe_load_all(text)
+    assert set(spec["root"]["inputDefinitions"]["parameters"]) == set(values)
+    assert not [name for name, value in run.budget.parameters().items() if values[name] == value]  # each is another
+    result, given, local = given_to_executors(other, text, tmp_path / "others", values)
+    assert without_what_may_differ(given) == local
+    assert result.artifacts["Examples"]["examples"].uri == "s3://other/digits"
+    # one that trains nothing must stay the same, or the cache would not serve it
+    names = ("Trainer", "Pruner-prune80", "Quantizer-qat8", "Quantizer-int8")
+    assert [given[name]["epochs"][1] for name in names] == [7, 5, 5, 2]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"module": "no.such.module"}, "model module no.such.module cannot be imported: No module named 'no'"),
+        ({"module_digest": "f" * 64}, "is not the one this run began with .* or another version is installed here"),
+    ],
+)
+def test_what_the_image_has_not_is_said_by_the_first_step(given: Json, message: str, tmp_path: Path) -> None:
+    run = whole_run(("int8",))
+    text = compiler.compile_run(run, "s3://bucket/none", Deployment("oss", IMAGE, ROOTS["s3"]), name="digits")
+    with pytest.raises(UserError, match=message):
+        Cluster(tmp_path).run(text, ROOTS["s3"], given)

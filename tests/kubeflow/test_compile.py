@@ -87,7 +87,10 @@ def test_every_parameter_has_its_default(target: str, run: compression.Run) -> N
     assert found == {
         "data": DATA, "module": "edgeline.pipelines.examples.digits.model", "module_digest": "0" * 64,
         "epochs": 4, "finetune_epochs": 2, "metric": "accuracy", "direction": "max", "max_drop": 0.01, "max_bytes": -1,
-        "max_zlib_bytes": -1, "max_latency_ms": -1.0, "objective": "zlib_bytes",
+        "max_zlib_bytes": -1, "max_latency_ms": -1.0, "objective": "zlib_bytes", "drop_bound": "point",
+        "max_deployed_drop": 0.0, "max_slice_drops": "{}", "min_slice_examples": 20, "max_latency_p90_ms": -1.0,
+        "max_latency_p99_ms": -1.0, "max_latency_all_threads_ms": -1.0, "max_latency_without_xnnpack_ms": -1.0,
+        "max_cold_start_ms": -1.0, "max_peak_rss_bytes": -1,
     }  # fmt: skip
     assert spec["defaultPipelineRoot"] == ROOT
     assert spec["schemaVersion"] == "2.1.0"
@@ -117,17 +120,22 @@ def test_everything_but_the_data_may_be_served_from_earlier_runs(run: compressio
     assert not any("cachingOptions" in task for task in spec["root"]["dag"]["tasks"].values())
 
 
-def test_where_the_pusher_pushes(run: compression.Run) -> None:
-    def destination(deployment: Deployment) -> str:
+def test_where_the_pusher_pushes_and_the_evaluator_looks(run: compression.Run) -> None:
+    def folders(deployment: Deployment) -> tuple[str, str]:
         spec = yaml.safe_load(compiler.compile_run(run, DATA, deployment, name="digits").split("\n---\n")[0])
-        parameter = spec["root"]["dag"]["tasks"]["Pusher"]["inputs"]["parameters"]["push_destination"]
-        return json.loads(parameter["runtimeValue"]["constant"])["filesystem"]["base_directory"]
+        tasks = spec["root"]["dag"]["tasks"]
+        destination, deployed = (
+            tasks[task]["inputs"]["parameters"][name]["runtimeValue"]["constant"]
+            for task, name in (("Pusher", "push_destination"), ("Evaluator", "deployed"))
+        )
+        return json.loads(destination)["filesystem"]["base_directory"], deployed
 
-    mounted = settings.Settings(steps={"Pusher": {"volumes": [{"claim": "models", "path": "/mnt/models"}]}})
-    assert destination(Deployment("vertex", IMAGE, ROOT)) == f"{ROOT}/pushed"
-    assert destination(Deployment("oss", IMAGE, ROOT)) == "/tmp/edgeline-pushed"
-    assert destination(Deployment("oss", IMAGE, ROOT, mounted, "/mnt/models/digits")) == "/mnt/models/digits"
-    assert destination(Deployment("oss", IMAGE, ROOT, push_to="gs://other/models")) == "gs://other/models"
+    volume = {"volumes": [{"claim": "models", "path": "/mnt/models"}]}
+    mounted = settings.Settings(steps={"Pusher": volume, "Evaluator": volume})
+    assert folders(Deployment("vertex", IMAGE, ROOT)) == (f"{ROOT}/pushed",) * 2
+    assert folders(Deployment("oss", IMAGE, ROOT)) == ("/tmp/edgeline-pushed", "")  # nothing lasts there
+    assert folders(Deployment("oss", IMAGE, ROOT, mounted, "/mnt/models/digits")) == ("/mnt/models/digits",) * 2
+    assert folders(Deployment("oss", IMAGE, ROOT, push_to="gs://other/models")) == ("gs://other/models",) * 2
 
 
 def test_resources_of_a_cluster(run: compression.Run) -> None:
@@ -306,6 +314,23 @@ def test_settings_that_do_not_fit_are_refused(
         compiled(run, target, fields)
 
 
-def test_what_a_reader_refuses_is_said() -> None:
-    with pytest.raises(UserError, match="the strict parser of PipelineSpec refuses the compiled pipeline"):
-        compiler.validate("root: {nonsense: 1}", "oss")
+@pytest.mark.parametrize(
+    ("document", "key", "value", "target", "reader"),
+    [
+        (0, "root", {"nonsense": 1}, "oss", "the strict parser of PipelineSpec"),
+        (0, "pipelineInfo", {}, "oss", "KFP's loader"),
+        (0, "schemaVersion", "3.0.0", "vertex", "Vertex' client"),
+        (
+            1,
+            "platforms",
+            {"kubernetes": {"deploymentSpec": {"executors": {"x": {"gpu": 1}}}}},
+            "oss",
+            "the strict parser of the platform's x",
+        ),
+    ],
+)
+def test_what_a_reader_refuses_is_said(document: int, key: str, value: Any, target: str, reader: str) -> None:
+    documents = list(yaml.safe_load_all(GOLDEN.read_text()))
+    documents[document][key] = value
+    with pytest.raises(UserError, match=f"^{reader} refuses the compiled pipeline: "):
+        compiler.validate(yaml.safe_dump_all(documents), target)

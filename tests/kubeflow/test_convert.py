@@ -70,3 +70,41 @@ def test_conditions_on_inputs_that_are_there_stay() -> None:
     before = task["triggerPolicy"]["condition"]
     convert.fix_conditions(content)
     assert task["triggerPolicy"]["condition"] == before
+
+
+def test_a_sub_dag_is_handed_its_parameters() -> None:
+    content = spec("tfx-dag", "Report")
+    parameters = {"text": {"parameterType": "STRING", "defaultValue": "x"}}
+    content["root"]["inputDefinitions"] = {"parameters": parameters}
+    inner = {"tasks": {"Count": {"inputs": {"parameters": {"words": {"componentInputParameter": "text"}}}}}}
+    content["components"]["tfx-dag"] = {"dag": inner}
+    inner["tasks"]["Count"]["componentRef"] = {"name": "Report"}
+    convert.forward_parameters(content)
+    # without the default: it would be taken in silence where the value is not handed on
+    assert content["components"]["tfx-dag"]["inputDefinitions"] == {"parameters": {"text": {"parameterType": "STRING"}}}
+    assert content["root"]["dag"]["tasks"]["tfx-dag"]["inputs"] == {
+        "parameters": {"text": {"componentInputParameter": "text"}}
+    }
+
+
+@pytest.mark.parametrize(
+    ("inputs", "condition", "message"),
+    [
+        ({"artifacts": {"model": {"taskOutputArtifact": {"producerTask": "C"}}}}, "", "the task 'C'"),
+        ({"parameters": {"n": {"componentInputParameter": "m"}}}, "", "the parameter 'm'"),
+        ({"parameters": {"k": {"runtimeValue": {"constant": 1}}}}, "", "the port of its parameters 'k'"),
+        (
+            {"artifacts": {"data": {"taskOutputArtifact": {"producerTask": "A"}}}},
+            "",
+            "the port of its artifacts 'data'",
+        ),
+        ({}, "inputs.artifacts['model'].artifacts[0].metadata['x'] > 1.0", "the condition's input 'model'"),
+    ],
+)
+def test_what_refers_to_nothing_is_refused(inputs: dict[str, Any], condition: str, message: str) -> None:
+    content = spec("A", "B")
+    content["components"]["B"]["inputDefinitions"] = {"artifacts": {"model": {}}, "parameters": {"n": {}}}
+    convert.check_wiring(content)
+    content["root"]["dag"]["tasks"]["B"] |= {"inputs": inputs, "triggerPolicy": {"condition": condition}}
+    with pytest.raises(UserError, match=f"task B asks for {message}, which is not there"):
+        convert.check_wiring(content)

@@ -67,6 +67,7 @@ def test_metadata_survives_the_store() -> None:
     stored = entrypoint.restore({"artifacts": {"m": listed(metadata=dict(metadata))}}, PATHS)
     kept = stored["artifacts"]["m"]["artifacts"][0]["metadata"]
     assert kept == {"yes": 1, "list": 'json:[1, "a"]', "dict": 'json:{"a": null}', "text": "x", "number": 1.5}
+    assert type(kept["yes"]) is int
     back = entrypoint.prepare(request(artifacts={"m": listed(metadata=kept)}), {}, PATHS)
     read = back["inputs"]["artifacts"]["m"]["artifacts"][0]["metadata"]
     assert read == {"yes": 1, "list": [1, "a"], "dict": {"a": None}, "text": "x", "number": 1.5}

@@ -96,12 +96,28 @@ def test_roots(target: str, root: str, message: str) -> None:
 
 
 def test_pushing_where_it_would_be_lost() -> None:
-    with pytest.raises(UserError, match="no volume is mounted there"):
+    with pytest.raises(UserError, match="no volume is mounted there for the Pusher, so what is pushed would vanish"):
         Deployment("oss", DIGEST, "s3://bucket/root", push_to="/mnt/models")
     with pytest.raises(UserError, match="cannot write to other stores"):
         Deployment("oss", DIGEST, "s3://bucket/root", push_to="s3://bucket/models")
     with pytest.raises(UserError, match="must be a gs:// URI on Vertex"):
         Deployment("vertex", DIGEST, "gs://bucket/root", push_to="/mnt/models")
+
+
+def test_the_evaluator_needs_the_volume_too() -> None:
+    volumes = {"volumes": [{"claim": "models", "path": "/mnt/models"}]}
+
+    def deployment(**steps: object) -> Deployment:
+        return Deployment("oss", DIGEST, "s3://b/r", settings.Settings(steps=steps), "/mnt/models/digits")
+
+    with pytest.raises(UserError, match=r"there for the Evaluator, so it would not find the model .* pushed last") as e:
+        deployment(Pusher=volumes)
+    assert "(steps: Evaluator: volumes: [{claim: NAME, path: /mnt/models/digits}])" in str(e.value)
+    with pytest.raises(UserError, match=r"there for the Pusher, .* mount the same one for Pusher and Evaluator"):
+        deployment(Evaluator=volumes)
+    assert deployment(Pusher=volumes, Evaluator=volumes).deployed == "/mnt/models/digits"
+    for_all = Deployment("oss", DIGEST, "s3://b/r", settings.Settings(default=volumes), "/mnt/models")
+    assert for_all.deployed == "/mnt/models"
 
 
 def test_modules_and_data() -> None:

@@ -65,7 +65,7 @@ def Score(
         "words": (stats.words, words),
         "mean": stats.mean,
         "first": stats.first,
-        "sorted": stats.sorted,
+        "sorted": (stats.sorted, stats.has_custom_property("sorted")),
         "lengths": stats.lengths,
         "weights": stats.get_json_value_custom_property("weights"),
         "upper": upper,
