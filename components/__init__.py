@@ -10,6 +10,8 @@ from typing import Any
 _EXPORTS = {
     "Clusterer": "edgeline.clusterer.component",
     "Evaluator": "edgeline.evaluator.component",
+    "LiteRTModelHandler": "edgeline.inference",
+    "ModelImporter": "edgeline.model_importer.component",
     "Pruner": "edgeline.pruner.component",
     "Quantizer": "edgeline.quantizer.component",
     "RepresentativeDataset": "edgeline.artifacts",

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,19 @@ from rich.console import Console
 from rich.table import Table
 
 from edgeline import model_module
-from edgeline.config import FineTuning
 from edgeline.errors import UserError
-from edgeline.evaluator.config import DIRECTIONS, OBJECTIVES, Budget
-from edgeline.pipelines import console, datasets, recipes
-from edgeline.pipelines.recipe import find
-from edgeline.representative_dataset.config import Sample
-from edgeline.trainer.config import Train
+from edgeline.model_importer.config import Import
+from edgeline.pipelines import (
+    bench_cli,
+    console,
+    datasets,
+    inspect_cli,
+    optimize_cli,
+    options,
+    recipes,
+    report_cli,
+)
+from edgeline.pipelines.recipe import Recipe, find
 
 DIGITS_MODULE = "edgeline.pipelines.examples.digits.model"
 DIGITS_ROOT = Path("runs/digits")
@@ -32,8 +38,8 @@ DIGITS_ROOT = Path("runs/digits")
 PUSHED, NOTHING_FITS, USERS_MISTAKE, STEP_FAILED = 0, 1, 2, 3
 
 _EPILOG = """\
-exit codes: 0 a model was selected and pushed, 1 no candidate met the budget, 2 a mistake in what was given,
-3 a step failed"""
+exit codes: 0 a model was selected, and pushed unless an earlier run had pushed it, 1 no candidate met the budget,
+2 a mistake in what was given, 3 a step failed"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,68 +90,26 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="data folder with train, validation and eval (default for the digits example: it is made)",
     )
-    run.add_argument(
-        "--recipe",
-        action="append",
-        dest="recipes",
-        metavar="NAME",
-        help="a candidate to make; may be repeated (see: edgeline recipes)",
-    )
     run.add_argument("--root", type=Path, help="where everything of this pipeline is kept (default: runs/digits)")
-    training = run.add_argument_group("training")
-    training.add_argument(
-        "--epochs", type=int, default=Train().epochs, help="of the first training (default: %(default)s)"
+    _add_run_options(run)
+
+    optimize = commands.add_parser(
+        "optimize",
+        parents=[common],
+        help="like run, for a model that is already trained",
+        description=(
+            "Compress, export, evaluate, select and push a trained model. It is not trained further\n"
+            "before that: --epochs and --early-stopping do nothing, and the module needs no build_model."
+        ),
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    training.add_argument(
-        "--finetune-epochs",
-        type=int,
-        default=FineTuning().epochs,
-        help="of each compression step that trains (default: %(default)s)",
-    )
-    training.add_argument("--batch-size", type=int, default=Train().batch_size, help="(default: %(default)s)")
-    training.add_argument(
-        "--early-stopping",
-        type=int,
-        default=0,
-        metavar="PATIENCE",
-        help="stop after so many epochs without a better validation loss (default: off)",
-    )
-    training.add_argument("--seed", type=int, default=0, help="of every random draw (default: %(default)s)")
-    training.add_argument(
-        "--samples", type=int, default=Sample().samples, help="for calibration (default: %(default)s)"
-    )
-    budget = run.add_argument_group("budget")
-    budget.add_argument(
-        "--max-accuracy-drop",
-        "--max-drop",
-        type=float,
-        default=Budget().max_drop,
-        metavar="X",
-        help="below the float32 baseline, in the metric's unit (default: %(default)s)",
-    )
-    budget.add_argument(
-        "--metric", default=Budget().metric, help="the compiled metric that counts (default: %(default)s)"
-    )
-    budget.add_argument(
-        "--direction",
-        choices=DIRECTIONS,
-        default=Budget().direction,
-        help="whether more (max) or less (min) of it is better (default: %(default)s)",
-    )
-    budget.add_argument("--max-bytes", type=int, metavar="N", help="of the .tflite file")
-    budget.add_argument("--max-zlib-bytes", type=int, metavar="N", help="of the file after zlib, level 9")
-    budget.add_argument("--max-latency-ms", type=float, metavar="X", help="median, batch 1, one thread, this machine")
-    budget.add_argument(
-        "--objective",
-        choices=OBJECTIVES,
-        default=Budget().objective,
-        help="what the selected candidate has least of (default: %(default)s)",
-    )
-    run.add_argument("--no-cache", action="store_true", help="run every step again")
-    run.add_argument(
-        "--output", choices=("table", "json"), default="table", help="json: one machine-readable line, for cron"
-    )
-    run.add_argument("-v", "--verbose", action="store_true", help="show the full logs")
+    optimize.set_defaults(command=_optimize)
+    optimize_cli.add_import_options(optimize)
+    optimize.add_argument("--module", required=True, help="the model module: a .py file or a dotted name")
+    optimize.add_argument("--data", type=Path, required=True, help="data folder with train, validation and eval")
+    optimize.add_argument("--root", type=Path, required=True, help="where everything of this pipeline is kept")
+    _add_run_options(optimize)
 
     data = commands.add_parser("data", help="make a data folder", parents=[common])
     kinds = data.add_subparsers(metavar="KIND", required=True)
@@ -180,6 +144,11 @@ def _parser() -> argparse.ArgumentParser:
     lineage.add_argument("--root", type=Path, help="of the pipeline (default: found above FILE, else runs/digits)")
     lineage.set_defaults(command=_lineage)
 
+    optimize_cli.add_commands(commands, common)
+    inspect_cli.add_commands(commands, common)
+    report_cli.add_commands(commands, common)
+    bench_cli.add_commands(commands, common)
+
     from edgeline.kubeflow import cli as kubeflow_cli
     from edgeline.kubeflow import client_cli
 
@@ -189,6 +158,26 @@ def _parser() -> argparse.ArgumentParser:
     kubeflow_cli.add_commands(kinds, common)
     client_cli.add_commands(kinds, common)
     return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `run` and `optimize` share."""
+    parser.add_argument(
+        "--recipe",
+        action="append",
+        dest="recipes",
+        metavar="NAME",
+        help="a candidate to make; may be repeated (see: edgeline recipes)",
+    )
+    options.add_training(parser)
+    options.add_budget(parser)
+    options.add_evaluation(parser)
+    options.add_export(parser)
+    parser.add_argument("--no-cache", action="store_true", help="run every step again")
+    parser.add_argument(
+        "--output", choices=("table", "json"), default="table", help="json: one machine-readable line, for cron"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="show the full logs")
 
 
 def _write_digits(arguments: argparse.Namespace, shown: Console) -> datasets.DatasetSummary:
@@ -227,37 +216,31 @@ def _recipes(arguments: argparse.Namespace) -> int:
     return PUSHED
 
 
-@contextlib.contextmanager
-def _as_user_error() -> Iterator[None]:
-    """A config refuses a value with ValueError; where the value came from the command line, that is the user's."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
 def _run(arguments: argparse.Namespace) -> int:
-    # everything that can be wrong is checked here, before the imports
     chosen = find(arguments.recipes or recipes.DEFAULT, recipes.RECIPES)
-    source = model_module.locate(arguments.module)
+    return _run_pipeline(arguments, chosen, model_module.locate(arguments.module))
+
+
+def _optimize(arguments: argparse.Namespace) -> int:
+    chosen = find(arguments.recipes or recipes.DEFAULT, recipes.RECIPES)
+    model = optimize_cli.imported(arguments)
+    optimize_cli.check_recipes(model, chosen)
+    if arguments.check_keras and optimize_cli.is_graph(model):
+        raise UserError(f"--check-keras needs a Keras model, but {arguments.model} is a graph without layers")
+    return _run_pipeline(arguments, chosen, model_module.locate(arguments.module, needs_model=False), model)
+
+
+def _run_pipeline(
+    arguments: argparse.Namespace, chosen: Sequence[Recipe], source: model_module.Source, model: Import | None = None
+) -> int:
+    # everything else that can be wrong is checked here, before the imports
     root, data = _folders(arguments)
-    with _as_user_error():
-        limits = {
-            name: value
-            for name in ("max_bytes", "max_zlib_bytes", "max_latency_ms")
-            if (value := getattr(arguments, name)) is not None
-        }
-        budget = Budget(
-            metric=arguments.metric,
-            direction=arguments.direction,
-            max_drop=arguments.max_accuracy_drop,
-            objective=arguments.objective,
-            **limits,
-        )
-        shared = {"batch_size": arguments.batch_size, "seed": arguments.seed}
-        train = Train(epochs=arguments.epochs, early_stopping_patience=arguments.early_stopping, **shared)
-        finetune = FineTuning(epochs=arguments.finetune_epochs, **shared)
-        sample = Sample(samples=arguments.samples, seed=arguments.seed)
+    asked = {
+        "budget": options.budget(arguments),
+        "evaluation": options.evaluation(arguments),
+        "export": options.export(arguments),
+        **options.training(arguments),
+    }
     log = _open_root(root)
 
     with console.capture_output(log, arguments.verbose) as terminal:
@@ -270,7 +253,8 @@ def _run(arguments: argparse.Namespace) -> int:
             datasets.check_readable(data, root / ".data-checked.json")
             with live.status("loading TensorFlow and TFX") if live.is_terminal else contextlib.nullcontext():
                 from edgeline.pipelines import compression, session
-            run = compression.Run(source, tuple(chosen), train, finetune, budget, sample)
+            run = compression.Run(source, tuple(chosen), model=model, **asked)
+            compression.check(run)
             view = console.LiveView(live, False if arguments.verbose else None)
             examples = compression.import_examples(data)
             outcome = session.run(run, root, examples, view, enable_cache=not arguments.no_cache)
@@ -361,25 +345,31 @@ def _table(report: dict[str, Any], width: int) -> Table:
         times = facts["latency_ms"]
         cells = [
             name,
-            f"{facts['metrics'][metric]:.4f}",
+            _number(facts["metrics"][metric], ".4f"),
             drop,
             f"{facts['bytes']:,}",
             f"{facts['zlib_bytes']:,}",
             ratio,
+            f"{times['p50']:.3f}/{times['p90']:.3f}" if times else "",
+            f"{facts.get('sparsity') or 0:.0%}",
+            verdict,
         ]
-        cells += [f"{times['p50']:.3f}/{times['p90']:.3f}", f"{facts.get('sparsity') or 0:.0%}", verdict]
         table.add_row(*(cells[i] for i in shown), **style)
 
     add("  float32 baseline", report["baseline"], "", "1.0x", "reference", style="dim", end_section=True)
     for c in report["candidates"]:
         if c["name"] == report["selected"]:
-            add(f"▶ {c['name']}", c, f"{c['drop']:+.4f}", f"{c['ratio']:.1f}x", "selected", style="bold green")
-        elif c["metrics"] is None:
+            add(f"▶ {c['name']}", c, _number(c["drop"], "+.4f"), f"{c['ratio']:.1f}x", "selected", style="bold green")
+        elif c["metrics"] is None or c["failure"]:
             table.add_row(f"  {c['name']}", *[""] * (len(shown) - 2), "failed", style="red")
         else:
             verdict, style = ("fits", "") if c["blessed"] else ("rejected", "yellow")
-            add(f"  {c['name']}", c, f"{c['drop']:+.4f}", f"{c['ratio']:.1f}x", verdict, style=style)
+            add(f"  {c['name']}", c, _number(c["drop"], "+.4f"), f"{c['ratio']:.1f}x", verdict, style=style)
     return table
+
+
+def _number(value: float | None, style: str) -> str:
+    return "" if value is None else format(value, style)
 
 
 def _print_verdict(outcome: Any, shown: Console) -> None:
@@ -393,12 +383,35 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
             say(f"rejected  {c['name']}: {'; '.join(c['reasons'])}", "red" if c["failure"] else "yellow")
     if report["selected"]:
         say(f"selected  {report['selected']}", "bold green")
+        if report.get("deployed"):
+            say(f"against   {_beside_deployed(report)}")
     else:
         near = f"; closest was {report['closest']}" if report["closest"] else ""
         say(f"no candidate meets the budget, nothing is pushed{near}", "bold yellow")
     say(f"report    {outcome.report_path}")
     if outcome.pushed:
         say(f"pushed    {outcome.pushed}")
+    elif outcome.not_pushed:
+        say(f"deployed  {outcome.not_pushed}", "yellow")
+
+
+def _beside_deployed(report: dict[str, Any]) -> str:
+    """Says in one line what the selected candidate would change for those who use the deployed model."""
+    old, metric = report["deployed"], report["budget"]["metric"]
+    [new] = [c for c in report["candidates"] if c["name"] == report["selected"]]
+    # by now, this or a later push may have replaced it
+    who = f"{old['name'] or 'the model'} (version {old['version']}), deployed before"
+    if old["failure"] or old["metrics"] is None:
+        return f"{who}: not comparable, {old['failure']}"
+    if old["sha256"] == new["sha256"]:
+        return f"{who}: the same file"
+    quality = " → ".join(_number(model["metrics"][metric], ".4f") or "unknown" for model in (old, new))
+    drop = _number(new["deployed_drop"], "+.4f")
+    interval = new["deployed_drop_interval"]
+    if interval and None not in interval:
+        drop += f", 95% interval {interval[0]:+.4f} to {interval[1]:+.4f}"
+    sizes = " → ".join(_number(model["zlib_bytes"], ",") or "unknown" for model in (old, new))
+    return f"{who}: {metric} {quality}{drop and f' (drop {drop})'}, zlib bytes {sizes}"
 
 
 def _runs(arguments: argparse.Namespace) -> int:

@@ -8,22 +8,35 @@ from pathlib import Path
 
 import tfx.v1 as tfx
 from google.protobuf import wrappers_pb2
-from tfx.components import ImportExampleGen, Pusher
+from tfx.components import ImportExampleGen
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.proto import example_gen_pb2, pusher_pb2
 from tfx.types.channel import BaseChannel
 from tfx.utils import proto_utils
 
-from edgeline import Clusterer, Evaluator, Pruner, Quantizer, RepresentativeDatasetGen, TFLiteExporter, Trainer
+from edgeline import (
+    Clusterer,
+    Evaluator,
+    ModelImporter,
+    Pruner,
+    Quantizer,
+    RepresentativeDatasetGen,
+    TFLiteExporter,
+    Trainer,
+    model_module,
+)
 from edgeline.clusterer.config import Cluster
 from edgeline.config import FineTuning
-from edgeline.evaluator.config import Budget
+from edgeline.evaluator import slices
+from edgeline.evaluator.config import Budget, Evaluation
+from edgeline.model_importer.config import Import
 from edgeline.model_module import Source
 from edgeline.passport import toolchain
 from edgeline.pipelines.datasets import SHARD_SUFFIX, SPLITS
 from edgeline.pipelines.recipe import Recipe
 from edgeline.pipelines.recipes import float32
 from edgeline.pruner.config import Prune
+from edgeline.pusher import Pusher
 from edgeline.quantizer.config import Quantize
 from edgeline.representative_dataset.config import Sample
 from edgeline.tflite_exporter.config import Export
@@ -40,11 +53,13 @@ class Run:
     Attributes:
       module: the model module.
       recipes: the candidates to make.
-      train: how the Trainer trains.
+      train: how the Trainer trains; of no use where a model is imported.
       finetune: epochs, batch size and seed of every fine-tuning step.
       budget: what a candidate may cost.
+      evaluation: how the candidates are evaluated.
       sample: the calibration samples.
       export: how each conversion is proved.
+      model: a trained model to import; None: train the module's.
     """
 
     module: Source
@@ -52,8 +67,19 @@ class Run:
     train: Train = dataclasses.field(default_factory=Train)
     finetune: FineTuning = dataclasses.field(default_factory=FineTuning)
     budget: Budget = dataclasses.field(default_factory=Budget)
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     sample: Sample = dataclasses.field(default_factory=Sample)
     export: Export = dataclasses.field(default_factory=Export)
+    model: Import | None = None
+
+
+def check(run: Run) -> None:
+    """Checks before any work what only the imported module can tell.
+
+    Raises:
+      UserError: the module cannot be imported, or a slice that it or the budget names cannot be made.
+    """
+    slices.check_asked(run.budget.slice_drops, model_module.load(run.module.reference))
 
 
 def create_pipeline(
@@ -95,15 +121,20 @@ def create_components(
     """
     module = {"module": run.module.reference, "module_digest": run.module.digest, "toolchain": toolchain()}
     data = examples.outputs["examples"]
-    sampler = RepresentativeDatasetGen(examples=data, **module, **run.sample.parameters())
+    if run.model is not None:
+        source = ModelImporter(examples=data, **module, **run.model.parameters())
+        sampled = {"model": source.outputs["model"]}  # the module may build another model, or none
+    else:
+        source, sampled = Trainer(examples=data, **module, **run.train.parameters()), {}
+    sampler = RepresentativeDatasetGen(examples=data, **sampled, **module, **run.sample.parameters())
     sampler = sampler.with_beam_pipeline_args(list(beam_args))
-    trainer = Trainer(examples=data, **module, **run.train.parameters())
-    trainer.add_upstream_node(sampler)  # bad data must stop the run before the training
-    nodes: dict[str, BaseNode] = {"sampler": sampler, "trainer": trainer}
+    if run.model is None:
+        source.add_upstream_node(sampler)  # bad data must stop the run before the training
+    nodes: dict[str, BaseNode] = {"sampler": sampler, "source": source}
     calibration = sampler.outputs["calibration"]
 
     def candidate(recipe: Recipe) -> BaseChannel:
-        model = trainer.outputs["model"]
+        model = source.outputs["model"]
         for step, prefix in zip(recipe.steps, recipe.prefixes(), strict=True):
             component = COMPONENTS[type(step)]
             node_id = f"{component.__name__}.{prefix}"
@@ -124,7 +155,10 @@ def create_components(
         data,
         baseline,
         {recipe.name: candidate(recipe.for_run(**settings)) for recipe in run.recipes},
+        keras=source.outputs["model"],
         budget=run.budget,
+        evaluation=run.evaluation,
+        deployed=push_to,
         pipeline=name,
         **module,
     ).with_beam_pipeline_args(list(beam_args))

@@ -26,7 +26,7 @@ ALLOWED: dict[type[Step] | None, tuple[type[Step], ...]] = {
 }
 
 #: Names that the Evaluator's other ports have.
-_RESERVED = ("examples", "baseline", "evaluation", "selected", "blessing")
+_RESERVED = ("examples", "baseline", "keras", "evaluation", "selected", "blessing")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,7 +62,7 @@ def test_configs_and_recipes_need_the_standard_library_only(path: Path) -> None:
 @pytest.mark.parametrize("path", files(LIBRARY), ids=named)
 def test_only_components_and_artifacts_know_tfx(path: Path) -> None:
     knows = any(top(name) in ("tfx", "ml_metadata", "kfp") for name in imports(path))
-    assert not knows or path.name in ("component.py", "artifacts.py")
+    assert not knows or path.name in ("component.py", "artifacts.py", "pusher.py")
 
 
 @pytest.mark.parametrize("path", files(LIBRARY), ids=named)
@@ -95,8 +95,8 @@ def test_nobody_imports_the_folders_by_name(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", files(LIBRARY, PROGRAMS, CLUSTER), ids=named)
-def test_nobody_uses_keras_3(path: Path) -> None:
-    assert not {"keras"} & {top(name) for name in imports(path)}
+def test_nobody_but_the_bridge_uses_keras_3(path: Path) -> None:
+    assert path.name == "keras3_bridge.py" or not {"keras"} & {top(name) for name in imports(path)}
 
 
 def test_tests_are_no_packages() -> None:

@@ -8,14 +8,14 @@ import pytest
 
 from edgeline.clusterer.config import CENTROID_INITIALIZATIONS, Cluster
 from edgeline.config import FineTuning, StepConfig, deviation_tag
-from edgeline.evaluator.config import DIRECTIONS, OBJECTIVES, Budget
+from edgeline.evaluator.config import DIRECTIONS, DROP_BOUNDS, OBJECTIVES, Budget, Evaluation
 from edgeline.pruner.config import SCHEDULES, Prune
 from edgeline.quantizer.config import IO_TYPES, SCHEMES, Quantize
 from edgeline.representative_dataset.config import Sample
 from edgeline.tflite_exporter.config import Export
 from edgeline.trainer.config import Train
 
-CONFIGS: list[type[StepConfig]] = [Train, Prune, Cluster, Quantize, Sample, Export, Budget]
+CONFIGS: list[type[StepConfig]] = [Train, Prune, Cluster, Quantize, Sample, Export, Budget, Evaluation]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -58,6 +58,12 @@ WRONG_TYPES: list[tuple[type[StepConfig], str, Any, str]] = [
     (Train, "early_stopping_patience", False, "Train.early_stopping_patience must be of type int, received False"),
 ]
 
+
+def drops(received: str) -> str:
+    expected = 'a JSON object from slices to drops of at least 0, such as {"label": 0.03}'
+    return f"Budget.max_slice_drops must be {expected}, received {received!r}"
+
+
 BAD_VALUES: list[tuple[type[StepConfig], str, Any, str]] = [
     *(
         bad
@@ -97,13 +103,18 @@ BAD_VALUES: list[tuple[type[StepConfig], str, Any, str]] = [
         Quantize,
         "scheme",
         "int4",
-        "Quantize.scheme must be one of float32, dynamic_range, float16, int8, int16x8, qat8, received 'int4'",
+        "Quantize.scheme must be one of float32, dynamic_range, float16, int8, int16x8, auto, qat8, received 'int4'; "
+        "did you mean int8?",
     ),
     (Quantize, "io_type", "int16", "Quantize.io_type must be one of float32, int8, uint8, received 'int16'"),
     (Sample, "samples", 0, "Sample.samples must be at least 1, received 0"),
     (Sample, "seed", -1, "Sample.seed must be in [0, 2**31), received -1"),
     (Export, "parity_samples", 0, "Export.parity_samples must be at least 1, received 0"),
     (Export, "timeout_seconds", 0, "Export.timeout_seconds must be at least 1, received 0"),
+    (Sample, "strategy", "random", "Sample.strategy must be one of uniform, stratified, diverse, received 'random'"),
+    (Sample, "by", "", "Sample.by must be label, or the name of a feature, received ''"),
+    (Sample, "winsor_percent", 50, "Sample.winsor_percent must be at least 0 and below 50, received 50.0"),
+    (Sample, "max_bad_fraction", 1, "Sample.max_bad_fraction must be at least 0 and below 1, received 1.0"),
     (Budget, "metric", "", "Budget.metric must be the name of a compiled metric, or loss, received ''"),
     (Budget, "direction", "up", "Budget.direction must be one of max, min, received 'up'"),
     (Budget, "max_drop", -0.01, "Budget.max_drop must be at least 0, received -0.01"),
@@ -112,6 +123,17 @@ BAD_VALUES: list[tuple[type[StepConfig], str, Any, str]] = [
     (Budget, "max_zlib_bytes", 0, "Budget.max_zlib_bytes must be at least 1, or -1 for none, received 0"),
     (Budget, "max_latency_ms", 0, "Budget.max_latency_ms must be above 0, or -1 for none, received 0.0"),
     (Budget, "max_latency_ms", -0.5, "Budget.max_latency_ms must be above 0, or -1 for none, received -0.5"),
+    (Budget, "drop_bound", "lower", "Budget.drop_bound must be one of point, upper, received 'lower'"),
+    (Budget, "max_deployed_drop", -0.5, "Budget.max_deployed_drop must be at least 0, or -1 for any, received -0.5"),
+    (Budget, "max_slice_drops", "{", drops("{")),
+    (Budget, "max_slice_drops", "[1]", drops("[1]")),
+    (Budget, "max_slice_drops", '{"label": -1}', drops('{"label": -1}')),
+    (Budget, "max_slice_drops", '{"label": true}', drops('{"label": true}')),
+    (Budget, "min_slice_examples", 0, "Budget.min_slice_examples must be at least 1, received 0"),
+    (Budget, "max_cold_start_ms", 0, "Budget.max_cold_start_ms must be above 0, or -1 for none, received 0.0"),
+    (Budget, "max_peak_rss_bytes", 0, "Budget.max_peak_rss_bytes must be at least 1, or -1 for none, received 0"),
+    (Evaluation, "max_bad_records", -1, "Evaluation.max_bad_records must be at least 0, received -1"),
+    (Evaluation, "check_keras", 2, "Evaluation.check_keras must be 0 or 1, received 2"),
     (Budget, "objective", "size", "Budget.objective must be one of zlib_bytes, bytes, latency_ms, received 'size'"),
 ]
 
@@ -140,8 +162,12 @@ def test_a_bad_value_is_refused_with_field_expectation_and_value(
         *((Cluster, {"centroid_initialization": name}) for name in CENTROID_INITIALIZATIONS),
         *((Quantize, {"scheme": name}) for name in SCHEMES),
         *((Quantize, {"scheme": scheme, "io_type": io}) for scheme in ("int8", "qat8") for io in IO_TYPES),
-        *((Budget, {"direction": name}) for name in DIRECTIONS),
+        *((Budget, {"metric": "score", "direction": name}) for name in DIRECTIONS),
         *((Budget, {"objective": name}) for name in OBJECTIVES),
+        *((Budget, {"drop_bound": name}) for name in DROP_BOUNDS),
+        (Budget, {"max_slice_drops": '{"camera,hour": 0, "label": 0.03}', "min_slice_examples": 1}),
+        (Budget, {"metric": "loss", "direction": "min", "max_deployed_drop": -1, "max_peak_rss_bytes": 1}),
+        (Evaluation, {"max_bad_records": 0, "check_keras": 1}),
     ],
 )
 def test_the_edges_of_each_range_are_allowed(config: type[StepConfig], values: dict[str, Any]) -> None:
@@ -224,7 +250,9 @@ def test_run_settings_can_only_be_given_by_name() -> None:
 
 
 def test_describe_reads_like_the_request() -> None:
-    assert Sample(64, 7).describe() == "sample samples=64 seed=7"
+    assert Sample(64, 7).describe() == (
+        "sample samples=64 seed=7 strategy=uniform by=label winsor_percent=0.1 max_bad_fraction=0.0"
+    )
 
 
 def test_only_int8_and_qat8_say_whether_they_train() -> None:

@@ -20,7 +20,9 @@ from edgeline.clusterer.component import Clusterer
 from edgeline.clusterer.config import Cluster
 from edgeline.config import StepConfig
 from edgeline.evaluator.component import Evaluator
-from edgeline.evaluator.config import Budget
+from edgeline.evaluator.config import Budget, Evaluation
+from edgeline.model_importer.component import ModelImporter
+from edgeline.model_importer.config import Import
 from edgeline.pruner.component import Pruner
 from edgeline.pruner.config import Prune
 from edgeline.quantizer.component import Quantizer
@@ -34,6 +36,7 @@ from edgeline.trainer.config import Train
 
 COMPONENTS: dict[Any, type[StepConfig]] = {
     Trainer: Train,
+    ModelImporter: Import,
     Pruner: Prune,
     Clusterer: Cluster,
     Quantizer: Quantize,
@@ -45,10 +48,11 @@ MODULE = {"module": "m.py", "module_digest": "d", "toolchain": "t"}
 COMPRESSED = {"compressed": Model, "model_run": ModelRun}
 PORTS: dict[Any, tuple[dict[str, type], dict[str, type]]] = {
     Trainer: ({"examples": Examples}, {"model": Model, "model_run": ModelRun}),
+    ModelImporter: ({"examples": Examples}, {"model": Model}),
     Pruner: ({"examples": Examples, "model": Model}, COMPRESSED),
     Clusterer: ({"examples": Examples, "model": Model}, COMPRESSED),
     Quantizer: ({"examples": Examples, "model": Model, "calibration": RepresentativeDataset}, COMPRESSED),
-    RepresentativeDatasetGen: ({"examples": Examples}, {"calibration": RepresentativeDataset}),
+    RepresentativeDatasetGen: ({"examples": Examples, "model": Model}, {"calibration": RepresentativeDataset}),
     TFLiteExporter: ({"model": Model, "calibration": RepresentativeDataset}, {"tflite": Model}),
 }
 
@@ -74,6 +78,9 @@ def test_ports(component: Any) -> None:
     inputs, outputs = PORTS[component]
     assert {name: port.type for name, port in component.SPEC_CLASS.INPUTS.items()} == inputs
     assert {name: port.type for name, port in component.SPEC_CLASS.OUTPUTS.items()} == outputs
+    # without a model the samples are for the one that the module builds
+    optional = {"model"} if component is RepresentativeDatasetGen else set()
+    assert {name for name, port in component.SPEC_CLASS.INPUTS.items() if port.optional} == optional
 
 
 @every
@@ -107,6 +114,8 @@ def evaluator(candidates: list[str], **changes: Any) -> Evaluator:
         channel.Channel(type=Model),
         {name: channel.Channel(type=Model) for name in candidates},
         budget=Budget(max_drop=0.02, max_latency_ms=3),
+        evaluation=Evaluation(max_bad_records=2),
+        deployed="/pushed",
         pipeline="p",
         **{**MODULE, **changes},
     )
@@ -114,9 +123,9 @@ def evaluator(candidates: list[str], **changes: Any) -> Evaluator:
 
 def test_the_evaluator_has_a_port_for_every_candidate() -> None:
     node = evaluator(["float16", "prune80_int8"])
-    assert set(node.spec.INPUTS) == {"examples", "baseline", "float16", "prune80_int8"}
+    assert set(node.spec.INPUTS) == {"examples", "baseline", "keras", "float16", "prune80_int8"}
     # a candidate may be absent, where an earlier step of it failed; the baseline may not
-    assert {name for name, port in node.spec.INPUTS.items() if port.optional} == {"float16", "prune80_int8"}
+    assert {name for name, port in node.spec.INPUTS.items() if port.optional} == {"keras", "float16", "prune80_int8"}
     assert {name: port.type for name, port in node.spec.OUTPUTS.items()} == {
         "evaluation": ModelEvaluation,
         "selected": Model,
@@ -125,6 +134,8 @@ def test_the_evaluator_has_a_port_for_every_candidate() -> None:
     assert node.exec_properties == {
         **MODULE,
         **Budget(max_drop=0.02, max_latency_ms=3).parameters(),
+        **Evaluation(max_bad_records=2).parameters(),
+        "deployed": "/pushed",
         "pipeline": "p",
         "candidates": '["float16", "prune80_int8"]',
     }

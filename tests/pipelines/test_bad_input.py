@@ -110,14 +110,6 @@ def test_module_mistakes_show_before_anything_is_made(case: Case, old: str, new:
     assert not case.root.exists()
 
 
-def test_keras_3_model_is_refused_with_the_remedy(case: Case) -> None:
-    write_data(case.data)
-    case.module.write_text(case.module.read_text().replace("import tf_keras as keras", "import keras"))
-    message = case.refused("--recipe", "int8")
-    assert "this is a Keras 3 model: write `import tf_keras as keras`" in message
-    assert not case.trained
-
-
 def test_missing_data_folder(case: Case) -> None:
     assert "edgeline data" in case.refused()
 

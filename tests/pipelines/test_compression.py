@@ -46,14 +46,14 @@ def test_edges(nodes: dict[str, pipeline_pb2.PipelineNode]) -> None:
     assert upstream["Clusterer.prune80_cluster16"] == {data, "Pruner.prune80"}
     assert upstream["Quantizer.prune80_cluster16_int8"] == {data, calibration, "Clusterer.prune80_cluster16"}
     assert upstream["TFLiteExporter.qat8"] == {calibration, "Quantizer.qat8"}
-    assert upstream["Evaluator"] == {data, *(name for name in nodes if name.startswith("TFLiteExporter"))}
+    assert upstream["Evaluator"] == {data, "Trainer", *(name for name in nodes if name.startswith("TFLiteExporter"))}
     assert upstream["Pusher"] == {"Evaluator"}
 
 
 def test_one_optional_port_per_candidate(nodes: dict[str, pipeline_pb2.PipelineNode]) -> None:
     ports = nodes["Evaluator"].inputs.inputs
-    assert set(ports) == {"examples", "baseline", *NAMES}
-    assert {name for name, port in ports.items() if port.min_count == 0} == set(NAMES)
+    assert set(ports) == {"examples", "baseline", "keras", *NAMES}
+    assert {name for name, port in ports.items() if port.min_count == 0} == {"keras", *NAMES}
 
 
 def test_the_baseline_is_there_unasked(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_the_baseline_is_there_unasked(tmp_path: Path) -> None:
     ids = {node.pipeline_node.node_info.id for node in ir.nodes}
     assert {"Quantizer.float32", "TFLiteExporter.float32"} <= ids
     [evaluator] = [n.pipeline_node for n in ir.nodes if n.pipeline_node.node_info.id == "Evaluator"]
-    assert set(evaluator.inputs.inputs) == {"examples", "baseline", "int8"}
+    assert set(evaluator.inputs.inputs) == {"examples", "baseline", "keras", "int8"}
 
 
 def test_every_own_node_is_keyed_by_module_and_tools(nodes: dict[str, pipeline_pb2.PipelineNode]) -> None:

@@ -153,7 +153,7 @@ def test_split_follows_from_the_digest():
 
 
 def test_progress_goes_to_the_console(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    console = Console(file=io.StringIO(), width=100)
+    console = Console(file=io.StringIO(), width=300)
     datasets.write_digits(tmp_path / "data", console=console)
     assert "digits: writing train" in console.file.getvalue()
     datasets.write_digits(tmp_path / "data", console=console)
@@ -356,6 +356,7 @@ def test_damaged_idx_labels(tmp_path: Path, content: bytes, message: str):
         (gzip.compress(idx(40, 28, 28, values=bytes(40 * 784)))[:-9], r"cannot read .*train-images.*end-of-stream"),
         (b"not gzip", r"cannot read .*train-images-idx3-ubyte\.gz: Not a gzipped file"),
     ],
+    ids=["other shape", "truncated", "not gzip"],  # gzip puts the time into the content
 )
 def test_damaged_idx_images(tmp_path: Path, content: bytes, message: str):
     source = make_idx(tmp_path / "idx")
