@@ -1,5 +1,9 @@
 # make run    everything set up, then the whole pipeline on the bundled digits
 # make test   everything set up, then the tests
+
+# tests of one file share what they made; each process takes up to 2 GB
+PARALLEL = -n 2 --dist loadfile
+
 .PHONY: run test test-all lint setup clean
 
 # what a user's own pip or Python settings say must not reach the environment's python
@@ -12,10 +16,10 @@ run: setup
 	@.venv/bin/edgeline run $(ARGS)
 
 test: setup
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest $(PARALLEL) $(ARGS)
 
 test-all: setup
-	@.venv/bin/python -m pytest -m "" $(ARGS)
+	@.venv/bin/python -m pytest $(PARALLEL) -m "" $(ARGS)
 
 lint: setup
 	@.venv/bin/ruff check .
@@ -23,4 +27,4 @@ lint: setup
 	@tools/typecheck.sh
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	rm -rf .venv .hypothesis .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
