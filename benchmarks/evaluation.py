@@ -1,16 +1,20 @@
 """Throughput of the Evaluator's Beam pass beside TFMA's own TFLite evaluation and a plain loop in one process.
 
 All sides run the same `.tflite` files: the float32 reference and one or four candidates. Each is measured with a few
-examples and with many: the first is the start-up (building the pipeline, tracing, loading), the difference gives the
-steady throughput.
+examples and with many: the first is the start-up and the merging (building the pipeline, tracing, loading), the
+difference gives the steady throughput.
 
-- Evaluator: `edgeline.evaluator.transforms.Evaluate` on the FnApiRunner, from raw pixels in GZIP TFRecords in 8 shards
-  to the merged states of the loss and all compiled metrics.
+- Evaluator: `edgeline.evaluator.transforms.Evaluate` on the FnApiRunner, from raw records in GZIP TFRecords in 8 shards
+  to the merged states of the loss and all compiled metrics, overall and by label, confusion matrix, calibration, and
+  each candidate's outputs, flips and paired differences beside the reference.
 - plain loop: tf.data (a batch parsed at a time, in parallel, prefetched), LiteRT on the same batches, accuracy by
-  NumPy. It knows no loss, no shards that are merged, no failing model.
+  NumPy. It knows no loss, no slices, no comparison, no shards that are merged, no failing model.
 - TFMA: `tfma.run_model_analysis` with `model_type: "tf_lite"` on the FnApiRunner; accuracy only. Its TFLite path takes
   features as the model's inputs and has no preprocessing, so it reads preprocessed floats, and fewer of them, since it
   is slow. It switches XNNPACK off itself (extractors/tflite_predict_extractor.py), the other two sides have it on.
+
+The small CNN of the Fashion-MNIST example, and MobileNetV2 at 96x96 on jpeg images (plain loop only). At the end, the
+peak memory of a process that evaluates the reference and one candidate on a tenth of the examples, and on all.
 
     python benchmarks/evaluation.py --data DIR     # made by: edgeline data fashion-mnist DIR
 """
@@ -18,14 +22,19 @@ steady throughput.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import logging
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -58,19 +67,42 @@ CANDIDATES = ("dynamic_range", "float16", "int8", "float32")
 FEW = 256
 
 
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is evaluated: a module, its records by number of examples, and the models by name."""
+
+    module: str
+    shards: dict[int, list[str]]
+    models: dict[str, Path]
+
+    def chosen(self, candidates: int) -> dict[str, Path]:
+        """The reference and the first candidates."""
+        return {name: self.models[name] for name in ("reference", *CANDIDATES[:candidates])}
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="data folder of Fashion-MNIST (default: made in a temporary place)")
     parser.add_argument("--examples", type=int, default=50_000, help="(default: %(default)s)")
     parser.add_argument("--tfma-examples", type=int, default=5_000, help="0: without TFMA (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=int, default=2_000, help="for MobileNetV2; 0: without it (default: %(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=transforms.BATCH_SIZE, help="ours and the plain loop's")
     parser.add_argument("--beam-arg", action="append", default=[], help="more arguments for the Evaluator's runner")
     parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--peak-memory", nargs="+", metavar="MODULE MODELS SHARD", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     _silence()
     transforms.BATCH_SIZE = arguments.batch_size
+    if arguments.peak_memory:
+        module, models, *shards = arguments.peak_memory
+        run_evaluator(shards, {name: Path(path) for name, path in json.loads(models).items()}, module, [])
+        status = Path("/proc/self/status").read_text().splitlines()
+        print(next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM")))
+        return
     with tempfile.TemporaryDirectory() as folder:
         benchmark(arguments, Path(folder))
 
@@ -80,71 +112,107 @@ def benchmark(arguments: argparse.Namespace, folder: Path) -> None:
     if arguments.data is None:
         arguments.data = datasets.write_fashion_mnist(folder / "data").path
     module = model_module.load(MODULE)
-    many, few = arguments.examples, FEW
-    shards = {n: write_shards(arguments.data, folder / f"raw-{n}", n, 8 if n == many else 1) for n in (many, few)}
+    many, few, tenth = arguments.examples, FEW, arguments.examples // 10
+    counts = {many: 8, few: 1, tenth: 8}
+    shards = {n: write_shards(arguments.data, folder / f"raw-{n}", n, count) for n, count in counts.items()}
     floats = {n: write_floats(shards, module, folder / f"floats-{n}", n) for n in (arguments.tfma_examples, few) if n}
-    models = make_models(arguments.data, module, folder / "models")
+    small = Case(MODULE, shards, make_models(arguments.data, module, folder / "models"))
 
-    ratios, seconds, accuracies = [], {}, {}
-    for count in (1, 4):
-        chosen = {name: models[name] for name in ("reference", *CANDIDATES[:count])}
-        label = f"{count} candidate{'s' if count > 1 else ''}"
-
-        def ours(n: int, chosen: dict[str, Path] = chosen) -> transforms.States:
-            return run_evaluator(shards[n], chosen, ["--runner=FnApiRunner", *arguments.beam_arg])
-
-        def plain(n: int, chosen: dict[str, Path] = chosen) -> dict[str, float]:
-            return run_plain_loop(shards[n], chosen, module, arguments.batch_size)
-
-        def peer(n: int, chosen: dict[str, Path] = chosen) -> dict[str, float]:
-            return run_tfma(floats[n], chosen)
-
-        sides: dict[str, Callable[[], tuple[float, float]]] = {
-            "Evaluator": lambda run=ours: twice(run, few, many),
-            "plain loop": lambda run=plain: twice(run, few, many),
-        }
-        if arguments.tfma_examples:
-            sides["TFMA"] = lambda run=peer: twice(run, few, arguments.tfma_examples)
-        # also warms everything up
-        accuracies[label] = {"Evaluator": accuracy(ours(many), module), "plain loop": plain(many)}
-        if arguments.tfma_examples:
-            accuracies[label]["TFMA"] = peer(few)
-            check_equal(accuracies[label]["TFMA"], plain(few), f"TFMA, {label}")
-        check_equal(accuracies[label]["Evaluator"], accuracies[label]["plain loop"], f"Evaluator, {label}")
-
-        times = record.in_turn(sides, arguments.repeats)
-        seconds[label] = {side: {"few": [t[0] for t in ts], "all": [t[1] for t in ts]} for side, ts in times.items()}
-        rates = {}
-        for side, runs in seconds[label].items():
-            start_up = statistics.median(runs["few"])
-            total = arguments.tfma_examples if side == "TFMA" else many
-            rates[side] = [(total - few) / (run - start_up) for run in runs["all"]]
-        for side, target in (("plain loop", ">= 0.4" if count == 1 else ""), ("TFMA", ">= 8" if count == 1 else "")):
-            if side in rates:
-                name = f"throughput, {label}, beside {side}"
-                ratios.append(record.Ratio(name, rates["Evaluator"], rates[side], "ex/s", target))
-        for side in ("plain loop", "TFMA"):
-            if side in times:
-                name = f"start-up ({few} examples), {label}, beside {side}"
-                start_ups = (seconds[label][s]["few"] for s in ("Evaluator", side))
-                ratios.append(record.Ratio(name, *start_ups, "s"))
+    ratios: list[record.Ratio] = []
+    seconds: dict[str, Any] = {}
+    accuracies: dict[str, Any] = {}
+    for count, beside_loop, beside_tfma in ((1, ">= 0.8", ">= 12"), (4, ">= 0.95", "")):
+        measure(
+            small, count, many, f"small CNN, {count} candidate{'s' if count > 1 else ''}", arguments,
+            ratios, seconds, accuracies, floats=floats, targets={"plain loop": beside_loop, "TFMA": beside_tfma},
+        )  # fmt: skip
+    if arguments.images:
+        large = make_large(folder / "large", arguments.images, few)
+        for count in (1, 4):
+            measure(large, count, arguments.images, f"MobileNetV2, {count}", arguments, ratios, seconds, accuracies)
+    memory = {n: peak_memory(small.chosen(1), shards[n]) for n in (tenth, many)}
+    ratios.append(
+        record.Ratio("peak memory, all examples beside a tenth", [memory[many]], [memory[tenth]], "B", "<= 1.1")
+    )
     record.report(
         "evaluation",
         ratios,
         settings={
             "examples": many,
             "tfma_examples": arguments.tfma_examples,
+            "images": arguments.images,
             "few": few,
             "batch_size": arguments.batch_size,
             "beam": ["--runner=FnApiRunner", *arguments.beam_arg],
             "repeats": arguments.repeats,
-            "models": {name: path.stat().st_size for name, path in models.items()},
+            "models": {name: path.stat().st_size for name, path in small.models.items()},
             "accuracy": accuracies,
             "in the time": "pipeline built, models loaded, data read, parsed and preprocessed, all models run, metrics",
         },
         seconds=seconds,
         output=arguments.output,
     )
+
+
+def measure(
+    case: Case,
+    count: int,
+    many: int,
+    label: str,
+    arguments: argparse.Namespace,
+    ratios: list[record.Ratio],
+    seconds: dict[str, Any],
+    accuracies: dict[str, Any],
+    *,
+    floats: dict[int, str] | None = None,
+    targets: dict[str, str] | None = None,
+) -> None:
+    """Measures all sides on a case, checks that they agree, and adds what was found to the last three arguments.
+
+    TFMA is a side where there are `floats`, files of preprocessed examples by their number.
+    """
+    module, chosen, few = model_module.load(case.module), case.chosen(count), FEW
+
+    def ours(n: int) -> transforms.Results:
+        return run_evaluator(case.shards[n], chosen, case.module, ["--runner=FnApiRunner", *arguments.beam_arg])
+
+    def plain(n: int) -> dict[str, float]:
+        return run_plain_loop(case.shards[n], chosen, module, arguments.batch_size)
+
+    sides: dict[str, Callable[[], tuple[float, float]]] = {
+        "Evaluator": lambda: twice(ours, few, many),
+        "plain loop": lambda: twice(plain, few, many),
+    }
+    # also warms everything up
+    accuracies[label] = {"Evaluator": accuracy(ours(many), module), "plain loop": plain(many)}
+    if floats:
+        sides["TFMA"] = lambda: twice(lambda n: run_tfma(floats[n], chosen), few, arguments.tfma_examples)
+        accuracies[label]["TFMA"] = run_tfma(floats[few], chosen)
+        check_equal(accuracies[label]["TFMA"], plain(few), f"TFMA, {label}")
+    check_equal(accuracies[label]["Evaluator"], accuracies[label]["plain loop"], f"Evaluator, {label}")
+
+    times = record.in_turn(sides, arguments.repeats)
+    seconds[label] = {side: {"few": [t[0] for t in ts], "all": [t[1] for t in ts]} for side, ts in times.items()}
+    rates = {}
+    for side, runs in seconds[label].items():
+        start_up = statistics.median(runs["few"])
+        total = arguments.tfma_examples if side == "TFMA" else many
+        rates[side] = [(total - few) / (run - start_up) for run in runs["all"]]
+    for side in sides:
+        if side != "Evaluator":
+            target = (targets or {}).get(side, "")
+            ratios.append(
+                record.Ratio(f"throughput, {label}, beside {side}", rates["Evaluator"], rates[side], "ex/s", target)
+            )
+            start_ups = (seconds[label][s]["few"] for s in ("Evaluator", side))
+            ratios.append(record.Ratio(f"start-up ({few} examples), {label}, beside {side}", *start_ups, "s"))
+
+
+def peak_memory(models: dict[str, Path], shards: list[str]) -> int:
+    """Returns the most memory that a process of its own took to evaluate models on shards, in bytes."""
+    named = json.dumps({name: str(path) for name, path in models.items()})
+    command = [sys.executable, __file__, "--peak-memory", MODULE, named, *shards]
+    return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
 
 
 def twice(run: Callable[[int], object], few: int, many: int) -> tuple[float, float]:
@@ -205,10 +273,7 @@ def _write(path: Path, serialized: list[bytes]) -> str:
 
 
 def make_models(folder: Path, module: model_module.ModelModule, out: Path) -> dict[str, Path]:
-    """Trains the module's model for one epoch and converts it; returns each file's path by name.
-
-    Each lies in a folder of its own under the name `tflite`, by which TFMA knows such a model.
-    """
+    """Trains the module's model for one epoch and converts it; returns each file's path by name."""
     config = FineTuning(epochs=1)
     training.start(config.seed)
     model = module.build_model()
@@ -216,6 +281,33 @@ def make_models(folder: Path, module: model_module.ModelModule, out: Path) -> di
     files = sorted(str(path) for path in (folder / "train").glob(f"*{datasets.SHARD_SUFFIX}"))
     split = data.training_data(files, module, batch_size=config.batch_size, epochs=1, seed=config.seed)
     model.fit(split.dataset, steps_per_epoch=split.steps_per_epoch, verbose=0)
+    return convert(model, module, files, out)
+
+
+def make_large(folder: Path, images: int, few: int) -> Case:
+    """Writes noisy jpeg images and converts an untrained MobileNetV2, whose costs are those of a trained one."""
+    folder.mkdir()
+    reference = str(Path(__file__).with_name("mobilenet_96.py"))
+    random = np.random.default_rng(0)
+    serialized = []
+    for index in range(images):
+        coarse = tf.image.resize(random.uniform(0, 255, [6, 6, 3]), [96, 96]).numpy().astype(np.uint8)
+        features = {
+            "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.io.encode_jpeg(coarse).numpy()])),
+            "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[index % 10])),
+        }
+        serialized.append(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
+    many = [_write(folder / f"data-{i:05d}.tfrecord.gz", serialized[i::8]) for i in range(8)]
+    shards = {images: many, few: [_write(folder / "few.tfrecord.gz", serialized[:few])]}
+    module = model_module.load(reference)
+    return Case(reference, shards, convert(module.build_model(), module, many, folder / "models"))
+
+
+def convert(model: Any, module: model_module.ModelModule, files: list[str], out: Path) -> dict[str, Path]:
+    """Converts a model to all schemes that are measured; returns each file's path by name.
+
+    Each lies in a folder of its own under the name `tflite`, by which TFMA knows such a model.
+    """
     images = next(iter(data.parsed_batches(files, data.ExampleParser(module), 128)))[0].numpy()
     io = keras_io.describe_io(model, module)
     paths = {}
@@ -228,27 +320,28 @@ def make_models(folder: Path, module: model_module.ModelModule, out: Path) -> di
     return paths
 
 
-def run_evaluator(files: list[str], models: dict[str, Path], beam_args: list[str]) -> transforms.States:
-    """Runs the Evaluator's Beam transform as its executor does, and returns the merged states."""
+def run_evaluator(files: list[str], models: dict[str, Path], module: str, beam_args: list[str]) -> transforms.Results:
+    """Runs the Evaluator's Beam transform as its executor does, and returns the merged results."""
+    paths = {name: str(path) for name, path in models.items()}
+    plan = transforms.Plan(module, (INPUT,), (OUTPUT,), paths, "reference", metric="accuracy")
     with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder, "states"))
-        paths = {name: str(path) for name, path in models.items()}
-        with beam.Pipeline(options=PipelineOptions(beam_args)) as pipeline:
-            states = pipeline | beam.Create(files) | transforms.Evaluate(MODULE, [INPUT], [OUTPUT], paths)
-            states | beam.Map(transforms.write_states, path)
-        return transforms.read_states(path)
+        path = str(Path(folder, "results"))
+        with beam.Pipeline(options=PipelineOptions(beam_args or ["--runner=FnApiRunner"])) as pipeline:
+            results = pipeline | beam.Create(files) | transforms.Evaluate(plan)
+            results | beam.Map(transforms.write_results, path)
+        return transforms.read_results(path)
 
 
-def accuracy(states: transforms.States, module: model_module.ModelModule) -> dict[str, float]:
-    """Returns the accuracies that merged states stand for."""
+def accuracy(results: transforms.Results, module: model_module.ModelModule) -> dict[str, float]:
+    """Returns the accuracies that merged results stand for."""
     metrics = CompiledMetrics(module)
     metrics.prepare(tf.zeros([1], tf.int64), [np.zeros([1, 10], np.float32)])
-    results = {}
-    for name, state in states.items():
-        if isinstance(state, str):
-            raise SystemExit(f"Evaluator: {name} failed: {state}")
-        results[name] = metrics.result(state)["accuracy"]
-    return results
+    found = {}
+    for name, result in results.models.items():
+        if isinstance(result, str):
+            raise SystemExit(f"Evaluator: {name} failed: {result}")
+        found[name] = metrics.result(result.overall)["accuracy"]
+    return found
 
 
 def run_plain_loop(
@@ -256,8 +349,9 @@ def run_plain_loop(
 ) -> dict[str, float]:
     """Runs the models as a script would, with nothing of Edgeline but the module's hooks; returns the accuracies."""
     interpreters = {name: Interpreter(str(path), num_threads=1) for name, path in models.items()}
+    shape = [batch_size, *interpreters["reference"].get_input_details()[0]["shape"][1:]]
     for interpreter in interpreters.values():
-        interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], [batch_size, 28, 28])
+        interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], shape)
         interpreter.allocate_tensors()
     ports = {
         name: (interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"])
@@ -278,7 +372,7 @@ def run_plain_loop(
         rows = len(labels)
         total += rows
         if rows < batch_size:
-            images = np.concatenate([images, np.zeros([batch_size - rows, 28, 28], np.float32)])
+            images = np.concatenate([images, np.zeros([batch_size - rows, *shape[1:]], np.float32)])
         for name, interpreter in interpreters.items():
             source, target = ports[name]
             interpreter.set_tensor(source, images)
