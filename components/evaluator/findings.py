@@ -127,7 +127,7 @@ def check_keras(model: tf_keras.Model, plan: Plan, module: ModelModule, files: l
     """
     metrics, baseline, state, largest = CompiledMetrics(module), TFLiteModel(plan.models[plan.baseline]), State(), 0.0
     parser = data.ExampleParser(module)
-    size = batch_size(parser)
+    size = batch_size(parser.compiled.get_concrete_function().structured_outputs[0])
     run = tf.function(lambda inputs: model(inputs, training=False), reduce_retracing=True)
     for inputs, label, weight in data.parsed_batches(files, parser, size):
         outputs = [output.numpy() for output in tf.nest.flatten(run(inputs))]

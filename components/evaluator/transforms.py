@@ -188,9 +188,12 @@ class _Ran:
     predicted: np.ndarray | None = None
 
 
-def batch_size(parser: ExampleParser) -> int:
-    """Returns how many examples are evaluated at once: a power of two from 1 to BATCH_SIZE."""
-    inputs, _, _ = parser.compiled.get_concrete_function().structured_outputs
+def batch_size(inputs: Any) -> int:
+    """Returns how many examples are evaluated at once: a power of two from 1 to BATCH_SIZE.
+
+    Args:
+      inputs: of a batch, as `preprocess` returns them; shapes and dtypes suffice.
+    """
     total = 0
     for tensor in tf.nest.flatten(inputs):
         # where a size varies, a hundred stands for it
@@ -220,7 +223,7 @@ class EvaluateShards(beam.DoFn):
         self._task = Task.of(self._metrics.model, list(plan.outputs))
         self._slicer = Slicer(self._module, self._task.classes if self._task else None)
         self._parse = tf.function(self._parse_batch, input_signature=[tf.TensorSpec([None], tf.string)])
-        self._batch = batch_size(self._parser)
+        self._batch = batch_size(self._parse.get_concrete_function().structured_outputs[0])
         # others are compared with these two as they go
         first = [name for name in (plan.deployed, plan.baseline) if name in plan.models]
         self._models: dict[str, TFLiteModel] = {}
