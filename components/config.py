@@ -63,17 +63,21 @@ class FineTuning(StepConfig):
       epochs: passes over the training split, at least 1.
       batch_size: examples per optimizer step, at least 1.
       seed: start of every random draw (shuffling, initialisation), 0 to 2**31 - 1.
+      deterministic: 1: the same inputs and seed give the same weights to the bit, on the same machine; 0: operations
+        may sum in any order, which can be faster on a GPU.
     """
 
     epochs: int = 2
     batch_size: int = 32
     seed: int = 0
+    deterministic: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("epochs", self.epochs >= 1, "at least 1")
         self.check("batch_size", self.batch_size >= 1, "at least 1")
         self.check("seed", 0 <= self.seed < 2**31, "in [0, 2**31)")
+        self.check("deterministic", self.deterministic in (0, 1), "0 or 1")
 
 
 def deviation_tag(config: StepConfig, named: tuple[str, ...]) -> str:
@@ -95,4 +99,4 @@ def deviation_tag(config: StepConfig, named: tuple[str, ...]) -> str:
     return "_x" + hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:4]
 
 
-RUN_WIDE = ("epochs", "batch_size", "seed")
+RUN_WIDE = ("epochs", "batch_size", "seed", "deterministic")

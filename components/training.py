@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tensorflow as tf
 import tf_keras
+from tensorflow.python.framework import config as tf_config
 
 from edgeline import data, keras_io, model_module, progress
 from edgeline.config import FineTuning
@@ -49,10 +51,20 @@ class Outcome:
     promises: tuple[Promise, ...] = ()
 
 
-def start(seed: int) -> None:
-    """Begins a step from a clean slate: layer names and random draws then depend on nothing that ran before."""
+def start(seed: int, *, deterministic: bool = True) -> None:
+    """Begins a step from a clean slate: layer names and random draws then depend on nothing that ran before.
+
+    Args:
+      seed: of every random draw.
+      deterministic: whether each operation must give the same bits every time, at whatever cost in time; holds for the
+        whole process until the next step begins.
+    """
     tf_keras.backend.clear_session()
     tf_keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+    else:
+        tf_config.disable_op_determinism()
 
 
 def open_splits(examples_uri: str, module: ModelModule, config: FineTuning) -> Splits:
@@ -181,7 +193,7 @@ def compress(
       run_uri: folder of the ModelRun artifact.
     """
     code = model_module.load(module, module_digest)
-    start(config.seed)
+    start(config.seed, deterministic=bool(config.deterministic))
     splits = open_splits(examples_uri, code, config)
     passport = Passport.read(model_uri)
     outcome = technique(keras_io.load(model_uri, code), code, splits, config, passport.promises, run_uri)

@@ -149,12 +149,11 @@ def create_components(
             nodes[node_id] = exporter.with_id(node_id)
         return nodes[node_id].outputs["tflite"]
 
-    settings = {name: run.finetune.parameters()[name] for name in ("epochs", "batch_size", "seed")}
     baseline = candidate(float32())
     evaluator = Evaluator(
         data,
         baseline,
-        {recipe.name: candidate(recipe.for_run(**settings)) for recipe in run.recipes},
+        {recipe.name: candidate(recipe.for_run(run.finetune)) for recipe in run.recipes},
         keras=source.outputs["model"],
         budget=run.budget,
         evaluation=run.evaluation,

@@ -29,6 +29,14 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         ("--samples", Sample().samples, "for calibration"),
     ):
         group.add_argument(flag, type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
+    group.add_argument(
+        "--non-deterministic",
+        dest="deterministic",
+        action="store_const",
+        const=0,
+        default=1,
+        help="let operations sum in any order: may be faster on a GPU, and two runs differ in the last digits",
+    )
     unset = Sample()
     group.add_argument(
         "--calibration",
@@ -64,7 +72,7 @@ def training(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
       UserError: a value is out of range.
     """
-    shared = {"batch_size": arguments.batch_size, "seed": arguments.seed}
+    shared = {"batch_size": arguments.batch_size, "seed": arguments.seed, "deterministic": arguments.deterministic}
     with as_user_error():
         return {
             "train": Train(epochs=arguments.epochs, early_stopping_patience=arguments.early_stopping, **shared),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from edgeline.clusterer.config import Cluster
-from edgeline.config import RUN_WIDE
+from edgeline.config import RUN_WIDE, FineTuning
 from edgeline.errors import UserError
 from edgeline.pruner.config import Prune
 from edgeline.quantizer.config import Quantize
@@ -73,9 +73,9 @@ class Recipe:
         tokens = [step.token for step in self.steps]
         return ["_".join(tokens[: i + 1]) for i in range(len(tokens))]
 
-    def for_run(self, *, epochs: int, batch_size: int, seed: int) -> Recipe:
+    def for_run(self, finetune: FineTuning) -> Recipe:
         """Returns the recipe with the run's settings for its fine-tuning steps."""
-        settings: dict[str, Any] = dict(zip(RUN_WIDE, (epochs, batch_size, seed), strict=True))
+        settings: dict[str, Any] = {name: getattr(finetune, name) for name in RUN_WIDE}
         # a scheme that trains nothing keeps its defaults, so that other epochs do not make it run again
         trains = [not isinstance(step, Quantize) or step.trains for step in self.steps]
         steps = [dataclasses.replace(s, **settings) if t else s for s, t in zip(self.steps, trains, strict=True)]

@@ -21,6 +21,7 @@ def Clusterer(
     epochs: Parameter[int],
     batch_size: Parameter[int],
     seed: Parameter[int],
+    deterministic: Parameter[int],
     clusters: Parameter[int],
     centroid_initialization: Parameter[str],
     min_layer_share: Parameter[float],
@@ -28,7 +29,7 @@ def Clusterer(
     """Gives each layer few shared weight values; verifies their number, and the zeros of a pruning before it."""
     config = Cluster(
         clusters=clusters, centroid_initialization=centroid_initialization, min_layer_share=min_layer_share,
-        epochs=epochs, batch_size=batch_size, seed=seed,
+        epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
     )  # fmt: skip
     training.compress(
         clustering.cluster, config, step="Clusterer", module=module, module_digest=module_digest, toolchain=toolchain,

@@ -21,6 +21,7 @@ def Pruner(
     epochs: Parameter[int],
     batch_size: Parameter[int],
     seed: Parameter[int],
+    deterministic: Parameter[int],
     sparsity: Parameter[float],
     schedule: Parameter[str],
     initial_sparsity: Parameter[float],
@@ -30,7 +31,7 @@ def Pruner(
     """Sets the smallest weights to zero while fine-tuning; verifies the sparsity of every pruned layer."""
     config = Prune(
         sparsity=sparsity, schedule=schedule, initial_sparsity=initial_sparsity, ramp=ramp,
-        min_layer_share=min_layer_share, epochs=epochs, batch_size=batch_size, seed=seed,
+        min_layer_share=min_layer_share, epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
     )  # fmt: skip
     training.compress(
         pruning.prune, config, step="Pruner", module=module, module_digest=module_digest, toolchain=toolchain,

@@ -26,6 +26,7 @@ def Quantizer(
     epochs: Parameter[int],
     batch_size: Parameter[int],
     seed: Parameter[int],
+    deterministic: Parameter[int],
     scheme: Parameter[str],
     io_type: Parameter[str],
     keep_float: Parameter[str],
@@ -40,7 +41,7 @@ def Quantizer(
     config = Quantize(
         scheme=scheme, io_type=io_type, keep_float=keep_float, keep_float_ops=keep_float_ops,
         sensitivity_layers=sensitivity_layers, auto_max_drop=auto_max_drop,
-        epochs=epochs, batch_size=batch_size, seed=seed,
+        epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
     )  # fmt: skip
     code = model_module.load(module, module_digest)
     passport = Passport.read(model.uri)

@@ -134,7 +134,7 @@ def quantize(
     if config.trains and graph_model.is_one(model_uri):
         raise ValueError(f"scheme {config.scheme} trains, but of the imported model only the graph is known, no layers")
     if config.trains:
-        training.start(config.seed)
+        training.start(config.seed, deterministic=bool(config.deterministic))
         splits = training.open_splits(examples_uri, module, config)
         base = keras_io.load(model_uri, module)
         keras_io.save(base, compressed_uri)

@@ -66,7 +66,7 @@ def select(
       LadderError: no rung of `auto` holds.
       ValueError: the converter cannot convert the model; says why.
     """
-    training.start(config.seed)
+    training.start(config.seed, deterministic=bool(config.deterministic))
     graph_alone = graph_model.is_one(model_uri)
     model = graph_model.load(model_uri, passport.io) if graph_alone else keras_io.load(model_uri, module)
     samples, _ = calibration_set.read(calibration_uri)

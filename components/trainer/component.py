@@ -20,12 +20,16 @@ def Trainer(
     epochs: Parameter[int],
     batch_size: Parameter[int],
     seed: Parameter[int],
+    deterministic: Parameter[int],
     early_stopping_patience: Parameter[int],
 ) -> None:
     """Trains the module's model on `train`, with `validation` for early stopping; writes Keras and SavedModel forms."""
-    config = Train(epochs=epochs, batch_size=batch_size, seed=seed, early_stopping_patience=early_stopping_patience)
+    config = Train(
+        epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
+        early_stopping_patience=early_stopping_patience,
+    )  # fmt: skip
     code = model_module.load(module, module_digest)
-    training.start(config.seed)
+    training.start(config.seed, deterministic=bool(config.deterministic))
     keras_model = code.build_model()
     passport = Passport(io=keras_io.describe_io(keras_model, code))
     splits = training.open_splits(examples.uri, code, config)

@@ -73,6 +73,7 @@ BAD_VALUES: list[tuple[type[StepConfig], str, Any, str]] = [
             (config, "batch_size", 0, f"{config.__name__}.batch_size must be at least 1, received 0"),
             (config, "seed", -1, f"{config.__name__}.seed must be in [0, 2**31), received -1"),
             (config, "seed", 2**31, f"{config.__name__}.seed must be in [0, 2**31), received 2147483648"),
+            (config, "deterministic", 2, f"{config.__name__}.deterministic must be 0 or 1, received 2"),
         )
     ),
     (Train, "early_stopping_patience", -1, "Train.early_stopping_patience must be at least 0, received -1"),

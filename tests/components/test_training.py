@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tf_keras
+from tensorflow.python.framework import config as tf_config
 
 from edgeline import data, keras_io, model_module, progress, training
 from edgeline.errors import UserError
@@ -107,6 +108,15 @@ def test_a_loss_that_is_no_number_stops_the_training(tiny_module: Path, tiny_exa
         UserError, match=r"^Trainer: (val_)?loss became (nan|inf) in epoch 1 of 3; lower the learning rate"
     ):
         train(module, tiny_examples, Train(epochs=3, batch_size=16), tmp_path)
+
+
+def test_the_switch_for_determinism_holds_until_the_next_step() -> None:
+    training.start(0)
+    assert tf_config.is_op_determinism_enabled()
+    training.start(0, deterministic=False)
+    assert not tf_config.is_op_determinism_enabled()
+    training.start(0)
+    assert tf_config.is_op_determinism_enabled()
 
 
 def test_progress_is_reported(

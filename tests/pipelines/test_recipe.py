@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from edgeline.clusterer.config import Cluster
+from edgeline.config import FineTuning
 from edgeline.errors import UserError
 from edgeline.pipelines import recipes
 from edgeline.pipelines.recipe import Recipe, Step, find
@@ -58,14 +59,14 @@ def test_other_settings_make_other_names_but_those_of_the_run_do_not() -> None:
     other = Recipe("x", (Prune(0.8, schedule="constant"), Quantize()))
     assert other.prefixes()[0].startswith("prune80_x")
     assert plain.prefixes()[0] != other.prefixes()[0]
-    assert plain.for_run(epochs=9, batch_size=7, seed=5).prefixes() == plain.prefixes()
+    assert plain.for_run(FineTuning(epochs=9, batch_size=7, seed=5)).prefixes() == plain.prefixes()
 
 
 def test_settings_of_the_run_reach_only_steps_that_train() -> None:
-    prune, quantize = recipes.prune80_int8().for_run(epochs=9, batch_size=7, seed=5).steps
+    prune, quantize = recipes.prune80_int8().for_run(FineTuning(epochs=9, batch_size=7, seed=5)).steps
     assert (prune.epochs, prune.batch_size, prune.seed) == (9, 7, 5)
     assert quantize == Quantize("int8")
-    [qat] = recipes.qat8().for_run(epochs=9, batch_size=7, seed=5).steps
+    [qat] = recipes.qat8().for_run(FineTuning(epochs=9, batch_size=7, seed=5)).steps
     assert (qat.epochs, qat.batch_size, qat.seed) == (9, 7, 5)
 
 
