@@ -5,9 +5,10 @@ quantization-aware training also `Format-Keras/qat.npz`. From Trainer also `Form
 `serving_default` (serialized tf.train.Examples in, outputs out) and `serving_raw` (preprocessed inputs in).
 
 `Model` from TFLiteExporter: `Format-Serving/` with `model.tflite`, `labels.txt` where the labels are known,
-`metadata.json`, `passport.json` and `golden.npz` (8 calibration samples as the model's inputs and its outputs, in the
-types of its ports; raw features are not kept); it is what the stock Pusher copies. Custom properties: `sha256`
-(hexadecimal, of the file), `bytes`, `zlib_bytes`.
+`metadata.json`, `passport.json`, `golden.npz` (8 calibration samples as the model's inputs and its outputs, in the
+types of its ports) and `golden.jsonl` (the examples that they were made of, before `preprocess`, in protobuf's JSON
+form); it is what the stock Pusher copies. Custom properties: `sha256` (hexadecimal, of the file), `bytes`,
+`zlib_bytes`.
 
 `ModelEvaluation`: `report.json`, `report.html`, and what `tfma.load_eval_result` reads.
 """
@@ -20,8 +21,9 @@ class RepresentativeDataset(artifact.Artifact):
     """Calibration samples of the training split.
 
     File layout: `samples.npz`, one array per model input name, shape [samples, ...] as `preprocess` returns it, in the
-    order of a hash, so that any first ones are a random choice; and `manifest.json`, which `edgeline.calibration_set`
-    reads and checks:
+    order of a hash, so that any first ones are a random choice; `raw.jsonl`, the first 8 of the examples that they
+    were made of, a `tf.train.Example` in protobuf's JSON form per line; and `manifest.json`, which
+    `edgeline.calibration_set` reads and checks:
 
     - of the samples: schema_version, samples (how many), digest (of their tensors), inputs (shape and dtype by name),
       ranges ([min, max] by name), digests (SHA-256 of every serialized example), sample_label_histogram, strata

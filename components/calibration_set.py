@@ -1,4 +1,4 @@
-"""The file layout of a RepresentativeDataset: `samples.npz` and `manifest.json`, and the checks on reading them."""
+"""The file layout of a RepresentativeDataset (samples, manifest, raw examples), and the checks on reading it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf import json_format
+from tensorflow.core.example import example_pb2
 
 from edgeline import arrays
 from edgeline.errors import UserError, is_environment
 
 SAMPLES_FILE = "samples.npz"
 MANIFEST_FILE = "manifest.json"
+RAW_FILE = "raw.jsonl"
+
+#: Samples whose examples are kept as they were before `preprocess`.
+RAW_EXAMPLES = 8
 
 #: Of the manifest; another one is refused.
 SCHEMA_VERSION = 2
@@ -25,13 +31,17 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 _AGAIN = "run RepresentativeDatasetGen again"
 
 
-def write(folder: str, samples: dict[str, np.ndarray], about: dict[str, Any]) -> dict[str, Any]:
-    """Writes both files into a folder, which is made.
+def write(
+    folder: str, samples: dict[str, np.ndarray], about: dict[str, Any], examples: Sequence[bytes] = ()
+) -> dict[str, Any]:
+    """Writes the files into a folder, which is made.
 
     Args:
       folder: of the artifact.
       samples: by model input name, shape [samples, ...].
       about: what else is to be known about them.
+      examples: the serialized `tf.train.Example`s that the samples were made of, in their order; the first RAW_EXAMPLES
+        are kept, one per line, in the JSON form that protobuf defines for every message (bytes in base64).
 
     Returns:
       The manifest: `about` and, computed from the samples, schema_version, samples (how many), digest, inputs (shape
@@ -48,6 +58,11 @@ def write(folder: str, samples: dict[str, np.ndarray], about: dict[str, Any]) ->
     Path(folder).mkdir(parents=True, exist_ok=True)
     arrays.write(Path(folder, SAMPLES_FILE), samples, compress=True)
     Path(folder, MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
+    if examples:
+        raw = (example_pb2.Example.FromString(content) for content in examples[:RAW_EXAMPLES])
+        options = {"preserving_proto_field_name": True, "indent": None, "sort_keys": True}
+        lines = [json_format.MessageToJson(example, **options) + "\n" for example in raw]
+        Path(folder, RAW_FILE).write_text("".join(lines))
     return manifest
 
 

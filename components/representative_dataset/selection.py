@@ -49,6 +49,7 @@ class Drawn:
       label: class number; None where labels are none.
       inputs: by the model's input names, shapes without the batch dimension.
       copies: how often this content was met.
+      serialized: the `tf.train.Example`.
     """
 
     key: int
@@ -57,6 +58,7 @@ class Drawn:
     label: int | None
     inputs: dict[str, np.ndarray]
     copies: int = 1
+    serialized: bytes = b""
 
 
 def lowest(samples: int, drawn: Iterable[Drawn]) -> list[Drawn]:

@@ -77,7 +77,7 @@ class _Batch:
         """Returns one example, apart from the batch: with a view of it, all of the batch would stay in memory."""
         label = None if self.labels is None else int(self.labels[row])
         inputs = {name: np.array(values[row]) for name, values in self.inputs.items()}
-        return Drawn(key, digest, stratum, label, inputs, copies)
+        return Drawn(key, digest, stratum, label, inputs, copies, self.serialized[row])
 
 
 class _Reader:
@@ -453,4 +453,4 @@ def write(summary: Summary, known: EvalFilter, choice: Choice | None, plan: Plan
     summary.drawn.sort(key=lambda item: (item.key, item.digest))
     samples = findings.stack(summary.drawn)
     about = findings.about(plan.config, summary, samples, known, choice, plan.source)
-    calibration_set.write(plan.folder, samples, about)
+    calibration_set.write(plan.folder, samples, about, [item.serialized for item in summary.drawn])

@@ -26,6 +26,7 @@ MODEL_FILE = "model.tflite"
 METADATA_FILE = "metadata.json"
 LABELS_FILE = "labels.txt"
 GOLDEN_FILE = "golden.npz"
+GOLDEN_RAW_FILE = "golden.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,8 @@ def export(
       The metadata: of the file sha256, bytes, zlib_bytes (level 9), sparsity, inputs and outputs; any_batch and
       fixed_batch (why it takes one example only, or null); parity and parity_reference (closeness to Keras with XNNPACK
       and with the reference kernels, by output; null where it was not run); ops, float_ops (by name), layers and
-      techniques (bytes of the constants); peak_rss_bytes; golden (samples in `golden.npz`); preprocessing (digest of
+      techniques (bytes of the constants); peak_rss_bytes; golden (samples in `golden.npz`, the examples of which are
+      the lines of `golden.jsonl`); preprocessing (digest of
       the module); passport (a summary); not_run (why it was not run, or null).
 
     Raises:
@@ -204,7 +206,7 @@ def export(
         "layers": facts["layers"],
         "techniques": checks.techniques(facts, passport.promises),
         "peak_rss_bytes": outcome and outcome.peak_rss_bytes,
-        "golden": _write_golden(content, tested, outcome, serving / GOLDEN_FILE) if outcome else 0,
+        "golden": _write_golden(content, tested, outcome, calibration_uri, serving) if outcome else 0,
         "preprocessing": {"digest": module.source.digest},
         "passport": _summary(passport),
         "not_run": not_run,
@@ -254,13 +256,22 @@ def _closeness(
     return found
 
 
-def _write_golden(content: bytes, tested: dict[str, np.ndarray], outcome: Trial, path: Path) -> int:
-    """Writes a few inputs and outputs as the app sees them, quantized where the port is; returns how many."""
+def _write_golden(
+    content: bytes, tested: dict[str, np.ndarray], outcome: Trial, calibration_uri: str, serving: Path
+) -> int:
+    """Writes a few examples, and their inputs and outputs as the app sees them (quantized where the port is).
+
+    Returns:
+      How many samples.
+    """
     runner = TFLiteModel(content)
     count = len(next(iter(outcome.alone.values())))
     inputs = {f"inputs/{port.name}": port.quantize(tested[port.name][:count]) for port in runner.inputs}
     outputs = {f"outputs/{port.name}": port.quantize(outcome.alone[port.name]) for port in runner.outputs}
-    arrays.write(path, inputs | outputs, compress=True)
+    arrays.write(serving / GOLDEN_FILE, inputs | outputs, compress=True)
+    raw = Path(calibration_uri, calibration_set.RAW_FILE)
+    if raw.is_file():
+        (serving / GOLDEN_RAW_FILE).write_text("".join(raw.read_text().splitlines(keepends=True)[:count]))
     return count
 
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from edgeline import calibration_set, keras_io, model_module, training
+from edgeline import calibration_set, data, keras_io, model_module, training
 from edgeline.clusterer import clustering
 from edgeline.clusterer.config import Cluster
 from edgeline.model_module import ModelModule
@@ -211,5 +211,6 @@ def calibration(small: Small, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a RepresentativeDataset of the small model: its 32 validation images."""
     folder = str(tmp_path_factory.mktemp("calibration"))
     images = small.images()
-    calibration_set.write(folder, {"image": images}, {})
+    examples = list(data.read_serialized(data.split_files(small.examples, "validation")).as_numpy_iterator())
+    calibration_set.write(folder, {"image": images}, {}, examples)
     return folder

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
+from google.protobuf import json_format
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +49,22 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert samples.keys() == SAMPLES.keys()
     for name, values in samples.items():
         np.testing.assert_array_equal(values, SAMPLES[name], strict=True)
+
+
+def test_the_first_examples_are_kept_in_a_form_that_any_protobuf_library_reads(tmp_path: Path) -> None:
+    def example(number: int) -> bytes:
+        feature = {
+            "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[bytes([0, 255, number])])),
+            "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[-number])),
+        }
+        return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+
+    calibration_set.write(str(tmp_path), SAMPLES, {}, [example(number) for number in range(20)])
+    lines = (tmp_path / "raw.jsonl").read_text().splitlines()
+    assert [json_format.Parse(line, tf.train.Example()) for line in lines] == [
+        tf.train.Example.FromString(example(number)) for number in range(8)
+    ]
+    assert json.loads(lines[1])["features"]["feature"]["image"]["bytes_list"]["value"] == ["AP8B"]
 
 
 def test_the_digest_is_of_names_types_shapes_and_values_and_of_no_order() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pytest
+import tensorflow as tf
+from google.protobuf import json_format
 
 from edgeline import calibration_set, data, keras_io, model_module
 from edgeline.errors import UserError
@@ -351,6 +353,14 @@ def test_the_pipeline_writes_samples_and_manifest(
         assert manifest["pool"] == 41
         assert max(drawn) == 48  # the largest that may be drawn: 49 is in the eval split
     assert json.loads((tmp_path / "out1" / "manifest.json").read_text())["seed"] == 0
+    # the first ones as they were before preprocess
+    raw = [
+        json_format.Parse(line, tf.train.Example())
+        for line in (tmp_path / "out1" / "raw.jsonl").read_text().splitlines()
+    ]
+    assert [hashlib.sha256(item.SerializeToString(deterministic=True)).hexdigest() for item in raw] == (
+        manifest["digests"][:8]
+    )
 
 
 def _by_label(drawn: list[int]) -> list[tuple[int, int]]:

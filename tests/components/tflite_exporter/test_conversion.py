@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
+from google.protobuf import json_format
 
-from edgeline import arrays, calibration_set, keras_io, litert, model_module
+from edgeline import arrays, calibration_set, data, keras_io, litert, model_module
 from edgeline.layers import BrokenPromiseError
 from edgeline.litert import TFLiteModel
 from edgeline.passport import Passport, Promise
@@ -178,6 +180,7 @@ def test_export_writes_the_folder_that_is_deployed(small: Any, calibration: str,
         "labels.txt",
         "passport.json",
         "golden.npz",
+        "golden.jsonl",
     }
     content = (tmp_path / "out" / "model.tflite").read_bytes()
     assert metadata["sha256"] == hashlib.sha256(content).hexdigest()
@@ -210,6 +213,13 @@ def test_export_writes_the_folder_that_is_deployed(small: Any, calibration: str,
 def test_golden_vectors_are_what_the_app_sees(small: Any, calibration: str, tmp_path: Path) -> None:
     metadata = export(small, calibration, tmp_path / "out", "int8", "uint8")
     golden = arrays.read(tmp_path / "out" / "golden.npz")
+    # the app's own preprocessing starts from these
+    raw = [
+        json_format.Parse(line, tf.train.Example())
+        for line in (tmp_path / "out" / "golden.jsonl").read_text().splitlines()
+    ]
+    inputs, _, _ = data.ExampleParser(small.module)(tf.constant([example.SerializeToString() for example in raw]))
+    np.testing.assert_array_equal(inputs, small.images()[:8])
     assert golden.keys() == {"inputs/image", "outputs/logits"}
     assert metadata["golden"] == len(golden["inputs/image"]) == len(golden["outputs/logits"]) == 8
     assert {values.dtype.name for values in golden.values()} == {"uint8"}
