@@ -25,6 +25,8 @@ SENSITIVITY_FILE = "sensitivity.json"
 _SAMPLES = 64
 #: Validation examples on which single layers are tried.
 _EXAMPLES = 768
+#: Bars of a histogram.
+_BINS = 24
 #: Stands for an error of 0.
 _MOST_DB = 100.0
 
@@ -42,6 +44,8 @@ class Damage:
       channel_sqnr_db: mean over the channels of the last axis of each one's own, in dB.
       cosine: of float and int8 values, -1 to 1.
       max_error: largest absolute difference.
+      range: (low, high) of what int8 can hold there, by the calibration.
+      histogram: how many float values lie in each of 24 equal parts of that range.
       drop: how much worse the model is when this layer alone is int8, by the metric that `auto` judges by; None: not
         tried.
       drop_when_float: how much worse when all but this layer is int8.
@@ -52,6 +56,8 @@ class Damage:
     channel_sqnr_db: float
     cosine: float
     max_error: float
+    range: tuple[float, float] = (0.0, 0.0)
+    histogram: tuple[int, ...] = ()
     drop: float | None = None
     drop_when_float: float | None = None
 
@@ -65,6 +71,8 @@ class _Sums:
     quantized: float = 0.0
     dot: float = 0.0
     max_error: float = 0.0
+    range: tuple[float, float] = (0.0, 0.0)
+    histogram: Any = dataclasses.field(default_factory=lambda: np.zeros(_BINS, np.int64))
 
     def add(self, real: np.ndarray, error: np.ndarray) -> None:
         axes = tuple(range(real.ndim - 1))
@@ -74,6 +82,8 @@ class _Sums:
         self.quantized += float(((real + error) ** 2).sum())
         self.dot += float((real * (real + error)).sum())
         self.max_error = max(self.max_error, float(np.abs(error).max(initial=0.0)))
+        if self.range[0] < self.range[1]:
+            self.histogram = self.histogram + np.histogram(real.clip(*self.range), _BINS, self.range)[0]
 
     def damage(self, layer: str) -> Damage:
         norms = math.sqrt(float(np.sum(self.signal)) * self.quantized)
@@ -84,6 +94,8 @@ class _Sums:
             channel_sqnr_db=float(np.mean(channels)) if channels else _MOST_DB,
             cosine=min(self.dot / norms, 1.0) if norms else 0.0,
             max_error=self.max_error,
+            range=self.range,
+            histogram=tuple(self.histogram.tolist()),
         )
 
 
@@ -116,7 +128,7 @@ def compare(calibrated: Calibrated, samples: dict[str, np.ndarray]) -> list[Dama
     for name, index in inputs.items():
         interpreter.resize_tensor_input(index, [batch, *samples[name].shape[1:]])
     interpreter.allocate_tensors()
-    names = {detail["index"]: detail["name"] for detail in interpreter.get_tensor_details()}
+    details = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
     twins = [op for op in interpreter._get_ops_details() if op["op_name"] == "NumericVerify"]
     sums: dict[str, _Sums] = {}
     for sample in itertools.islice(converter.batches(samples, batch), _SAMPLES):
@@ -127,7 +139,8 @@ def compare(calibrated: Calibrated, samples: dict[str, np.ndarray]) -> list[Dama
         for op in twins:
             real = interpreter.get_tensor(op["inputs"][1])
             if real.ndim:
-                twin = sums.setdefault(names[op["inputs"][1]], _Sums())
+                quantized = details[op["inputs"][0]]["quantization"]
+                twin = sums.setdefault(details[op["inputs"][1]]["name"], _Sums(range=_range(*quantized)))
                 twin.add(real, interpreter.get_tensor(op["outputs"][0]).reshape(real.shape))
     worst: dict[str, Damage] = {}
     for node in calibrated.nodes:
@@ -141,6 +154,10 @@ def compare(calibrated: Calibrated, samples: dict[str, np.ndarray]) -> list[Dama
         if damage.layer not in worst or damage.channel_sqnr_db < worst[damage.layer].channel_sqnr_db:
             worst[damage.layer] = damage
     return list(worst.values())
+
+
+def _range(scale: float, zero_point: int) -> tuple[float, float]:
+    return (-128 - zero_point) * scale, (127 - zero_point) * scale
 
 
 def suspects(calibrated: Calibrated, damages: Sequence[Damage], count: int) -> list[str]:

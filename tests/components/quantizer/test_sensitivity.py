@@ -33,10 +33,20 @@ def test_numbers_by_hand() -> None:
 def test_no_noise_and_no_signal() -> None:
     same = _Sums()
     same.add(np.ones([1, 2]), np.zeros([1, 2]))
-    assert same.damage("x") == Damage("x", 100.0, 100.0, 1.0, 0.0)
+    nothing = {"range": (0.0, 0.0), "histogram": (0,) * 24}
+    assert same.damage("x") == Damage("x", 100.0, 100.0, 1.0, 0.0, **nothing)
     silent = _Sums()
     silent.add(np.zeros([1, 2]), np.ones([1, 2]))
-    assert silent.damage("x") == Damage("x", -100.0, 100.0, 0.0, 1.0)
+    assert silent.damage("x") == Damage("x", -100.0, 100.0, 0.0, 1.0, **nothing)
+
+
+def test_a_histogram_by_hand() -> None:
+    sums = _Sums(range=(-12.0, 12.0))
+    sums.add(np.array([-12.0, -11.5, 0.5, 12.0, 99.0]), np.zeros(5))
+    sums.add(np.array([0.0]), np.zeros(1))
+    expected = [0] * 24
+    expected[0], expected[12], expected[23] = 2, 2, 2  # 12 is the last part's, 99 is cut to it
+    assert sums.damage("x").histogram == tuple(expected)
 
 
 def test_small_channels_that_drown_show_by_channel_only(collapsing: Any) -> None:
@@ -46,6 +56,11 @@ def test_small_channels_that_drown_show_by_channel_only(collapsing: Any) -> None
     assert damages["first"].channel_sqnr_db > 40
     assert damages["wide"].sqnr_db > 40
     assert damages["wide"].channel_sqnr_db < 10
+    # few values are near the ends of the range that the huge ones need
+    wide = damages["wide"]
+    assert wide.range[1] - wide.range[0] == pytest.approx(2000, rel=0.05)
+    assert sum(wide.histogram) == 64 * 8
+    assert wide.histogram[0] > 300
     # a step of the tensor is 2,000 / 255, rounded to its nearest
     assert 3 < damages["wide"].max_error <= 2000 / 255 / 2 * 1.01
 
@@ -82,7 +97,7 @@ def test_suspicion_passes_from_a_layer_to_its_readers_through_what_only_passes_o
 
 
 def test_it_is_written_as_json(tmp_path: Path) -> None:
-    sensitivity.write([Damage("a", 1.0, 2.0, 0.5, 0.1, float("inf"))], str(tmp_path / "run"))
+    sensitivity.write([Damage("a", 1.0, 2.0, 0.5, 0.1, (-1.0, 1.0), (3, 4), float("inf"))], str(tmp_path / "run"))
     [entry] = json.loads((tmp_path / "run" / "sensitivity.json").read_text())
     assert entry == {
         "layer": "a",
@@ -90,6 +105,8 @@ def test_it_is_written_as_json(tmp_path: Path) -> None:
         "channel_sqnr_db": 2.0,
         "cosine": 0.5,
         "max_error": 0.1,
+        "range": [-1.0, 1.0],
+        "histogram": [3, 4],
         "drop": None,
         "drop_when_float": None,
     }
