@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from typing import Any, get_type_hints
 
 
@@ -78,6 +79,64 @@ class FineTuning(StepConfig):
         self.check("batch_size", self.batch_size >= 1, "at least 1")
         self.check("seed", 0 <= self.seed < 2**31, "in [0, 2**31)")
         self.check("deterministic", self.deterministic in (0, 1), "0 or 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerChoice(FineTuning):
+    """What every step that works on some of a model's layers may be asked.
+
+    A pattern is a glob over a layer's name or its type (`stem*`, `Dense`); capital and small letters differ. Lists and
+    objects of patterns may be given as such and are kept as JSON, in their order.
+
+    Attributes:
+      include: JSON list of patterns: only layers that one of them matches, however small they are; `[]`: all layers.
+        A layer that is named in full must be one the technique can handle.
+      exclude: JSON list of patterns: layers to be left alone.
+      protect: `first` and `last` leave those layers alone that no other layer the technique can handle comes before or
+        after, on any path from an input to an output; `both` both; `none` neither.
+    """
+
+    include: str = "[]"
+    exclude: str = "[]"
+    protect: str = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude"):
+            self._keep_json(name)
+        super().__post_init__()
+        for name in ("include", "exclude"):
+            patterns = self.decoded(name)
+            self.check(
+                name,
+                isinstance(patterns, list) and all(isinstance(p, str) and p for p in patterns),
+                'a JSON list of patterns over layer names or types, such as ["stem*", "Dense"]',
+            )
+        self.check_choice("protect", PROTECTED)
+
+    def decoded(self, name: str) -> Any:
+        """Returns what the JSON of a field says, None where it is no JSON."""
+        try:
+            return json.loads(getattr(self, name))
+        except json.JSONDecodeError:
+            return None
+
+    def check_by_layer(self, name: str, holds: Callable[[Any], bool], values: str) -> None:
+        """Raises ValueError unless a field is a JSON object from patterns to values for which `holds` is true."""
+        found = self.decoded(name)
+        correct = isinstance(found, dict) and all(found) and all(map(holds, found.values()))
+        self.check(name, correct, f"a JSON object from patterns over layer names or types to {values}")
+
+    def _keep_json(self, name: str) -> None:
+        """Turns a list or an object into JSON, and JSON into its one spelling: two spellings are one request."""
+        value = getattr(self, name)
+        if isinstance(value, list | tuple | dict):
+            object.__setattr__(self, name, json.dumps(value))
+        elif isinstance(value, str) and self.decoded(name) is not None:
+            object.__setattr__(self, name, json.dumps(self.decoded(name)))
+
+
+#: What LayerChoice.protect may be.
+PROTECTED = ("none", "first", "last", "both")
 
 
 def deviation_tag(config: StepConfig, named: tuple[str, ...]) -> str:

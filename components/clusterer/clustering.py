@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from tensorflow_model_optimization.python.core.clustering.keras import clustering_registry
-from tensorflow_model_optimization.python.core.clustering.keras.experimental import cluster as tfmot_cluster
+from tensorflow_model_optimization.python.core.clustering.keras import (
+    cluster_wrapper,
+    clusterable_layer,
+    clustering_registry,
+)
 
-from edgeline import layers, training
+from edgeline import flatten, layers, training
 from edgeline.clusterer.config import Cluster
+from edgeline.errors import UserError
 from edgeline.model_module import ModelModule
 from edgeline.passport import Promise
+
+
+class _Whole:
+    """What tfmot's wrappers leave out: the mask of padded sequences, and whether the layer is being trained."""
+
+    layer: tf_keras.layers.Layer
+    update_clustered_weights_associations: Callable[[], None]
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        return self.layer.compute_mask(inputs, mask) if self.layer.supports_masking else None
+
+    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+        taken = inspect.signature(self.layer.call).parameters
+        given = {**kwargs, "training": training}
+        self.update_clustered_weights_associations()
+        return self.layer.call(inputs, **{name: value for name, value in given.items() if name in taken})
+
+
+class _Wrapper(_Whole, cluster_wrapper.ClusterWeights):
+    pass
+
+
+class _RecurrentWrapper(_Whole, cluster_wrapper.ClusterWeightsRNN):
+    pass
 
 
 def cluster(
@@ -36,45 +69,128 @@ def cluster(
       The stripped model, with the promise of its number of values for each clustered kernel.
 
     Raises:
+      UserError: a pattern matches no layer, a layer that is named cannot be clustered as asked, or a pruned layer is to
+        have two values.
       ValueError: no layer can be clustered; names all layers and why.
       BrokenPromiseError: a layer has more values than asked, or lost its zeros.
     """
-    registry = clustering_registry.ClusteringRegistry
-    kernels = {
-        layer.name: [variable for _, variable in registry.make_clusterable(layer).get_clusterable_weights()]
-        for layer in model.layers
-        if not isinstance(layer, tf_keras.Model) and registry.supports(layer)
-    }
-    reasons = layers.selection(model, kernels, config.min_layer_share, "tfmot has nothing to cluster in")
-    for name in [name for name, reason in reasons.items() if reason is None]:
-        fewest = min(len(np.unique(kernel.numpy())) for kernel in kernels[name])
-        if fewest <= config.clusters:
-            # tfmot's KMEANS_PLUS_PLUS crashes on fewer distinct weights than clusters
-            reasons[name] = f"has {fewest} distinct values already"
-    chosen = [name for name, reason in reasons.items() if reason is None]
+    if flatten.is_nested(model):
+        model = flatten.flatten(model)
+    kernels = {layer.name: _kernels(layer) for layer in model.layers if _is_clusterable(layer)}
+    by_pattern = config.decoded("layer_clusters")
+    clusters = {layer.name: layers.by_pattern(layer, by_pattern, config.clusters) for layer in model.layers}
+    reasons = layers.selection(
+        model, kernels, config, config.min_layer_share,
+        values="layer_clusters",
+        unable="tfmot has nothing to cluster in",
+        unfit=lambda layer: _unfit(kernels[layer.name], clusters[layer.name]),
+    )  # fmt: skip
+    chosen = [layer for layer in model.layers if layer.name in reasons and reasons[layer.name] is None]
     if not chosen:
         raise ValueError(f"Clusterer: no layer can be clustered: {'; '.join(f'{n}: {r}' for n, r in reasons.items())}")
+    sparse = {promise.layer for promise in promises if promise.of_zeros}
+    few = [layer.name for layer in chosen if layer.name in sparse and clusters[layer.name] < 3]
+    if few:
+        raise UserError(f"Cluster.clusters must be at least 3 for pruned layers, one of them zero: {', '.join(few)}")
+
+    plans = {layer.name: _plan(layer, kernels[layer.name], clusters[layer.name], config, sparse) for layer in chosen}
     made = tuple(
-        Promise("clusters", name, tuple(kernel.shape), config.clusters) for name in chosen for kernel in kernels[name]
-    )
-    sparse = {promise.layer for promise in promises if promise.kind == "sparsity"}
-    initialization = tfmot.clustering.keras.CentroidInitialization[config.centroid_initialization.upper()]
+        Promise(
+            "clusters", layer.name, tuple(kernel.shape), clusters[layer.name], layers.weight_name(kernel, layer),
+            "channel" if plans[layer.name].per_channel else "",
+        )
+        for layer in chosen
+        for kernel in kernels[layer.name]
+    )  # fmt: skip
 
     def wrap(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
-        if layer.name not in chosen:
+        if layer.name not in plans:
             return layer
-        return tfmot_cluster.cluster_weights(
+        # not by tfmot's function, which passes over a Conv2D without bias when it clusters by channel
+        wrapper = _Wrapper
+        if isinstance(layer, tf_keras.layers.RNN | tf_keras.layers.Bidirectional):
+            wrapper = _RecurrentWrapper
+        plan = plans[layer.name]
+        return wrapper(
             layer,
-            number_of_clusters=config.clusters,
-            cluster_centroids_init=initialization,
+            clusters[layer.name],
+            tfmot.clustering.keras.CentroidInitialization[plan.initialization.upper()],
             preserve_sparsity=layer.name in sparse,
+            cluster_per_channel=plan.per_channel,
         )
 
     wrapped = tf_keras.models.clone_model(model, clone_function=wrap)
-    history = training.fit(wrapped, module, splits, config, step="Clusterer", log_dir=log_dir)
+    history = training.fit(
+        wrapped, module, splits, config,
+        step="Clusterer",
+        log_dir=log_dir,
+        callbacks=[layers.KeepZeros(wrapped, promises)],
+    )  # fmt: skip
     clustered = tfmot.clustering.keras.strip_clustering(wrapped)
     layers.check_promises(clustered, (*promises, *made), "Clusterer")
-    notes = {name: reason or f"clustered to {config.clusters} values" for name, reason in reasons.items()}
+    notes = {
+        name: reason or f"clustered to {clusters[name]} values{plans[name].note}" for name, reason in reasons.items()
+    }
     return training.Outcome(
         clustered, history, training.evaluate(clustered, module, splits), layers.facts(clustered, notes), made
     )
+
+
+def _is_clusterable(layer: tf_keras.layers.Layer) -> bool:
+    own = isinstance(layer, clusterable_layer.ClusterableLayer)
+    # tfmot has a wrapper for attention, but cannot take it off again once the model is trained
+    unable = isinstance(layer, tf_keras.Model | tf_keras.layers.MultiHeadAttention)
+    return not unable and (own or clustering_registry.ClusteringRegistry.supports(layer))
+
+
+def _kernels(layer: tf_keras.layers.Layer) -> list[Any]:
+    if not isinstance(layer, clusterable_layer.ClusterableLayer):
+        clustering_registry.ClusteringRegistry.make_clusterable(layer)
+    return [variable for _, variable in layer.get_clusterable_weights()]
+
+
+def _unfit(kernels: list[Any], clusters: int) -> str | None:
+    """Returns why a layer cannot or need not be clustered."""
+    fewest = min(len(np.unique(kernel.numpy())) for kernel in kernels)
+    size = min(int(np.prod(kernel.shape)) for kernel in kernels)
+    if size < clusters:
+        return f"has {size} weights, fewer than {clusters} clusters"
+    return f"has {fewest} distinct values already" if fewest <= clusters else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """How a layer is clustered: how its values begin, whether by channel, and where that is not as asked, why."""
+
+    initialization: str
+    per_channel: bool
+    note: str
+
+
+def _plan(layer: tf_keras.layers.Layer, kernels: list[Any], clusters: int, config: Cluster, sparse: set[str]) -> _Plan:
+    values = [kernel.numpy() for kernel in kernels]
+    notes = []
+    # of a transposed convolution, tfmot takes the inputs for the channels; in the file they are its outputs
+    per_channel = bool(config.per_channel) and type(layer) is tf_keras.layers.Conv2D
+    if per_channel:
+        fewest = min(len(np.unique(channel)) for channel in np.moveaxis(values[0], -1, 0))
+        if fewest <= clusters:
+            per_channel = False
+            notes.append(f"one set for all channels, since one has {fewest} distinct values")
+    parts = list(np.moveaxis(values[0], -1, 0)) if per_channel else values
+    initialization = config.centroid_initialization
+    # tfmot crashes where it shall draw more values than there are
+    if initialization == "kmeans_plus_plus" and any(_is_scarce(p, clusters, layer.name in sparse) for p in parts):
+        initialization = "linear"
+        notes.append("begun as linear, since the weights of one sign have too few distinct values")
+    return _Plan(initialization, per_channel, f" ({'; '.join(notes)})" if notes else "")
+
+
+def _is_scarce(values: np.ndarray, clusters: int, sparse: bool) -> bool:
+    """Returns whether tfmot would draw more first values than there are; of each sign where zero is one of them."""
+    if not sparse:
+        return len(np.unique(values)) < clusters
+    negative, positive = values[values < 0], values[values > 0]
+    # as tfmot does: in proportion to the weights of each sign, rounded to the even
+    below = round((clusters - 1) * (len(negative) / max(len(negative) + len(positive), 1)))
+    return len(np.unique(negative)) < below or len(np.unique(positive)) < clusters - 1 - below

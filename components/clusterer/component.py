@@ -25,10 +25,16 @@ def Clusterer(
     clusters: Parameter[int],
     centroid_initialization: Parameter[str],
     min_layer_share: Parameter[float],
+    layer_clusters: Parameter[str],
+    per_channel: Parameter[int],
+    include: Parameter[str],
+    exclude: Parameter[str],
+    protect: Parameter[str],
 ) -> None:
     """Gives each layer few shared weight values; verifies their number, and the zeros of a pruning before it."""
     config = Cluster(
         clusters=clusters, centroid_initialization=centroid_initialization, min_layer_share=min_layer_share,
+        layer_clusters=layer_clusters, per_channel=per_channel, include=include, exclude=exclude, protect=protect,
         epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
     )  # fmt: skip
     training.compress(

@@ -27,11 +27,26 @@ def Pruner(
     initial_sparsity: Parameter[float],
     ramp: Parameter[float],
     min_layer_share: Parameter[float],
+    layer_sparsity: Parameter[str],
+    begin_step: Parameter[int],
+    end_step: Parameter[int],
+    frequency: Parameter[int],
+    power: Parameter[float],
+    block_size: Parameter[str],
+    block_pooling: Parameter[str],
+    m_by_n: Parameter[str],
+    policy: Parameter[str],
+    include: Parameter[str],
+    exclude: Parameter[str],
+    protect: Parameter[str],
 ) -> None:
     """Sets the smallest weights to zero while fine-tuning; verifies the sparsity of every pruned layer."""
     config = Prune(
         sparsity=sparsity, schedule=schedule, initial_sparsity=initial_sparsity, ramp=ramp,
-        min_layer_share=min_layer_share, epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
+        min_layer_share=min_layer_share, layer_sparsity=layer_sparsity, begin_step=begin_step, end_step=end_step,
+        frequency=frequency, power=power, block_size=block_size, block_pooling=block_pooling, m_by_n=m_by_n,
+        policy=policy, include=include, exclude=exclude, protect=protect,
+        epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
     )  # fmt: skip
     training.compress(
         pruning.prune, config, step="Pruner", module=module, module_digest=module_digest, toolchain=toolchain,

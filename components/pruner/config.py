@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
-from edgeline.config import RUN_WIDE, FineTuning, deviation_tag
+from edgeline.config import RUN_WIDE, LayerChoice, deviation_tag
 
 SCHEDULES = ("polynomial_decay", "constant")
+POOLINGS = ("avg", "max")
+POLICIES = ("none", "xnnpack")
 
 
 @dataclasses.dataclass(frozen=True)
-class Prune(FineTuning):
+class Prune(LayerChoice):
     """Set the smallest weights of each layer to zero while fine-tuning.
 
     Attributes:
@@ -21,7 +24,21 @@ class Prune(FineTuning):
       ramp: fraction of the optimizer steps in which the final sparsity is reached, in (0, 1]; the rest recovers
         accuracy. The steps are counted on the real training split, so that a short fine-tuning prunes too.
       min_layer_share: layers that hold less than this fraction of the model's weights are left alone, in [0, 1): a
-        first convolution of 108 weights costs accuracy and saves nothing.
+        first convolution of 108 weights costs accuracy and saves nothing. `include` and `layer_sparsity` overrule it.
+      layer_sparsity: JSON object from patterns to the sparsity of the layers that they match, in (0, 1); the first
+        pattern that matches counts.
+      begin_step: optimizer step of the first mask update, counted from 1; -1: the first.
+      end_step: of the last one, above begin_step; -1: where `ramp` ends. A schedule that goes on after the training
+        is allowed: what is promised then is the sparsity of its last update within the training.
+      frequency: steps from update to update; 0: such that there are at most 50.
+      power: exponent of `polynomial_decay`, above 0.
+      block_size: `HEIGHTxWIDTH`, inputs by outputs: weights become zero in blocks of this size, in layers whose kernels
+        are matrices (Dense, Embedding, recurrent ones); others are left alone. `sparsity` is then that of the blocks.
+      block_pooling: what a block's magnitude is: `avg` or `max` of its weights'.
+      m_by_n: `MxN`, such as `2x4`: M of every N weights that follow each other along the inputs become zero, in Dense,
+        Conv2D and recurrent layers, at the first step whatever the schedule says. `sparsity` must be M / N. Empty: no.
+      policy: `xnnpack` prunes 1x1 convolutions alone, in models that XNNPACK's sparse kernels can run faster, which is
+        checked; they need float32 or float16 and two thirds of zeros. `none`: all that can be pruned.
     """
 
     sparsity: float = 0.5
@@ -29,18 +46,76 @@ class Prune(FineTuning):
     initial_sparsity: float = 0.0
     ramp: float = 0.75
     min_layer_share: float = 0.01
+    layer_sparsity: str = dataclasses.field(default="{}", kw_only=True)
+    begin_step: int = dataclasses.field(default=-1, kw_only=True)
+    end_step: int = dataclasses.field(default=-1, kw_only=True)
+    frequency: int = dataclasses.field(default=0, kw_only=True)
+    power: float = dataclasses.field(default=3.0, kw_only=True)
+    block_size: str = dataclasses.field(default="1x1", kw_only=True)
+    block_pooling: str = dataclasses.field(default="avg", kw_only=True)
+    m_by_n: str = dataclasses.field(default="", kw_only=True)
+    policy: str = dataclasses.field(default="none", kw_only=True)
 
     def __post_init__(self) -> None:
+        self._keep_json("layer_sparsity")
         super().__post_init__()
         self.check("sparsity", 0 < self.sparsity < 1, "above 0 and below 1")
         self.check_choice("schedule", SCHEDULES)
         self.check("initial_sparsity", 0 <= self.initial_sparsity <= self.sparsity, f"in [0, {self.sparsity}]")
         self.check("ramp", 0 < self.ramp <= 1, "above 0 and at most 1")
         self.check("min_layer_share", 0 <= self.min_layer_share < 1, "at least 0 and below 1")
+        self.check_by_layer(
+            "layer_sparsity",
+            lambda value: type(value) in (int, float) and 0 < value < 1,
+            'a sparsity above 0 and below 1, such as {"Dense": 0.9}',
+        )
+        self.check("begin_step", self.begin_step >= -1, "at least 0, or -1 for the first")
+        least = max(self.begin_step, 0)
+        self.check("end_step", self.end_step == -1 or self.end_step > least, f"above {least}, or -1 for the ramp's end")
+        self.check("frequency", self.frequency >= 0, "at least 1, or 0 to derive it from the number of steps")
+        self.check("power", self.power > 0, "above 0")
+        self.check("block_size", 0 not in _pair(self.block_size), "HEIGHTxWIDTH of at least 1, such as 1x4")
+        self.check_choice("block_pooling", POOLINGS)
+        self.check_choice("policy", POLICIES)
+        if self.m_by_n:
+            self._check_m_by_n()
+
+    def _check_m_by_n(self) -> None:
+        m, n = _pair(self.m_by_n)
+        self.check("m_by_n", 0 < m < n, "MxN with M below N, such as 2x4 for 2 zeros in every 4 weights")
+        self.check("sparsity", abs(self.sparsity - m / n) < 1e-6, f"{m / n:g} where m_by_n is {self.m_by_n}")
+        for name in (
+            "layer_sparsity",
+            "block_size",
+            "schedule",
+            "initial_sparsity",
+            "begin_step",
+            "end_step",
+            "frequency",
+        ):
+            default = type(self).__dataclass_fields__[name].default
+            self.check(name, getattr(self, name) == default, f"{default!r} where m_by_n is {self.m_by_n}")
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Height and width of the blocks."""
+        return _pair(self.block_size)
+
+    @property
+    def pattern(self) -> tuple[int, int] | None:
+        """M and N of m_by_n, None without."""
+        return _pair(self.m_by_n) if self.m_by_n else None
 
     @property
     def token(self) -> str:
-        """The step in a recipe's name, e.g. `prune80`: the final sparsity in percent."""
+        """The step in a recipe's name, e.g. `prune80` or `prune50_2by4`: the final sparsity in percent, the pattern."""
         # not :g, which has six digits: two sparsities that differ at all are two names
         percent = f"{self.sparsity * 100:.10f}".rstrip("0").rstrip(".").replace(".", "p")
-        return f"prune{percent}" + deviation_tag(self, ("sparsity", *RUN_WIDE))
+        pattern = f"_{self.m_by_n.replace('x', 'by')}" if self.m_by_n else ""
+        return f"prune{percent}{pattern}" + deviation_tag(self, ("sparsity", "m_by_n", *RUN_WIDE))
+
+
+def _pair(text: str) -> tuple[int, int]:
+    """Returns the numbers of `AxB`, zeros where it is something else."""
+    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    return (int(found[1]), int(found[2])) if found else (0, 0)

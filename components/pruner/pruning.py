@@ -2,44 +2,90 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+from typing import Any
+
 import tensorflow_model_optimization as tfmot
 import tf_keras
-from tensorflow_model_optimization.python.core.sparsity.keras import prune_registry
+from tensorflow_model_optimization.python.core.sparsity.keras import prunable_layer, prune_registry, pruning_wrapper
 
-from edgeline import layers, training
+from edgeline import flatten, layers, training
+from edgeline.errors import UserError
 from edgeline.model_module import ModelModule
 from edgeline.passport import Promise
+from edgeline.pruner import xnnpack
 from edgeline.pruner.config import Prune
 
 #: Mask updates in one fine-tuning at most: each sorts all weights of every pruned layer.
 _UPDATES = 50
 
+#: How far below the final sparsity a schedule may stay without a word.
+_SHORTFALL = 1e-3
 
-def schedule(config: Prune, steps: int) -> tfmot.sparsity.keras.PruningSchedule:
+#: The layers whose kernels tfmot's m_by_n pattern runs through along the inputs, in Keras and in the flatbuffer.
+_PATTERNED = (tf_keras.layers.Dense, tf_keras.layers.Conv2D, tf_keras.layers.RNN, prunable_layer.PrunableLayer)
+
+
+class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
+    """tfmot's wrapper, which else drops the mask of padded sequences: the layers behind it would train on padding.
+
+    It has the same name, so that `prune_scope` loads what was saved with it.
+    """
+
+    def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
+        """Returns the wrapped layer's mask."""
+        return self.layer.compute_mask(inputs, mask) if self.layer.supports_masking else None
+
+    def call(self, inputs: Any, training: Any = None, **kwargs: Any) -> Any:
+        """Returns the wrapped layer's outputs; gives it the mask only where it takes one."""
+        if "mask" not in inspect.signature(self.layer.call).parameters:
+            kwargs.pop("mask", None)
+        return super().call(inputs, training=training, **kwargs)
+
+
+def schedule(config: Prune, steps: int, sparsity: float | None = None) -> tfmot.sparsity.keras.PruningSchedule:
     """Derives the schedule from the number of optimizer steps that will really be made.
 
     tfmot counts steps from 1 and looks at the sparsity only in every `frequency`-th; with its default of 100 a short
-    fine-tuning is never pruned, without a word. Here the last update always falls on the end of the ramp.
+    fine-tuning is never pruned, without a word. Here the last update falls on the end of the ramp, as far as begin,
+    end and frequency are not asked for.
 
     Args:
       config: what was asked.
       steps: optimizer steps of the whole fine-tuning, at least 1.
+      sparsity: the final one, where it is not the config's.
 
     Returns:
-      A schedule that has reached the final sparsity at step `ramp * steps` at the latest.
+      A schedule that, where it is all derived, has reached the final sparsity at step `ramp * steps` at the latest.
     """
-    end = max(int(steps * config.ramp), 1)
-    if config.schedule == "constant" or end < 2:
-        frequency = -(-steps // _UPDATES)
-        return tfmot.sparsity.keras.ConstantSparsity(config.sparsity, begin_step=1, frequency=frequency)
-    frequency = -(-end // _UPDATES)
+    final = config.sparsity if sparsity is None else sparsity
+    first = config.begin_step
+    if config.schedule == "constant" or (first < 0 and config.end_step < 0 and int(steps * config.ramp) < 2):
+        last = steps if config.end_step < 0 else min(config.end_step, steps)
+        frequency = config.frequency or -(-max(last, 1) // _UPDATES)
+        return tfmot.sparsity.keras.ConstantSparsity(
+            final, begin_step=first if first >= 0 else 1, end_step=config.end_step, frequency=frequency
+        )
+    begin = max(first, 0)
+    end = config.end_step if config.end_step >= 0 else max(int(steps * config.ramp), begin + 1)
+    frequency = config.frequency or -(-(end - begin) // _UPDATES)
+    rest = (end - begin) % frequency
+    if config.end_step < 0 and rest < end - begin:
+        end -= rest
+    elif first < 0:
+        begin += rest
     return tfmot.sparsity.keras.PolynomialDecay(
-        config.initial_sparsity,
-        config.sparsity,
-        begin_step=0,
-        end_step=end - end % frequency,
+        min(config.initial_sparsity, final), final, begin_step=begin, end_step=end, power=config.power,
         frequency=frequency,
-    )
+    )  # fmt: skip
+
+
+def reached(plan: tfmot.sparsity.keras.PruningSchedule, steps: int) -> float:
+    """Returns the sparsity of a schedule's last mask update within so many optimizer steps; 0.0 if there is none."""
+    last = steps if plan.end_step < 0 else min(plan.end_step, steps)
+    last -= (last - plan.begin_step) % plan.frequency
+    return float(plan(last)[1]) if last >= max(plan.begin_step, 1) else 0.0
 
 
 def prune(
@@ -64,28 +110,48 @@ def prune(
       The stripped model, with the promise of its sparsity for each pruned kernel.
 
     Raises:
+      UserError: a pattern matches no layer, a layer that is named cannot be pruned as asked, the schedule prunes
+        nothing in the steps there are, or the model does not qualify for the policy.
       ValueError: no layer can be pruned; names all layers and why.
       BrokenPromiseError: a layer did not reach its sparsity.
     """
-    registry = prune_registry.PruneRegistry
-    kernels = {
-        layer.name: registry.make_prunable(layer).get_prunable_weights()
-        for layer in model.layers
-        if not isinstance(layer, tf_keras.Model) and registry.supports(layer)
-    }
-    reasons = layers.selection(model, kernels, config.min_layer_share, "tfmot has nothing to prune in")
-    chosen = [name for name, reason in reasons.items() if reason is None]
+    if flatten.is_nested(model):
+        model = flatten.flatten(model)
+    if config.policy == "xnnpack":
+        xnnpack.check(model)
+    kernels = {layer.name: _kernels(layer) for layer in model.layers if _is_prunable(layer)}
+    reasons = layers.selection(
+        model, kernels, config, config.min_layer_share,
+        values="layer_sparsity",
+        unable="tfmot has nothing to prune in",
+        unfit=lambda layer: _unfit(layer, kernels[layer.name], config),
+    )  # fmt: skip
+    chosen = [layer for layer in model.layers if layer.name in reasons and reasons[layer.name] is None]
     if not chosen:
         raise ValueError(f"Pruner: no layer can be pruned: {'; '.join(f'{n}: {r}' for n, r in reasons.items())}")
+
+    steps = splits.train.steps_per_epoch * config.epochs
+    by_pattern = config.decoded("layer_sparsity")
+    asked = {layer.name: float(layers.by_pattern(layer, by_pattern, config.sparsity)) for layer in chosen}
+    plans = {sparsity: schedule(config, steps, sparsity) for sparsity in asked.values()}
+    # tfmot imposes an m_by_n pattern once and for all at the first step
+    sparsities = {s: s if config.m_by_n else _promised(config, plan, steps, s) for s, plan in plans.items()}
     made = tuple(
-        Promise("sparsity", name, tuple(kernel.shape), config.sparsity) for name in chosen for kernel in kernels[name]
+        _promise(config, layer, kernel, sparsities[asked[layer.name]])
+        for layer in chosen
+        for kernel in kernels[layer.name]
     )
-    plan = schedule(config, splits.train.steps_per_epoch * config.epochs)
 
     def wrap(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
-        if layer.name not in chosen:
+        if layer.name not in asked:
             return layer
-        return tfmot.sparsity.keras.prune_low_magnitude(layer, pruning_schedule=plan)
+        return PruneLowMagnitude(
+            layer,
+            pruning_schedule=plans[asked[layer.name]],
+            block_size=config.block,
+            block_pooling_type=config.block_pooling.upper(),
+            sparsity_m_by_n=config.pattern,
+        )
 
     wrapped = tf_keras.models.clone_model(model, clone_function=wrap)
     history = training.fit(
@@ -102,7 +168,75 @@ def prune(
     )
     pruned = tfmot.sparsity.keras.strip_pruning(wrapped)
     layers.check_promises(pruned, (*promises, *made), "Pruner")
-    notes = {name: reason or f"pruned to {config.sparsity:g}" for name, reason in reasons.items()}
+    notes = {name: reason or _note(config, asked[name], sparsities[asked[name]]) for name, reason in reasons.items()}
     return training.Outcome(
         pruned, history, training.evaluate(pruned, module, splits), layers.facts(pruned, notes), made
     )
+
+
+def _is_prunable(layer: tf_keras.layers.Layer) -> bool:
+    own = isinstance(layer, prunable_layer.PrunableLayer) or hasattr(layer, "get_prunable_weights")
+    return not isinstance(layer, tf_keras.Model) and (own or prune_registry.PruneRegistry.supports(layer))
+
+
+def _kernels(layer: tf_keras.layers.Layer) -> list[Any]:
+    if not hasattr(layer, "get_prunable_weights"):
+        prune_registry.PruneRegistry.make_prunable(layer)
+    return list(layer.get_prunable_weights())
+
+
+def _unfit(layer: tf_keras.layers.Layer, kernels: list[Any], config: Prune) -> str | None:
+    """Returns why a layer cannot be pruned in the structure that is asked for."""
+    shapes = [tuple(kernel.shape) for kernel in kernels]
+    if config.policy == "xnnpack" and not tfmot.sparsity.keras.PruneForLatencyOnXNNPack().allow_pruning(layer):
+        return "is no 1x1 Conv2D, which XNNPACK's sparse kernels are for"
+    if config.block != (1, 1) and any(len(shape) != 2 for shape in shapes):
+        return f"has a kernel of shape {next(s for s in shapes if len(s) != 2)}; blocks need a matrix"
+    if config.pattern:
+        m, n = config.pattern
+        patterned = isinstance(layer, _PATTERNED) and not isinstance(layer, tf_keras.layers.Conv2DTranspose)
+        if not patterned or any(len(shape) not in (2, 4) for shape in shapes):
+            kind = f"is a {type(layer).__name__} with a kernel of shape {shapes[0]}"
+            return f"{kind}; the {config.m_by_n} pattern is for Dense, Conv2D and recurrent layers"
+        inputs = min(shape[-2] for shape in shapes)
+        if inputs <= n - m:
+            return f"has {inputs} inputs only; of every {n}, the {config.m_by_n} pattern leaves {n - m}"
+    return None
+
+
+def _promised(config: Prune, plan: tfmot.sparsity.keras.PruningSchedule, steps: int, sparsity: float) -> float:
+    """Returns what sparsity the schedule really reaches, and says where that is less than what is asked."""
+    found = reached(plan, steps)
+    if found <= 0:
+        last = steps if plan.end_step < 0 else min(plan.end_step, steps)
+        raise UserError(
+            f"Prune: nothing would be pruned: the schedule begins at step {plan.begin_step}, ends at step "
+            f"{plan.end_step} and updates the masks every {plan.frequency} steps, which makes no update above sparsity "
+            f"0 in the {last} steps that count (the training has {steps}). Lower begin_step (-1: the first) or "
+            f"frequency (0: derived), or train for more epochs (--finetune-epochs)"
+        )
+    if found < sparsity - _SHORTFALL:
+        logging.warning(
+            "Pruner: the schedule asks for sparsity %g, but its last update in the training's %d steps has %.4f: "
+            "it ends at step %d and updates every %d steps. That is what is promised; more epochs give more",
+            sparsity, steps, found, plan.end_step, plan.frequency,
+        )  # fmt: skip
+        return found
+    return min(found, sparsity) if found < sparsity - 1e-6 else sparsity
+
+
+def _promise(config: Prune, layer: tf_keras.layers.Layer, kernel: Any, sparsity: float) -> Promise:
+    kind, pattern = "sparsity", ""
+    if config.m_by_n:
+        kind, pattern = "m_by_n", config.m_by_n
+    elif config.block != (1, 1):
+        kind, pattern = "blocks", config.block_size
+    return Promise(kind, layer.name, tuple(kernel.shape), sparsity, layers.weight_name(kernel, layer), pattern)
+
+
+def _note(config: Prune, asked: float, sparsity: float) -> str:
+    if config.m_by_n:
+        return f"pruned by pattern {config.m_by_n}"
+    unit = f" in blocks of {config.block_size}" if config.block != (1, 1) else ""
+    ended = "" if sparsity >= asked - _SHORTFALL else f" of {asked:g}: the training ended before the schedule"
+    return f"pruned to {sparsity:.4g}{unit}{ended}" if ended else f"pruned to {asked:g}{unit}"

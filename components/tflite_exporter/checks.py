@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 
 from edgeline import layers, litert
 from edgeline.layers import BrokenPromiseError
@@ -182,10 +184,11 @@ def check_quantization(facts: dict[str, Any]) -> None:
 
 
 def check_promises(content: bytes, promises: tuple[Promise, ...]) -> None:
-    """Checks that zeros and shared values survived into the flatbuffer.
+    """Checks that zeros, their patterns and shared values survived into the flatbuffer.
 
     The converter transposes kernels and folds BatchNorm into them, which scales each output channel: so shapes are
-    compared as multisets of dimensions, and distinct values are counted per output channel (the first axis).
+    compared as multisets of dimensions, and distinct values are counted per output channel (the first axis). Each
+    promise needs a tensor of its own: of two kernels of one shape in a layer, one does not answer for the other.
 
     Args:
       content: of the `.tflite` file.
@@ -194,23 +197,59 @@ def check_promises(content: bytes, promises: tuple[Promise, ...]) -> None:
     Raises:
       BrokenPromiseError: names the layers.
     """
-    found = litert.kernels(content, at_least=2)
+    found = [*litert.kernels(content, at_least=2), *_recurrent_kernels(content)]
     broken = []
-    for promise in promises:
-        size = int(np.prod(promise.shape))
+    # no names of weights are left in a flatbuffer
+    wanted = Counter(dataclasses.replace(promise, weight="") for promise in dict.fromkeys(promises))
+    for promise, count in wanted.items():
         same = [w for w in found if _has_size(promise, w.stored.shape)]
         named = [w for w in same if f"/{promise.layer}/" in f"/{w.name}/"] or same
-        if not any(layers.holds(promise, float(w.zeros.mean()), _most_values(w.stored), size) for w in named):
+        if sum(_holds(promise, w) for w in named) < count:
             seen = ", ".join(f"{w.zeros.mean():.4f} zeros, {_most_values(w.stored)} values" for w in named)
-            broken.append(f"{promise.layer} ({promise.kind} {promise.value:g}, found {seen or 'no such tensor'})")
+            several = f" in {count} weights" if count > 1 else ""
+            broken.append(f"{layers.describe(promise)}{several}, found {seen or 'no such tensor'})")
     if broken:
         raise BrokenPromiseError(
             f"the conversion broke what was promised for {len(broken)} layers: {'; '.join(broken)}"
         )
 
 
+def _recurrent_kernels(content: bytes) -> list[litert.Weight]:
+    """Returns the kernels of fused LSTM layers, which have a tensor for each gate, as the one matrix of Keras."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    by_name = {weight.name: weight for weight in litert.weights(content)}
+    made = []
+    for graph in model.subgraphs:
+        for operator in graph.operators or []:
+            code = model.operatorCodes[operator.opcodeIndex]
+            if max(code.builtinCode, code.deprecatedBuiltinCode) != _LSTM:
+                continue
+            names = [graph.tensors[i].name.decode() if i >= 0 else "" for i in operator.inputs]
+            # gates in Keras's order: input, forget, cell, output
+            for first in (1, 5):
+                gates = [by_name[name] for name in names[first : first + 4] if name in by_name]
+                if len(gates) == 4:
+                    stored = np.concatenate([gate.stored for gate in gates])
+                    made.append(litert.Weight(gates[0].name, stored, gates[0].zero_point))
+    return made
+
+
+_LSTM = schema.BuiltinOperator.UNIDIRECTIONAL_SEQUENCE_LSTM
+
+
 def _has_size(promise: Promise, shape: tuple[int, ...]) -> bool:
     return sorted(n for n in promise.shape if n != 1) == sorted(n for n in shape if n != 1)
+
+
+def _holds(promise: Promise, weight: litert.Weight) -> bool:
+    most = _most_values(weight.stored)
+    if promise.kind in ("sparsity", "clusters"):
+        return layers.holds(promise, weight.zeros, most)
+    # a pattern runs along axes: output channels are first here and last in Keras, but for embeddings
+    shape = tuple(n for n in promise.shape if n != 1)
+    turned = (np.moveaxis(weight.zeros, 0, -1), weight.zeros)
+    fitting = [zero.reshape(promise.shape) for zero in turned if tuple(n for n in zero.shape if n != 1) == shape]
+    return any(layers.holds(promise, zero, most) for zero in fitting)
 
 
 def _most_values(stored: np.ndarray) -> int:
@@ -228,11 +267,11 @@ def techniques(facts: dict[str, Any], promises: tuple[Promise, ...]) -> dict[str
       tensors, bytes and zlib_bytes (level 9, each tensor for itself) by number type and techniques, such as `int8
       pruned clustered`, the largest first. What the file has beside them is graph and names.
     """
-    words = {"sparsity": "pruned", "clusters": "clustered"}
+    words = {"sparsity": "pruned", "clusters": "clustered"}  # blocks and patterns are of zeros too
     sizes: dict[str, dict[str, int]] = {}
     for weight in facts["weights"]:
         kinds = {
-            promise.kind
+            "sparsity" if promise.of_zeros else promise.kind
             for promise in promises
             if f"/{promise.layer}/" in f"/{weight['name']}/" and _has_size(promise, tuple(weight["shape"]))
         }

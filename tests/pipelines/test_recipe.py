@@ -1,13 +1,14 @@
 """Recipes: which orders are allowed, how names decode, what is shared."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
 from edgeline.clusterer.config import Cluster
 from edgeline.config import FineTuning
 from edgeline.errors import UserError
-from edgeline.pipelines import recipes
+from edgeline.pipelines import cli, options, recipes
 from edgeline.pipelines.recipe import Recipe, Step, find
 from edgeline.pruner.config import Prune
 from edgeline.quantizer.config import Quantize
@@ -84,3 +85,81 @@ def test_find_suggests_the_nearest_or_lists_all() -> None:
 
 def test_the_default_recipes_exist() -> None:
     assert set(recipes.DEFAULT) <= set(recipes.RECIPES)
+
+
+# a file of the user's own ---------------------------------------------------------------------------------------------
+
+OWN = """
+from edgeline.pipelines.recipe import Recipe
+from edgeline.pruner.config import Prune
+from edgeline.quantizer.config import Quantize
+
+SHARE = 0.7
+
+
+def blocks() -> Recipe:
+    \"\"\"Blocks of four.\"\"\"
+    return Recipe("blocks", (Prune(SHARE, block_size="1x4"), Quantize("int8")))
+
+
+def _private():
+    return 1
+
+
+def helper(share):
+    return share
+"""
+
+
+def test_recipes_of_ones_own_join_the_named_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    known = recipes.catalog(path)
+    assert list(known.recipes) == [*recipes.RECIPES, "blocks"]
+    assert known.recipes["blocks"].steps == (Prune(0.7, block_size="1x4"), Quantize("int8"))
+    assert known.descriptions["blocks"] == "Blocks of four."
+    assert known.default == ("blocks",)
+    assert recipes.catalog().default == recipes.DEFAULT
+    assert cli.main(["recipes", "--recipes-file", str(path)]) == 0
+    assert "blocks *" in capsys.readouterr().out
+
+
+def test_commands_take_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    commands = {
+        "run": ["run"],
+        "optimize": ["optimize", "m.keras", "--module", "m", "--data", "d", "--root", "r"],
+        "compile": ["kubeflow", "compile", "--module", "m"],
+    }
+    for command in commands.values():
+        given = cli._parser().parse_args([*command, "--recipes-file", str(path)])
+        assert [recipe.name for recipe in options.chosen(given)] == ["blocks"]
+        given = cli._parser().parse_args(
+            [*command, "--recipes-file", str(path), "--recipe", "int8", "--recipe", "blocks_io"]
+        )
+        assert [recipe.name for recipe in options.chosen(given)] == ["int8", "blocks_io"]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("", "has no public function without parameters that returns a Recipe"),
+        ("x = ", "fails on import: SyntaxError"),
+        ("def own(): return 1", r"own\(\) must return a Recipe, received 1"),
+        (OWN.replace('"blocks"', '"bricks"'), r"blocks\(\) returns the recipe 'bricks'; give both one name"),
+        (OWN.replace("blocks", "int8"), "int8 is the name of a recipe of Edgeline; call yours otherwise"),
+        (OWN.replace("1x4", "4"), r"blocks\(\) fails: Prune.block_size must be HEIGHTxWIDTH"),
+        (OWN.replace("0.7", "7"), r"blocks\(\) fails: Prune.sparsity must be above 0 and below 1, received 7.0"),
+    ],
+)
+def test_a_file_that_holds_no_recipes(tmp_path: Path, code: str, message: str) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(code)
+    with pytest.raises(UserError, match=message):
+        recipes.catalog(path)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"own.py: there is no such Python file"):
+        recipes.catalog(tmp_path / "own.py")

@@ -5,11 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tf_keras
 
-from edgeline import training
+from edgeline import converter, keras_io, layers, model_module, training
 from edgeline.clusterer import clustering
 from edgeline.clusterer.config import CENTROID_INITIALIZATIONS, Cluster
-from edgeline.passport import Promise
+from edgeline.errors import UserError
+from edgeline.layers import BrokenPromiseError
+from edgeline.passport import Passport, Promise
+from edgeline.tflite_exporter import checks, conversion
 
 
 def values(model: Any) -> dict[str, int]:
@@ -27,9 +31,9 @@ def cluster(small: Any, config: Cluster, log_dir: Path, model: Any = None) -> tr
 def test_every_chosen_kernel_has_few_values_and_small_layers_are_left_alone(clustered: Any) -> None:
     assert values(clustered.outcome.model) == {"conv1": 18, "conv2": 8, "hidden": 8, "logits": 8}
     assert clustered.outcome.promises == (
-        Promise("clusters", "conv2", (3, 3, 2, 8), 8),
-        Promise("clusters", "hidden", (128, 16), 8),
-        Promise("clusters", "logits", (16, 3), 8),
+        Promise("clusters", "conv2", (3, 3, 2, 8), 8, "kernel"),
+        Promise("clusters", "hidden", (128, 16), 8, "kernel"),
+        Promise("clusters", "logits", (16, 3), 8, "kernel"),
     )
     assert {fact["name"]: fact["note"] for fact in clustered.outcome.layers} == {
         "conv1": "holds 0.78% of the weights, under 1.00%",
@@ -114,3 +118,152 @@ def test_nothing_to_cluster(small: Any, tmp_path: Path) -> None:
         ValueError, match=r"Clusterer: no layer can be clustered: conv1: holds 0.78%.*; norm: tfmot has noth"
     ):
         cluster(small, Cluster(4, min_layer_share=0.95, epochs=1), tmp_path)
+
+
+# what is asked for by layer and by channel ----------------------------------------------------------------------------
+
+
+def per_channel(kernel: Any) -> list[int]:
+    return [len(np.unique(channel)) for channel in np.moveaxis(np.asarray(kernel), -1, 0)]
+
+
+def test_values_by_channel_and_by_layer(small: Any, tmp_path: Path) -> None:
+    # conv1 has no bias: tfmot's own function leaves such layers alone where it clusters by channel
+    config = Cluster(
+        4, epochs=1, batch_size=64, per_channel=1, include='["conv*", "logits"]', layer_clusters='{"logits": 3}'
+    )
+    outcome = cluster(small, config, tmp_path)
+    model = outcome.model
+    assert max(per_channel(model.get_layer("conv1").kernel)) <= 4
+    assert max(per_channel(model.get_layer("conv2").kernel)) <= 4
+    assert values(model) == {"conv1": 8, "conv2": 32, "hidden": 2048, "logits": 3}
+    assert [(p.layer, p.value, p.pattern) for p in outcome.promises] == [
+        ("conv1", 4, "channel"),
+        ("conv2", 4, "channel"),
+        ("logits", 3, ""),
+    ]
+    content = conversion.convert(
+        model, Passport(keras_io.describe_io(model, small.module), scheme={"scheme": "float32"}), {}
+    )
+    checks.check_promises(content, outcome.promises)
+    kernel = model.get_layer("conv2").kernel
+    kernel.assign(kernel + np.linspace(0, 1, kernel.shape.num_elements()).reshape(kernel.shape))
+    with pytest.raises(
+        BrokenPromiseError, match=r"conv2/kernel \(clusters channel 4, found 0.0000 zeros and 18 values"
+    ):
+        layers.check_promises(model, outcome.promises, "Clusterer")
+
+
+def plan(kernel: Any, clusters: int, *, sparse: bool = False, **asked: Any) -> Any:
+    layer = tf_keras.layers.Conv2D(kernel.shape[-1], kernel.shape[:2], name="conv")
+    layer.build([None, 8, 8, kernel.shape[2]])
+    layer.kernel.assign(kernel)
+    return clustering._plan(layer, [layer.kernel], clusters, Cluster(**asked), {"conv"} if sparse else set())
+
+
+def test_a_channel_of_few_values_shares_the_kernels() -> None:
+    kernel = np.random.default_rng(0).normal(size=[3, 3, 2, 2])
+    assert plan(kernel, 4, per_channel=1).per_channel
+    kernel[..., 1] = 0.5
+    found = plan(kernel, 4, per_channel=1)
+    assert not found.per_channel
+    assert found.note == " (one set for all channels, since one has 1 distinct values)"
+
+
+def test_too_few_values_to_draw_from_begin_as_linear(small: Any, tmp_path: Path) -> None:
+    # 16 negative weights of one value, 2 positive ones: of 3 values beside zero, tfmot would draw all of the negative
+    kernel = np.float32([[-1] * 8, [-1] * 8, [0] * 8, [1, 2] + [0] * 6]).reshape(2, 2, 4, 2)
+    for sparse, name in ((True, "linear"), (False, "kmeans_plus_plus")):
+        assert plan(kernel, 4, sparse=sparse).initialization == name
+    assert plan(kernel, 4, sparse=True, centroid_initialization="random").initialization == "random"
+    # and with the real thing
+    model = small.load()
+    hidden = np.zeros([128, 16], np.float32)
+    hidden[:60] = -0.5
+    hidden[60] = np.linspace(0.1, 0.9, 16)
+    model.get_layer("hidden").kernel.assign(hidden)
+    training.start(0)
+    config = Cluster(8, epochs=1, batch_size=64, min_layer_share=0.5)
+    splits = training.open_splits(small.examples, small.module, config)
+    promises = (Promise("sparsity", "hidden", (128, 16), 0.5),)
+    outcome = clustering.cluster(model, small.module, splits, config, promises, str(tmp_path))
+    notes = {fact["name"]: fact["note"] for fact in outcome.layers}
+    assert notes["hidden"] == (
+        "clustered to 8 values (begun as linear, since the weights of one sign have too few distinct values)"
+    )
+    assert values(outcome.model)["hidden"] <= 8
+
+
+def test_a_pruned_layer_that_is_not_clustered_keeps_its_zeros(small: Any, pruned: Any, tmp_path: Path) -> None:
+    config = Cluster(8, epochs=1, batch_size=64, exclude='["conv2", "logits"]')
+    training.start(0)
+    splits = training.open_splits(small.examples, small.module, config)
+    outcome = clustering.cluster(pruned.load(), small.module, splits, config, pruned.outcome.promises, str(tmp_path))
+    before, after = pruned.outcome.model.get_layer("conv2").kernel, outcome.model.get_layer("conv2").kernel
+    np.testing.assert_array_equal(before.numpy() == 0, after.numpy() == 0)
+    assert not np.array_equal(before, after)
+
+
+def test_what_cannot_be_clustered_as_asked(small: Any, pruned: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be had: logits has 48 weights, fewer than 64 clusters$"):
+        cluster(small, Cluster(8, layer_clusters='{"logits": 64}'), tmp_path)
+    with pytest.raises(
+        UserError, match=r"^Cluster.include: 'dense_1' matches no layer with weights; the model has conv1"
+    ):
+        cluster(small, Cluster(8, include='["dense_1"]'), tmp_path)
+    config = Cluster(2)
+    splits = training.open_splits(small.examples, small.module, config)
+    with pytest.raises(
+        UserError,
+        match=r"^Cluster.clusters must be at least 3 for pruned layers, one of them zero: conv2, hidden, logi",
+    ):
+        clustering.cluster(pruned.load(), small.module, splits, config, pruned.outcome.promises, str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_embeddings_and_recurrent_kernels(tmp_path: Path, write_split: Any, kind: str) -> None:
+    path = tmp_path / "words.py"
+    path.write_text(
+        f"""
+import tensorflow as tf
+import tf_keras as keras
+
+
+def feature_spec():
+    return {{"words": tf.io.FixedLenFeature([6], tf.int64), "label": tf.io.FixedLenFeature([], tf.int64)}}
+
+
+def preprocess(features):
+    return tf.cast(features["words"], tf.float32), features["label"]
+
+
+def build_model():
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input([6], name="words"),
+            layers.Embedding(20, 8, mask_zero=True, name="embed"),
+            layers.{kind}(8, name="memory"),
+            layers.Dense(1, activation="sigmoid", name="head"),
+        ]
+    )
+
+
+def compile_model(model):
+    model.compile("adam", "binary_crossentropy")
+"""
+    )
+    module = model_module.load(str(path))
+    random = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        rows = random.integers(0, 20, [32, 6])
+        write_split(tmp_path, split, [{"words": row, "label": int(row[0] > 9)} for row in rows])
+    config = Cluster(4, epochs=1, include='["embed", "memory"]')
+    training.start(0)
+    splits = training.open_splits(str(tmp_path), module, config)
+    outcome = clustering.cluster(module.build_model(), module, splits, config, (), str(tmp_path / "logs"))
+    assert [promise.weight for promise in outcome.promises] == ["embeddings", "kernel", "recurrent_kernel"]
+    io = converter.for_one_example(keras_io.describe_io(outcome.model, module))
+    content = conversion.convert(outcome.model, Passport(io, scheme={"scheme": "float32"}), {})
+    checks.check_promises(content, outcome.promises)

@@ -219,6 +219,21 @@ def test_promises_are_checked_in_the_file(dense_pair: bytes) -> None:
     checks.check_promises(dense_pair, (Promise("clusters", "first", (8, 8), 5),))
 
 
+def test_each_promise_needs_a_weight_of_its_own(dense_pair: bytes) -> None:
+    # as of a recurrent layer's two kernels of one shape; names of weights are not in the file
+    first, other = (Promise("sparsity", "first", (8, 8), 0.5, name) for name in ("kernel", "recurrent_kernel"))
+    checks.check_promises(dense_pair, (first, first))  # two steps that say the same
+    with pytest.raises(BrokenPromiseError, match=r"first \(sparsity 0.5 in 2 weights, found 0.5000 zeros, 5 values\)$"):
+        checks.check_promises(dense_pair, (first, other))
+
+
+def test_patterns_are_checked_in_the_file(dense_pair: bytes) -> None:
+    # the first four inputs of `first` are zero
+    checks.check_promises(dense_pair, (Promise("blocks", "first", (8, 8), 0.5, "kernel", "4x1"),))
+    with pytest.raises(BrokenPromiseError, match=r"first \(m_by_n 2x4 0.5, found"):
+        checks.check_promises(dense_pair, (Promise("m_by_n", "first", (8, 8), 0.5, "kernel", "2x4"),))
+
+
 @pytest.mark.parametrize(
     ("promise", "message"),
     [
