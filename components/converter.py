@@ -17,8 +17,8 @@ from ai_edge_litert import schema_py_generated as schema_fb
 from tensorflow.lite.python.convert import ConverterError as ConverterError
 from tensorflow.lite.python.convert import mlir_quantize
 
-from edgeline import graph_model, inspection, keras_io
-from edgeline.graph_model import GraphModel
+from edgeline import graph_model, inspection, keras_io, tflite_source
+from edgeline.graph_model import GraphModel, TFLiteGraph
 
 _OPERATORS = {value: name for name, value in vars(schema_fb.BuiltinOperator).items() if isinstance(value, int)}
 #: Of the calibrator, and what carries numbers over unchanged or from one type to another.
@@ -82,7 +82,12 @@ def convert(
     Returns:
       The content of the `.tflite` file, whose signature `serving_default` has the passport's names.
     """
-    kept = scheme.get("keep_float")
+    # what qat8 keeps float was left unwrapped
+    kept = scheme["scheme"] != "qat8" and scheme.get("keep_float")
+    if isinstance(model, TFLiteGraph) and not kept:
+        return tflite_source.convert(
+            _content(model, io), scheme, batches(calibration, graph_model.fixed_batch(io) or 1)
+        )
     if kept:
         calibrated = calibrate(model, io, calibration)
         return quantize(calibrated, calibrated.of(kept["layers"], kept["ops"]), scheme["io_type"])
@@ -96,7 +101,7 @@ def set_up(
     """Returns the converter that does what a scheme says of a whole model; see `convert`."""
     batch = graph_model.fixed_batch(io)
     infer = keras_io.inference_function(model, io).get_concrete_function(**keras_io.input_signature(io, batch))
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([infer], model)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([infer], _variables(infer, model))
     kind = scheme["scheme"]
     if kind != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -119,6 +124,15 @@ def set_up(
     return converter
 
 
+def _variables(infer: Any, model: tf_keras.Model | GraphModel) -> Any:
+    """Returns what keeps a function's variables: a Keras model itself would be saved with a trace of every layer."""
+    if isinstance(model, GraphModel):
+        return model
+    holder = tf.Module()
+    holder.kept = list(infer.graph.variables)
+    return holder
+
+
 def _refuse_loops(infer: Any, model: tf_keras.Model | GraphModel, kind: str) -> None:
     """Raises ValueError for a model in which loops stay loops: the calibrator crashes on them, and this process too."""
     graph = infer.graph.as_graph_def()
@@ -126,7 +140,8 @@ def _refuse_loops(infer: Any, model: tf_keras.Model | GraphModel, kind: str) -> 
     if not any(node.op in ("While", "StatelessWhile") for node in nodes_of_all):
         return
     # an LSTM's becomes one operator
-    plain = inspection.facts(tf.lite.TFLiteConverter.from_concrete_functions([infer], model).convert())
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([infer], _variables(infer, model))
+    plain = inspection.facts(converter.convert())
     loops = sorted({op["layer"] or op["tensor"] for op in plain["float_ops"] if op["op"] == "WHILE"})
     if loops:
         raise ValueError(
@@ -140,6 +155,12 @@ def for_one_example(io: dict[str, Any]) -> dict[str, Any]:
     return {**io, "inputs": [{**port, "shape": [1, *port["shape"][1:]]} for port in io["inputs"]]}
 
 
+def _content(model: TFLiteGraph, io: dict[str, Any]) -> bytes:
+    """Returns the file for the batch size that is asked for: its own, or 1."""
+    same = graph_model.fixed_batch(io) == graph_model.fixed_batch(model.io)
+    return model.content if same else tflite_source.for_one_example(model.content)
+
+
 def batches(samples: dict[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
     """Yields the samples in batches of exactly this size; the last one begins again with the first samples."""
     count = len(next(iter(samples.values())))
@@ -150,9 +171,12 @@ def batches(samples: dict[str, np.ndarray], size: int) -> Iterator[dict[str, np.
 
 def calibrate(model: tf_keras.Model | GraphModel, io: dict[str, Any], calibration: dict[str, np.ndarray]) -> Calibrated:
     """Runs the samples through a model and notes the range of every tensor, once for any number of `quantize`."""
-    converter = set_up(model, io, {"scheme": "int8", "io_type": "float32"}, calibration)
-    converter._experimental_calibrate_only = True
-    content: bytes = converter.convert()
+    if isinstance(model, TFLiteGraph):
+        content = tflite_source.calibrate(_content(model, io), batches(calibration, graph_model.fixed_batch(io) or 1))
+    else:
+        converter = set_up(model, io, {"scheme": "int8", "io_type": "float32"}, calibration)
+        converter._experimental_calibrate_only = True
+        content = converter.convert()
     names = None if isinstance(model, GraphModel) else layer_names(model)
     return Calibrated(content, tuple(nodes(content, names)))
 

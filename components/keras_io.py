@@ -2,58 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_model_optimization as tfmot
 import tf_keras
-from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.cluster_preserve import (
-    cluster_preserve_quantize_registry,
-)
 
 from edgeline import arrays
+from edgeline import quantization_aware as quantization
 from edgeline.data import ExampleParser
 from edgeline.errors import UserError
 from edgeline.model_form import ModelForm
 from edgeline.model_module import ModelModule
 from edgeline.passport import digest_of_bytes
 
+if TYPE_CHECKING:
+    from edgeline.transformation import Transformation  # imports Beam
+
 KERAS_FOLDER = "Format-Keras"
 MODEL_FILE = f"{KERAS_FOLDER}/model.keras"
 QAT_FILE = f"{KERAS_FOLDER}/qat.npz"
 SERVING_FOLDER = "Format-Serving"
-
-
-class _ClusterRegistry(cluster_preserve_quantize_registry.Default8bitClusterPreserveQuantizeRegistry):
-    """tfmot's own, with a weight quantizer for each layer.
-
-    tfmot shares one among all layers of a kind, and the first layer without zeros turns its keeping of zeros off.
-    """
-
-    def get_quantize_config(self, layer: tf_keras.layers.Layer) -> Any:
-        config = super().get_quantize_config(layer)
-        config.weight_quantizer = copy.copy(config.weight_quantizer)
-        return config
-
-
-class _ClusterScheme(tfmot.experimental.combine.Default8BitClusterPreserveQuantizeScheme):
-    def get_quantize_registry(self) -> _ClusterRegistry:
-        return _ClusterRegistry(self.preserve_sparsity)
-
-
-#: How a quantization-aware training treats what was done before it, by the name kept in the passport.
-_QAT_SCHEMES = {
-    "default": tfmot.quantization.keras.default_8bit.Default8BitQuantizeScheme,
-    "keep_zeros": tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme,
-    "keep_clusters": lambda: _ClusterScheme(preserve_sparsity=False),
-    "keep_clusters_and_zeros": lambda: _ClusterScheme(preserve_sparsity=True),
-}
 
 
 def save(model: tf_keras.Model, folder: str) -> None:
@@ -92,19 +65,13 @@ def form(folder: str, io: dict[str, Any]) -> ModelForm:
 
 
 def quantization_aware(model: tf_keras.Model, plan: dict[str, Any]) -> tf_keras.Model:
-    """Wraps a float model for quantization-aware training.
+    """Returns a float model wrapped for quantization-aware training; the model stays as it is.
 
     Args:
-      model: not to be used afterwards: its layers go into the result.
-      plan: `layers` (names to be quantized) and `scheme` (a key of the schemes: what to keep).
+      model: Sequential or functional.
+      plan: `layers`: names of the layers to be quantized, as the prepared model has them.
     """
-    chosen = set(plan["layers"])
-
-    def annotate(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
-        return tfmot.quantization.keras.quantize_annotate_layer(layer) if layer.name in chosen else layer
-
-    annotated = tf_keras.models.clone_model(model, clone_function=annotate)
-    return tfmot.quantization.keras.quantize_apply(annotated, scheme=_QAT_SCHEMES[plan["scheme"]]())
+    return quantization.wrap(quantization.prepared(model), set(plan["layers"]))
 
 
 def save_qat(model: tf_keras.Model, folder: str) -> None:
@@ -133,12 +100,7 @@ def load_qat(folder: str, module: ModelModule, plan: dict[str, Any]) -> tf_keras
         )
     for weight, value in zip(model.weights, values, strict=True):
         weight.assign(value)
-    return strip_clusters(model, plan)
-
-
-def strip_clusters(model: tf_keras.Model, plan: dict[str, Any]) -> tf_keras.Model:
-    """Drops what a training with `keep_clusters` needed beside the weights; other models come back as they are."""
-    return tfmot.experimental.combine.strip_clustering_cqat(model) if "clusters" in plan["scheme"] else model
+    return model
 
 
 def digest(model: tf_keras.Model) -> str:
@@ -202,24 +164,39 @@ def input_signature(io: dict[str, Any], batch: int | None = None) -> dict[str, t
     }
 
 
-def save_serving(model: tf_keras.Model, module: ModelModule, io: dict[str, Any], folder: str) -> None:
+def save_serving(
+    model: tf_keras.Model,
+    module: ModelModule,
+    io: dict[str, Any],
+    folder: str,
+    transformation: Transformation | None = None,
+) -> None:
     """Writes `Format-Serving/`, the SavedModel that other TFX components expect.
 
     Signatures: `serving_default` takes serialized `tf.train.Example`s (`examples`, shape [batch], string), parsing and
-    preprocessing inside; `serving_raw` takes preprocessed inputs by name.
+    preprocessing inside; labels need not be in them. `serving_raw` takes preprocessed inputs by name.
+
+    Args:
+      model: a Keras model, or what is called as one.
+      module: for its `preprocess`.
+      io: the passport's.
+      folder: of the Model artifact.
+      transformation: what makes the examples that the module reads of those that are served; None: they are the same.
     """
     infer = inference_function(model, io)
     parser = ExampleParser(module)
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
     def serve(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-        inputs, _, _ = parser(examples)
+        inputs = parser.inputs(examples, transformation.features if transformation else None)
         names = [port["name"] for port in io["inputs"]]
         values = inputs if isinstance(inputs, dict) else dict(zip(names, tf.nest.flatten(inputs), strict=True))
         return infer(**values)
 
     holder = tf.Module()
     holder.model = model
+    if transformation:
+        holder.transform = transformation.layer  # its vocabularies go with the model
     signatures = {
         "serving_default": serve.get_concrete_function(),
         "serving_raw": infer.get_concrete_function(**input_signature(io)),

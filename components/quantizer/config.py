@@ -28,7 +28,8 @@ class Quantize(FineTuning):
         int8, after a quantization-aware fine-tuning).
       io_type: number type of the model's inputs and outputs: `float32`, or, for `int8` and `qat8`, also `int8` or
         `uint8`.
-      keep_float: for `int8`, the layers that stay float: a JSON list of names and patterns, e.g. `["logits", "conv*"]`.
+      keep_float: for `int8` and `qat8`, the layers that stay float: a JSON list of names and patterns, e.g. `["logits",
+        "conv*"]`.
       keep_float_ops: for `int8`, the kinds of TFLite ops that stay float: a JSON list such as `["SOFTMAX"]`.
       sensitivity_layers: for `int8`, how many of the most suspicious layers are tried alone, float and int8, for the
         passport's `sensitivity`; 0: none, and no layer is looked at. For `auto`, how many may stay float (0: 8), looked
@@ -63,9 +64,11 @@ class Quantize(FineTuning):
             self.check(name, _is_names(getattr(self, name)), 'a JSON list of strings such as ["logits", "conv*"]')
             # one spelling of the same request: it is a cache key
             object.__setattr__(self, name, json.dumps(sorted(set(json.loads(getattr(self, name))))))
-            if getattr(self, name) != "[]" and self.scheme != "int8":
-                hint = "auto chooses them itself" if self.scheme == "auto" else "only int8 can leave layers float"
-                raise ValueError(f"{self.where(name)} needs scheme int8, received scheme {self.scheme!r}: {hint}")
+            able = ("int8", "qat8") if name == "keep_float" else ("int8",)
+            if getattr(self, name) != "[]" and self.scheme not in able:
+                words = " or ".join(able)
+                hint = "auto chooses them itself" if self.scheme == "auto" else f"only {words} can leave them float"
+                raise ValueError(f"{self.where(name)} needs scheme {words}, received scheme {self.scheme!r}: {hint}")
         self.check("sensitivity_layers", self.sensitivity_layers >= 0, "at least 0")
         if self.sensitivity_layers and self.scheme not in ("int8", "auto"):
             raise ValueError(

@@ -7,14 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import tensorflow as tf
-import tensorflow_model_optimization as tfmot
 import tf_keras
 
-from edgeline import calibration_set, data, graph_model, keras_io, layers, training
+from edgeline import calibration_set, data, graph_model, keras_io, layers, quantization_aware, training
 from edgeline.model_module import ModelModule
 from edgeline.passport import Passport, Promise
-from edgeline.quantizer import selection
+from edgeline.quantizer import keeping, selection
 from edgeline.quantizer.config import CALIBRATED, Quantize
 
 
@@ -49,8 +47,10 @@ def train_aware(
 ) -> tuple[training.Outcome, dict[str, Any]]:
     """Fine-tunes a model with 8-bit quantization simulated, keeping zeros and shared values of earlier steps.
 
+    Layers that have no integer operator, or that `keep_float` names, stay float.
+
     Args:
-      model: trained; not to be used afterwards, since its layers go into the result.
+      model: trained; it stays as it is.
       module: sets optimizer, loss and metrics.
       splits: opened for this config.
       config: what is asked.
@@ -58,50 +58,55 @@ def train_aware(
       log_dir: for TensorBoard logs.
 
     Returns:
-      The wrapped model, and the plan by which `keras_io.load_qat` wraps it anew.
+      The wrapped model, and the plan by which `keras_io.load_qat` wraps it anew: layers (names of the quantized ones),
+      left_float (why, by name of the others) and scheme (what was kept of earlier steps).
 
     Raises:
+      UserError: a pattern of keep_float matches no layer.
       ValueError: no layer can be quantized.
       BrokenPromiseError: zeros or shared values were lost.
     """
-    registry = tfmot.quantization.keras.default_8bit.Default8BitQuantizeRegistry()
-    quantizable = [layer for layer in model.layers if not isinstance(layer, tf_keras.layers.InputLayer)]
-    chosen = [layer.name for layer in quantizable if registry.supports(layer) or _folds(layer)]
-    notes = {
-        layer.name: "quantized to 8 bits" if layer.name in chosen else f"left float: {type(layer).__name__}"
-        for layer in quantizable
-    }
+    base = quantization_aware.prepared(model)
+    reasons = quantization_aware.reasons(base, config.kept_layers)
+    left_float = {name: why for name, why in reasons.items() if why is not None}
+    chosen = [name for name, why in reasons.items() if why is None]
     if not chosen:
-        raise ValueError(f"Quantizer: tfmot can quantize none of the layers {', '.join(notes)}")
-    kinds = {promise.kind for promise in promises}
+        raise ValueError(f"Quantizer: none of the layers can be quantized: {_named(left_float)}")
+    kinds = {"sparsity" if promise.of_zeros else promise.kind for promise in promises}
     scheme = {
         frozenset(): "default",
         frozenset({"sparsity"}): "keep_zeros",
         frozenset({"clusters"}): "keep_clusters",
         frozenset({"sparsity", "clusters"}): "keep_clusters_and_zeros",
     }[frozenset(kinds)]
-    how = {"layers": chosen, "scheme": scheme}
-    wrapped = keras_io.quantization_aware(model, how)
+    how = {"layers": chosen, "left_float": left_float, "scheme": scheme}
+    types = {layer.name: type(layer).__name__ for layer in base.layers}
+    wrapped = quantization_aware.wrap(base, chosen)
+    keep = keeping.Keep(wrapped, promises)
     history = training.fit(wrapped, module, splits, config, step="Quantizer", log_dir=log_dir)
+    keep.restore()
     layers.check_promises(wrapped, promises, "Quantizer")
-    facts = layers.facts(wrapped, {f"quant_{name}": note for name, note in notes.items()} | notes)
+    notes = {f"quant_{name}": "quantized to 8 bits" for name in chosen}
+    notes |= {name: f"left float: {why}" for name, why in left_float.items()}
+    facts = layers.facts(wrapped, notes)
+    listed = {fact["name"] for fact in facts}
+    facts += [
+        {
+            "name": name,
+            "type": types[name],
+            "parameters": 0,
+            "sparsity": 0.0,
+            "unique_values": None,
+            "note": notes[name],
+        }
+        for name in left_float
+        if name not in listed
+    ]
     return training.Outcome(wrapped, history, training.evaluate(wrapped, module, splits), facts), how
 
 
-def _folds(layer: tf_keras.layers.Layer) -> bool:
-    """Returns whether a BatchNormalization will be folded into the layer before it, as the converter does.
-
-    tfmot's registry knows none, but its layout transforms do, and only where it is annotated like the layer before it;
-    else that one's output is rounded before the normalization, which stays float in the converted model.
-    """
-    if not isinstance(layer, tf_keras.layers.BatchNormalization):
-        return False
-    before = tf.nest.flatten([node.inbound_layers for node in layer.inbound_nodes])
-    return len(before) == 1 and (
-        type(before[0]) in (tf_keras.layers.Conv2D, tf_keras.layers.DepthwiseConv2D, tf_keras.layers.Dense)
-        and before[0].activation is tf_keras.activations.linear
-        and len(before[0].outbound_nodes) == 1
-    )
+def _named(left_float: dict[str, str]) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in left_float.items())
 
 
 def quantize(
@@ -139,6 +144,8 @@ def quantize(
         base = keras_io.load(model_uri, module)
         keras_io.save(base, compressed_uri)
         outcome, scheme["qat"] = train_aware(base, module, splits, config, passport.promises, run_uri)
+        if config.kept_layers:
+            scheme["keep_float"] = {"layers": list(scheme["qat"]["left_float"]), "ops": []}
         keras_io.save_qat(outcome.model, compressed_uri)
         training.write_history("Quantizer", outcome.history, run_uri)
         inputs["examples"] = data.fingerprint(examples_uri)

@@ -33,7 +33,8 @@ _NOTES = {
 
 def needs_model(config: Quantize) -> bool:
     """Returns whether the request can be answered only by looking at the calibrated model."""
-    return config.scheme == "auto" or bool(config.kept_layers or config.kept_ops or config.sensitivity_layers)
+    asked = config.kept_layers or config.kept_ops or config.sensitivity_layers
+    return config.scheme == "auto" or bool(asked and not config.trains)
 
 
 def select(

@@ -80,26 +80,13 @@ def test_the_digest_is_of_config_and_weights(small: Any, tmp_path: Path) -> None
 LAYERS = ["conv1", "norm", "relu", "conv2", "flatten", "hidden", "logits"]
 
 
-@pytest.mark.parametrize(
-    "scheme",
-    [
-        "default",
-        pytest.param("keep_zeros", marks=pytest.mark.slow),
-        pytest.param("keep_clusters", marks=pytest.mark.slow),
-        "keep_clusters_and_zeros",
-    ],
-)
-def test_a_model_wrapped_for_quantization_comes_back_equal(small: Any, tmp_path: Path, scheme: str) -> None:
-    plan = {"layers": LAYERS, "scheme": scheme}
+def test_a_model_wrapped_for_quantization_comes_back_equal(small: Any, tmp_path: Path) -> None:
+    plan = {"layers": LAYERS}
     base = small.load()
-    if "clusters" in scheme:
-        for layer in base.layers:
-            if layer.name in ("conv2", "hidden"):
-                values = np.round(layer.kernel.numpy() * 4) / 4
-                layer.kernel.assign(values)
     keras_io.save(base, str(tmp_path))
     wrapped = keras_io.quantization_aware(base, plan)
-    assert [layer.name for layer in wrapped.layers] == ["quantize_layer", *(f"quant_{name}" for name in LAYERS)]
+    names = ["image", "quantize_layer", *(f"quant_{name}" for name in LAYERS)]
+    assert [layer.name for layer in wrapped.layers] == names
     # what a training does: moves the ranges of the activations, and the weights
     wrapped(small.images(), training=True)
     [bias] = [weight for weight in wrapped.get_layer("quant_logits").trainable_weights if weight.shape == [3]]
@@ -118,13 +105,11 @@ def test_weights_of_another_wrapping_are_refused(tiny_module: Path, tmp_path: Pa
     base = module.build_model()
     first, second = (layer.name for layer in base.layers)
     keras_io.save(base, str(tmp_path))
-    keras_io.save_qat(
-        keras_io.quantization_aware(base, {"layers": [first, second], "scheme": "default"}), str(tmp_path)
-    )
+    keras_io.save_qat(keras_io.quantization_aware(base, {"layers": [first, second]}), str(tmp_path))
     with pytest.raises(
         ValueError, match=r"qat.npz does not fit the model wrapped by this version.*train the qat8 step"
     ):
-        keras_io.load_qat(str(tmp_path), module, {"layers": [second], "scheme": "default"})
+        keras_io.load_qat(str(tmp_path), module, {"layers": [second]})
 
 
 # ports ----------------------------------------------------------------------------------------------------------------
@@ -223,6 +208,35 @@ def test_both_signatures_of_the_saved_model_agree_with_keras(small: Any, tmp_pat
         raw = loaded.signatures["serving_raw"](image=inputs[:count])
         assert list(raw) == ["logits"]
         np.testing.assert_allclose(raw["logits"], expected[:count], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "needed"),
+    [
+        ('features["x"] * 2, features["y"]', {"x"}),
+        ('features["x"] * tf.cast(features["z"], tf.float32)[:, None], features["y"]', {"x", "z"}),
+        ('features["x"] + tf.cast(features["y"], tf.float32)[:, None], features["y"]', {"x", "y"}),
+    ],
+)
+def test_only_what_the_inputs_depend_on_is_asked_of_served_examples(
+    tiny_module: Path, tmp_path: Path, write_split: Any, preprocess: str, needed: set[str]
+) -> None:
+    code = tiny_module.read_text().replace('features["x"], features["y"]', preprocess)
+    tiny_module.write_text(code.replace('return {"x"', 'return {"z": tf.io.FixedLenFeature([], tf.int64), "x"'))
+    module = model_module.load(str(tiny_module))
+    model = module.build_model()
+    keras_io.save_serving(model, module, keras_io.describe_io(model, module), str(tmp_path))
+    served = tf.saved_model.load(str(tmp_path / keras_io.SERVING_FOLDER)).signatures["serving_default"]
+    whole = {"x": np.float32([1, 2, 3, 4]), "y": 2, "z": 3}
+    write_split(tmp_path / "whole", "eval", [whole])
+    write_split(tmp_path / "part", "eval", [{name: value for name, value in whole.items() if name in needed}])
+    [expected], [received] = (
+        served(examples=eval_examples(str(tmp_path / folder), 1)).values() for folder in ("whole", "part")
+    )
+    np.testing.assert_array_equal(received, expected)
+    write_split(tmp_path / "less", "eval", [{name: value for name, value in whole.items() if name != "x"}])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Feature: x"):
+        served(examples=eval_examples(str(tmp_path / "less"), 1))
 
 
 def test_the_saved_model_of_several_inputs_and_outputs(tiny_module: Path, tmp_path: Path, write_split: Any) -> None:

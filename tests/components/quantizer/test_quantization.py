@@ -91,39 +91,6 @@ def train_aware(source: Any, small: Any, log_dir: Path, epochs: int = 1) -> tupl
     return quantization.train_aware(base, small.module, splits, config, promises, str(log_dir))
 
 
-@pytest.mark.parametrize(
-    ("before", "folds"),
-    [
-        (tf_keras.layers.Conv2D(2, 3), True),
-        (tf_keras.layers.DepthwiseConv2D(3), True),
-        (tf_keras.layers.Dense(2), True),
-        (tf_keras.layers.Conv2D(2, 3, activation="relu"), False),
-        (tf_keras.layers.Conv2DTranspose(2, 3), False),
-        (tf_keras.layers.MaxPooling2D(), False),
-    ],
-    ids=lambda value: getattr(value, "name", str(value)),
-)
-def test_a_normalization_is_quantized_where_it_folds(before: tf_keras.layers.Layer, folds: bool) -> None:
-    before = type(before).from_config(before.get_config())
-    norm = tf_keras.layers.BatchNormalization(name="norm")
-    model = tf_keras.Sequential([tf_keras.Input([8, 8, 2]), before, norm])
-    assert quantization._folds(norm) is folds
-    assert not quantization._folds(before)
-    if folds:  # and tfmot agrees
-        keras_io.quantization_aware(model, {"layers": [before.name, "norm"], "scheme": "default"})
-
-
-def test_a_normalization_of_what_others_use_too_does_not_fold() -> None:
-    image = tf_keras.Input([8, 8, 2])
-    features = tf_keras.layers.Conv2D(2, 3)(image)
-    norm = tf_keras.layers.BatchNormalization()
-    tf_keras.Model(image, tf_keras.layers.Add()([features, norm(features)]))
-    assert not quantization._folds(norm)
-    first = tf_keras.layers.BatchNormalization()
-    tf_keras.Sequential([tf_keras.Input([4]), first])
-    assert not quantization._folds(first)
-
-
 def test_zeros_of_a_pruning_survive_the_training(small: Any, pruned: Any, tmp_path: Path) -> None:
     outcome, how = train_aware(pruned, small, tmp_path)
     assert how["scheme"] == "keep_zeros"
@@ -182,15 +149,9 @@ def test_nothing_to_quantize(small: Any, tmp_path: Path) -> None:
 
     model = tf_keras.Sequential([tf_keras.Input([2]), Own(name="own")])
     config = Quantize("qat8")
-    with pytest.raises(ValueError, match="Quantizer: tfmot can quantize none of the layers own"):
-        quantization.train_aware(
-            model,
-            small.module,
-            training.Splits(None, None),
-            config,
-            (),
-            str(tmp_path),  # type: ignore[arg-type]
-        )
+    splits = training.open_splits(small.examples, small.module, config)
+    with pytest.raises(ValueError, match=r"none of the layers can be quantized: own: Own$"):
+        quantization.train_aware(model, small.module, splits, config, (), str(tmp_path))
 
 
 # from folder to folder ------------------------------------------------------------------------------------------------
@@ -230,7 +191,7 @@ def test_a_trained_scheme_writes_what_rebuilds_the_model(small: Any, calibration
     assert passport.scheme is not None
     assert passport.scheme["scheme"] == "qat8"
     layers = ["conv1", "norm", "relu", "conv2", "flatten", "hidden", "logits"]
-    assert passport.scheme["qat"] == {"layers": layers, "scheme": "default"}
+    assert passport.scheme["qat"] == {"layers": layers, "left_float": {}, "scheme": "default"}
     assert (tmp_path / "run" / "history.json").is_file()
     entry = passport.steps[-1]
     assert entry["metrics"]["accuracy"] > 0.8
