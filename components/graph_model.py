@@ -1,6 +1,7 @@
 """A model of which only the graph is known, such as a SavedModel without Keras metadata: converted, never trained.
 
-In an artifact's folder it lies as `Format-Serving/` alone; its signature `serving_raw` is the model.
+In an artifact's folder it lies as `Format-Serving/` alone: a SavedModel, whose signature `serving_raw` is the model, or
+`model.tflite`.
 """
 
 from __future__ import annotations
@@ -8,12 +9,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
 from edgeline import keras_io
+from edgeline.litert import TFLiteModel
 from edgeline.model_module import ModelModule
+
+if TYPE_CHECKING:
+    from edgeline.transformation import Transformation  # imports Beam
+
+TFLITE_FILE = f"{keras_io.SERVING_FOLDER}/model.tflite"
 
 
 class GraphModel(tf.Module):
@@ -54,6 +62,36 @@ class GraphModel(tf.Module):
         return [outputs[port["name"]] for port in self.io["outputs"]]
 
 
+class TFLiteGraph(GraphModel):
+    """A float `.tflite` file, called as a Keras model is called; LiteRT runs it.
+
+    Attributes:
+      content: of the file, which has one signature.
+
+    Args:
+      content: likewise.
+      io: the passport's, with the signature's names.
+    """
+
+    content: bytes
+
+    def __init__(self, content: bytes, io: dict[str, Any]):
+        super().__init__(self._run, io)
+        object.__setattr__(self, "content", content)
+        self._runner = TFLiteModel(content)
+
+    def _run(self, **tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        def run(*values: np.ndarray) -> list[np.ndarray]:
+            # one by one: not every file takes the batches that it says it takes
+            received = self._runner.run(dict(zip(tensors, values, strict=True)), 1)
+            return [received[port["name"]] for port in self.io["outputs"]]
+
+        outputs = tf.numpy_function(run, list(tensors.values()), [port["dtype"] for port in self.io["outputs"]])
+        # of a single output it makes no list
+        tensors_out = tf.nest.flatten(outputs)
+        return {port["name"]: tensor for port, tensor in zip(self.io["outputs"], tensors_out, strict=True)}
+
+
 def fixed_batch(io: dict[str, Any]) -> int | None:
     """Returns the batch size that a model was made for; None: any."""
     size: int | None = io["inputs"][0]["shape"][0]
@@ -65,10 +103,23 @@ def is_one(folder: str) -> bool:
     return not Path(folder, keras_io.MODEL_FILE).exists() and Path(folder, keras_io.SERVING_FOLDER).exists()
 
 
-def save(model: GraphModel, module: ModelModule, io: dict[str, Any], folder: str) -> None:
-    """Writes `Format-Serving/`; a model of a fixed batch size gets no signature for serialized examples."""
+def save(
+    model: GraphModel,
+    module: ModelModule,
+    io: dict[str, Any],
+    folder: str,
+    transformation: Transformation | None = None,
+) -> None:
+    """Writes `Format-Serving/`; a model of a fixed batch size gets no signature for serialized examples.
+
+    The arguments are those of `keras_io.save_serving`.
+    """
+    if isinstance(model, TFLiteGraph):
+        Path(folder, TFLITE_FILE).parent.mkdir(parents=True, exist_ok=True)
+        Path(folder, TFLITE_FILE).write_bytes(model.content)
+        return
     if fixed_batch(io) is None:
-        keras_io.save_serving(model, module, io, folder)
+        keras_io.save_serving(model, module, io, folder, transformation)
         return
     holder = tf.Module()
     holder.model = model
@@ -79,6 +130,8 @@ def save(model: GraphModel, module: ModelModule, io: dict[str, Any], folder: str
 
 def load(folder: str, io: dict[str, Any]) -> GraphModel:
     """Returns the model that `save` wrote."""
+    if Path(folder, TFLITE_FILE).exists():
+        return TFLiteGraph(Path(folder, TFLITE_FILE).read_bytes(), io)
     loaded = tf.saved_model.load(str(Path(folder, keras_io.SERVING_FOLDER)))
     return GraphModel(loaded.signatures["serving_raw"], io, loaded)
 

@@ -19,6 +19,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeline.errors import UserError
+from edgeline.litert import DEFAULT_SIGNATURE
 
 #: Of TensorFlow's own operators in a flatbuffer: custom ones whose names begin so.
 FLEX_PREFIX = "Flex"
@@ -49,13 +50,16 @@ def facts(content: bytes) -> dict[str, Any]:
 
     Returns:
       bytes, zlib_bytes: of the file; zlib at level 9.
-      inputs, outputs: of the first graph, each with name (the signature's, where there is one), shape (-1 where any
-        size goes), dtype, scale and zero_point (0 and 0 where it is not quantized), and step: the least difference it
-        can show, the scale of its own or of the operator that quantizes it at the model's end, else 0.
+      inputs, outputs: of the signature `serving_default`, without it of the first one, without any of the first
+        graph; each with name (the signature's, where there is one), shape (-1 where any size goes), dtype, scale and
+        zero_point (0 and 0 where it is not quantized), and step: the least difference it can show, the scale of its own
+        or of the operator that quantizes it at the model's end, else 0.
+      signatures: each with name, inputs and outputs, as above.
       ops: how often each operator occurs, by `builtin`, `custom` and `flex` (TensorFlow's own) and name.
       foreign_ops: each of the last two kinds: op, kind, tensor (the first output) and layer.
       float_ops: likewise, the operators that compute on floats. QUANTIZE and DEQUANTIZE at the model's ends are not
         among them.
+      number_types: of all tensors, each with the names of the operators that use it.
       weights: of each constant tensor name, layer, op (that uses it), shape, dtype, bytes, zlib_bytes, zeros (the
         fraction of zeros, 0-1), values (distinct ones), channel_values (at most so many in an output channel), scales
         (how many), axis (that they belong to), min_scale, max_scale and zero_points (distinct ones, at most 8). A
@@ -221,22 +225,39 @@ def _facts(content: bytes) -> dict[str, Any]:
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     ops = [_Op(model, graph, operator) for graph in model.subgraphs for operator in graph.operators or []]
     weights = list(_weights(model, ops))
-    main_graph = model.subgraphs[0]
-    signature = model.signatureDefs[0] if model.signatureDefs else None
+    signatures = [
+        {
+            "name": _text(signature.signatureKey),
+            **_ends(model.subgraphs[signature.subgraphIndex], signature.inputs, signature.outputs, ops),
+        }
+        for signature in model.signatureDefs or []
+    ]
+    by_default = next((s for s in signatures if s["name"] == DEFAULT_SIGNATURE), next(iter(signatures), None))
+    ends = by_default or _ends(model.subgraphs[0], None, None, ops)
     census: dict[str, Counter[str]] = {"builtin": Counter(), "custom": Counter(), "flex": Counter()}
     for op in ops:
         census[op.kind][op.name] += 1
     return {
         "bytes": len(content),
         "zlib_bytes": len(zlib.compress(content, 9)),
-        "inputs": _ports(main_graph, main_graph.inputs, signature and signature.inputs, ops),
-        "outputs": _ports(main_graph, main_graph.outputs, signature and signature.outputs, ops),
+        "inputs": ends["inputs"],
+        "outputs": ends["outputs"],
+        "signatures": signatures,
         "ops": {kind: dict(sorted(counts.items())) for kind, counts in census.items()},
         "foreign_ops": [op.facts() for op in ops if op.kind != "builtin"],
-        "float_ops": _float_ops(main_graph, ops),
+        "float_ops": _float_ops(model, ops),
+        "number_types": _number_types(ops),
         "weights": weights,
         "layers": _layers(weights),
         "violations": list(_violations(model, ops)),
+    }
+
+
+def _ends(graph: Any, inputs: Any, outputs: Any, ops: list[_Op]) -> dict[str, list[dict[str, Any]]]:
+    """Returns the ports of a graph, by the names that a signature has for them."""
+    return {
+        "inputs": _ports(graph, graph.inputs, inputs, ops),
+        "outputs": _ports(graph, graph.outputs, outputs, ops),
     }
 
 
@@ -267,8 +288,10 @@ def _ports(graph: Any, indices: Any, names: Any, ops: list[_Op]) -> list[dict[st
     return ports
 
 
-def _float_ops(graph: Any, ops: list[_Op]) -> list[dict[str, str]]:
-    ends = {id(graph.tensors[int(i)]) for ports in (graph.inputs, graph.outputs) for i in ports}
+def _float_ops(model: Any, ops: list[_Op]) -> list[dict[str, str]]:
+    # the graphs inside of loops and branches have ends too, and those are no one's but the loop's
+    graphs = [model.subgraphs[i] for i in {0, *(s.subgraphIndex for s in model.signatureDefs or [])}]
+    ends = {id(g.tensors[int(i)]) for g in graphs for ports in (g.inputs, g.outputs) for i in ports}
     found = []
     for op in ops:
         if op.name in _SIZE_OPS or not any(_dtype(tensor) in _FLOATS for tensor in op.tensors):
@@ -277,6 +300,14 @@ def _float_ops(graph: Any, ops: list[_Op]) -> list[dict[str, str]]:
             continue
         found.append(op.facts())
     return found
+
+
+def _number_types(ops: list[_Op]) -> dict[str, list[str]]:
+    used: dict[str, set[str]] = {}
+    for op in ops:
+        for tensor in op.tensors:
+            used.setdefault(_dtype(tensor), set()).add(op.name)
+    return {dtype: sorted(names) for dtype, names in sorted(used.items())}
 
 
 # weights --------------------------------------------------------------------------------------------------------------

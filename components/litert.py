@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+#: The signature that is the model where a file or a SavedModel has several.
+DEFAULT_SIGNATURE = "serving_default"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +48,22 @@ class Port:
         return (stored.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
 
 
+def default_signature(names: Iterable[str]) -> str | None:
+    """Returns the signature that is the model: `serving_default`, or the only one; None where there is none.
+
+    Raises:
+      ValueError: there are several, and none is called so.
+    """
+    found = list(names)
+    if len(found) > 1 and DEFAULT_SIGNATURE not in found:
+        raise ValueError(f"it has {len(found)} signatures ({', '.join(found)}), none of them {DEFAULT_SIGNATURE}")
+    return DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in found else next(iter(found), None)
+
+
 class TFLiteModel:
     """A TFLite model that runs on whole batches, by input and output name.
+
+    Of a model with several signatures it is `serving_default`.
 
     Args:
       model: path of the file, or its content.
@@ -55,7 +72,8 @@ class TFLiteModel:
       reference: run the reference kernels, which are slow and simple, whatever `xnnpack` says.
 
     Raises:
-      ValueError: not a TFLite model, or not one this runtime can run; LiteRT's own message.
+      ValueError: not a TFLite model, or not one this runtime can run, in LiteRT's own words; or it has several
+        signatures, and none of them is the default.
     """
 
     def __init__(self, model: str | Path | bytes, *, threads: int = 1, xnnpack: bool = True, reference: bool = False):
@@ -63,17 +81,23 @@ class TFLiteModel:
         resolver = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
         resolver = OpResolverType.BUILTIN_REF if reference else resolver
         self._interpreter = Interpreter(num_threads=threads, experimental_op_resolver_type=resolver, **content)
+        # what it wraps can run every subgraph, and it itself the first one alone
+        self._runner = self._interpreter._interpreter
         signatures = self._interpreter._get_full_signature_list()
-        signature = next(iter(signatures.values())) if signatures else None
-        self.inputs = self._ports(self._interpreter.get_input_details(), signature and signature["inputs"])
-        self.outputs = self._ports(self._interpreter.get_output_details(), signature and signature["outputs"])
+        key = default_signature(signatures)
+        self._subgraph = self._runner.GetSubgraphIndexFromSignature(key) if key else 0
+        if self._subgraph:
+            ends = [list(signatures[key][side].values()) for side in ("inputs", "outputs")]
+        else:
+            ends = [list(self._runner.InputIndices()), list(self._runner.OutputIndices())]
+        self.inputs = self._ports(ends[0], signatures[key]["inputs"] if key else {})
+        self.outputs = self._ports(ends[1], signatures[key]["outputs"] if key else {})
         self._shapes: list[list[int]] | None = None
 
-    @staticmethod
-    def _ports(details: list[dict[str, Any]], names: dict[str, int] | None) -> tuple[Port, ...]:
-        by_index = {index: name for name, index in (names or {}).items()}
+    def _ports(self, indices: list[int], names: dict[str, int]) -> tuple[Port, ...]:
+        by_index = {index: name for name, index in names.items()}
         ports = []
-        for detail in details:
+        for detail in [self._interpreter._get_tensor_details(index, self._subgraph) for index in indices]:
             scale, zero_point = detail["quantization"]
             name = by_index.get(detail["index"], detail["name"])
             shape = tuple(int(n) for n in detail["shape_signature"])
@@ -99,18 +123,18 @@ class TFLiteModel:
             return
         for port, shape in zip(self.inputs, shapes, strict=True):
             if -1 in port.shape:
-                self._interpreter.resize_tensor_input(port.index, shape)
-        self._interpreter.allocate_tensors()
+                self._runner.ResizeInputTensor(port.index, np.asarray(shape, np.int32), False, self._subgraph)
+        self._runner.AllocateTensors(self._subgraph or -1)
         self._shapes = shapes
 
     def invoke(self) -> None:
         """Runs the model on what its inputs hold: what a latency measurement times."""
-        self._interpreter.invoke()
+        self._runner.Invoke(self._subgraph)
 
     def set_inputs(self, inputs: dict[str, np.ndarray]) -> None:
         """Quantizes and sets the inputs: by name, real values, shape [batch, ...] of the prepared batch size."""
         for port in self.inputs:
-            self._interpreter.set_tensor(port.index, port.quantize(inputs[port.name]))
+            self._runner.SetTensor(port.index, port.quantize(inputs[port.name]), self._subgraph)
 
     def run(self, inputs: dict[str, np.ndarray], batch: int | None = None) -> dict[str, np.ndarray]:
         """Returns the outputs by name, real values, shape [n, ...].
@@ -133,7 +157,7 @@ class TFLiteModel:
             self.set_inputs(part)
             self._interpreter.reset_all_variables()  # a fused LSTM keeps its state between runs
             self.invoke()
-            pieces.append([p.dequantize(self._interpreter.get_tensor(p.index))[:rows] for p in self.outputs])
+            pieces.append([p.dequantize(self._runner.GetTensor(p.index, self._subgraph))[:rows] for p in self.outputs])
         joined = pieces[0] if len(pieces) == 1 else [np.concatenate(column) for column in zip(*pieces, strict=True)]
         return {port.name: values for port, values in zip(self.outputs, joined, strict=True)}
 

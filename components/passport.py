@@ -16,7 +16,10 @@ from typing import Any
 FILE_NAME = "passport.json"
 SCHEMA_VERSION = 1
 
-_TOOLS = ("tensorflow", "tf-keras", "tensorflow-model-optimization", "ai-edge-litert", "tfx", "apache-beam")
+_TOOLS = (
+    "tensorflow", "tf-keras", "tensorflow-model-optimization", "ai-edge-litert", "ai-edge-quantizer", "tfx",
+    "apache-beam",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,17 +27,29 @@ class Promise:
     """What a step did to a weight, and what every later step and the flatbuffer must still show.
 
     Attributes:
-      kind: `sparsity` (at least `value` of the weights are zero, a fraction 0-1) or `clusters` (at most `value`
-        distinct values per output channel).
+      kind: `sparsity` (at least `value` of the weights are zero, a fraction 0-1), `blocks` (at least `value` of the
+        blocks of `pattern` are zero, a fraction 0-1), `m_by_n` (of every N weights along the inputs at least M are
+        zero; `value` is M / N) or `clusters` (at most `value` distinct values, in a flatbuffer per output channel).
       layer: name of the Keras layer.
       shape: shape of its kernel in Keras.
       value: see kind.
+      weight: the end of the weight's name in Keras, as long as it takes to tell it from the layer's others, such as
+        `recurrent_kernel`; empty: any of this shape.
+      pattern: of `blocks`, `HEIGHTxWIDTH`, inputs by outputs; of `m_by_n`, `MxN`; of `clusters`, `channel` where in
+        Keras too they are those of an output channel.
     """
 
     kind: str
     layer: str
     shape: tuple[int, ...]
     value: float
+    weight: str = ""
+    pattern: str = ""
+
+    @property
+    def of_zeros(self) -> bool:
+        """Whether it says that weights are zero, so that they must stay so."""
+        return self.kind != "clusters"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-_DONE = 0
+from edgeline import targets
+from edgeline.errors import UserError
+from edgeline.pipelines import options
+
+_DONE, _MISFIT = 0, 1
 
 #: Wide enough for whole names where the output is not a terminal.
 _FILE_WIDTH = 220
@@ -31,17 +36,18 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     inspect = commands.add_parser(
         "inspect",
         parents=[common],
-        help="say what is in a .tflite file",
+        help="say what is in a .tflite file, or which signatures a SavedModel has",
         description=(
             "Say what is in a .tflite file: inputs and outputs, operators and which of them compute on floats, and of "
             "each weight its bytes, zeros, distinct values and quantization; what breaks the TFLite quantization "
             "specification; and what was done to the model, where its passport.json lies beside it. Nothing is run, "
-            "and a damaged file does no harm."
+            "and a damaged file does no harm. Of a SavedModel, the inputs and outputs of its signatures."
         ),
-        epilog="exit codes: 0 the file was read, 2 it is missing, damaged or no TFLite file",
+        epilog="exit codes: 0 the file was read, 1 the target cannot run it, 2 it is missing, damaged or no TFLite",
     )
     inspect.set_defaults(command=_inspect)
-    inspect.add_argument("file", type=Path, metavar="FILE.tflite")
+    inspect.add_argument("file", type=Path, metavar="FILE.tflite|SAVEDMODEL")
+    options.add_target(inspect, default=None)
     inspect.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
 
 
@@ -49,12 +55,38 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from edgeline import inspection
 
     path: Path = arguments.file
+    if path.is_dir():
+        return _inspect_saved_model(arguments)
     facts = {"file": str(path), **inspection.read(path), "passport": _passport(path.parent)}
+    code = _DONE
+    if arguments.runs_on is not None:
+        counted = dict(Counter(op["op"] for op in facts["float_ops"]))
+        misfits = targets.misfits(arguments.runs_on, {**facts, "float_ops": counted})
+        facts["target"] = {"name": arguments.runs_on, "misfits": misfits}
+        code = _MISFIT if misfits else _DONE
     out = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     if arguments.output == "json":
-        out.print(json.dumps({"exit_code": _DONE, **facts}), soft_wrap=True, markup=False, highlight=False)
+        out.print(json.dumps({"exit_code": code, **facts}), soft_wrap=True, markup=False, highlight=False)
     else:
         _print(out, facts)
+    return code
+
+
+def _inspect_saved_model(arguments: argparse.Namespace) -> int:
+    from edgeline import saved_model
+
+    if arguments.runs_on is not None:
+        raise UserError(f"--target is for .tflite files, but {arguments.file} is a folder")
+    found = saved_model.signatures(arguments.file)
+    out = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    if arguments.output == "json":
+        facts = {"exit_code": _DONE, "file": str(arguments.file), "signatures": found}
+        out.print(json.dumps(facts), soft_wrap=True, markup=False, highlight=False)
+        return _DONE
+    _say(out, f"{arguments.file}: a SavedModel with {len(found)} signatures\n")
+    for signature in found:
+        _say(out, f"signature {signature['name']}")
+        out.print(_ports_table(signature))
     return _DONE
 
 
@@ -75,13 +107,12 @@ def _passport(folder: Path) -> dict[str, Any] | None:
 
 def _print(out: Console, facts: dict[str, Any]) -> None:
     _say(out, f"{facts['file']}: {facts['bytes']:,} bytes, {facts['zlib_bytes']:,} after zlib\n")
-    ports = _table("port", "name", "shape", "type", "scale", "zero point")
-    for side in ("inputs", "outputs"):
-        for port in facts[side]:
-            quantized = (f"{port['scale']:.6g}", str(port["zero_point"])) if port["scale"] else ("", "")
-            shape = str(port["shape"]).replace("-1", "any")
-            ports.add_row(side[:-1], escape(port["name"]), escape(shape), port["dtype"], *quantized)
-    out.print(ports)
+    if len(facts["signatures"]) > 1:
+        for signature in facts["signatures"]:
+            _say(out, f"signature {signature['name']}")
+            out.print(_ports_table(signature))
+    else:
+        out.print(_ports_table(facts))
 
     floats = [op["op"] for op in facts["float_ops"]]
     ops = _table("operator", "count", "on floats", right=(1, 2))
@@ -118,6 +149,22 @@ def _print(out: Console, facts: dict[str, Any]) -> None:
     for violation in facts["violations"]:
         _say(out, f"against the quantization specification: {violation}", "yellow")
     _print_passport(out, facts["passport"])
+    if target := facts.get("target"):
+        for misfit in target["misfits"]:
+            _say(out, misfit, "yellow")
+        if not target["misfits"]:
+            _say(out, f"fits target {target['name']}", "green")
+
+
+def _ports_table(ends: dict[str, Any]) -> Table:
+    """Returns the inputs and outputs of a signature as a table."""
+    ports = _table("port", "name", "shape", "type", "scale", "zero point")
+    for side in ("inputs", "outputs"):
+        for port in ends[side]:
+            quantized = (f"{port['scale']:.6g}", str(port["zero_point"])) if port.get("scale") else ("", "")
+            shape = "any" if port["shape"] is None else str(port["shape"]).replace("-1", "any")
+            ports.add_row(side[:-1], escape(port["name"]), escape(shape), port["dtype"], *quantized)
+    return ports
 
 
 def _size(weight: dict[str, Any]) -> int:

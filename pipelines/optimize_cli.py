@@ -11,23 +11,25 @@ from typing import Any
 
 from rich.console import Console
 
-from edgeline import model_module
+from edgeline import model_module, targets
 from edgeline.errors import UserError
-from edgeline.model_importer.config import GRAPHS, Import, digest_of, kind_of
-from edgeline.pipelines import options
+from edgeline.model_importer.config import GRAPHS, WITH_SIGNATURES, Import, digest_of, kind_of
+from edgeline.pipelines import onnx_export, options
 from edgeline.pipelines.datasets import SHARD_SUFFIX
 from edgeline.pipelines.recipe import Recipe
 from edgeline.quantizer.config import IO_TYPES, POST_TRAINING, Quantize
 from edgeline.tflite_exporter.config import Export
 
-_MODEL = "a .keras or .h5 file (tf-keras, Keras 2 or 3), a SavedModel's folder, or a frozen GraphDef (.pb)"
+_MODEL = "a .keras or .h5 file (tf-keras, Keras 2 or 3), a SavedModel's folder, a GraphDef (.pb), or a float .tflite"
 
 
 def add_import_options(parser: argparse.ArgumentParser) -> None:
     """Adds the positional MODEL and the options that `imported` reads."""
     parser.add_argument("model", type=Path, metavar="MODEL", help=_MODEL)
     group = parser.add_argument_group("the model")
-    group.add_argument("--signature", default="", metavar="NAME", help="of a SavedModel that has several")
+    group.add_argument(
+        "--signature", default="", metavar="NAME", help="of a SavedModel or .tflite file that has several"
+    )
     group.add_argument(
         "--input",
         action="append",
@@ -59,13 +61,13 @@ def imported(arguments: argparse.Namespace) -> Import:
     """
     path = arguments.model.absolute()
     kind = kind_of(path)
-    for flag, given, wanted in (
-        ("--signature", arguments.signature, "saved_model"),
-        ("--input", arguments.inputs, "graph_def"),
-        ("--output-name", arguments.outputs, "graph_def"),
+    for flag, given, wanted, words in (
+        ("--signature", arguments.signature, WITH_SIGNATURES, "SavedModel or a .tflite file"),
+        ("--input", arguments.inputs, ("graph_def",), _KINDS["graph_def"]),
+        ("--output-name", arguments.outputs, ("graph_def",), _KINDS["graph_def"]),
     ):
-        if given and kind != wanted:
-            raise UserError(f"{flag} is for a {_KINDS[wanted]}, but {arguments.model} is a {_KINDS[kind]}")
+        if given and kind not in wanted:
+            raise UserError(f"{flag} is for a {words}, but {arguments.model} is a {_KINDS[kind]}")
     return Import(
         str(path),
         digest_of(path),
@@ -82,12 +84,13 @@ _KINDS = {
     "keras_saved_model": "SavedModel with Keras metadata",
     "saved_model": "SavedModel without Keras metadata",
     "graph_def": "frozen GraphDef",
+    "tflite": ".tflite file",
 }
 
 
 def is_graph(source: Import) -> bool:
     """Returns whether of a model only the graph is known, not its layers."""
-    return kind_of(Path(source.source)) in GRAPHS
+    return source.kind in GRAPHS
 
 
 def check_recipes(source: Import, recipes: Sequence[Recipe]) -> None:
@@ -100,10 +103,9 @@ def check_recipes(source: Import, recipes: Sequence[Recipe]) -> None:
         recipe.name for recipe in recipes if any(not isinstance(step, Quantize) or step.trains for step in recipe.steps)
     ]
     if is_graph(source) and trained:
-        kind = _KINDS[kind_of(Path(source.source))]
         raise UserError(
-            f"model {source.source} is a {kind}: its layers are unknown, so it cannot be trained on, and "
-            f"{', '.join(trained)} needs that. Give the Keras model it was exported from, or recipes of one of "
+            f"model {source.source} is a {_KINDS[source.kind]}: its layers are unknown, so it cannot be trained on, "
+            f"and {', '.join(trained)} needs that. Give the Keras model it was exported from, or recipes of one of "
             f"{', '.join(POST_TRAINING)} alone"
         )
 
@@ -118,8 +120,11 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     export = commands.add_parser(
         "export",
         parents=[common],
-        help="make one TFLite file of a trained model, without a pipeline",
-        description="Convert a trained model by one post-training scheme, and prove the result on samples of the data.",
+        help="make one TFLite or ONNX file of a trained model, without a pipeline",
+        description=(
+            "Convert a trained model by one post-training scheme, or as it is into ONNX, and prove the result on "
+            "samples of the data."
+        ),
     )
     export.set_defaults(command=_export)
     add_import_options(export)
@@ -134,7 +139,18 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of the train split, for calibration (default: %(default)s)",
     )
-    export.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.tflite", help="the file to write")
+    options.add_target(export)
+    output = export.add_mutually_exclusive_group(required=True)
+    output.add_argument("-o", "--output", type=Path, metavar="OUT.tflite", help="the file to write")
+    output.add_argument("--onnx", type=Path, metavar="OUT.onnx", help="write a float ONNX file (needs edgeline[onnx])")
+    export.add_argument(
+        "--opset",
+        type=int,
+        choices=onnx_export.OPSETS,
+        default=onnx_export.DEFAULT_OPSET,
+        metavar="N",
+        help="of ONNX (default: %(default)s)",
+    )
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -144,15 +160,23 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.samples < 1:
         raise UserError(f"--samples must be at least 1, received {arguments.samples}")
     located = model_module.locate(arguments.module, needs_model=False)
-    if not arguments.output.parent.is_dir():
-        raise UserError(f"--output {arguments.output}: the folder {arguments.output.parent} does not exist")
+    flag, output = ("--onnx", arguments.onnx) if arguments.onnx else ("--output", arguments.output)
+    if not output.parent.is_dir():
+        raise UserError(f"{flag} {output}: the folder {output.parent} does not exist")
     shards = sorted(str(path) for path in (arguments.data / "train").glob(f"*{SHARD_SUFFIX}"))
     if not shards:
         raise UserError(f"--data {arguments.data} has no files train/*{SHARD_SUFFIX} (see: edgeline data --help)")
 
-    facts = export(source, scheme, located.reference, shards, arguments.output, samples=arguments.samples)
+    if arguments.onnx:
+        facts = _export_onnx(source, located.reference, shards, output, arguments.samples, arguments.opset)
+        size = f"{facts['bytes']:,} bytes, opset {facts['opset']}"
+    else:
+        facts = export(
+            source, scheme, located.reference, shards, output, samples=arguments.samples, target=arguments.runs_on
+        )
+        size = f"{facts['bytes']:,} bytes, {facts['zlib_bytes']:,} zlib bytes"
     shown = Console(soft_wrap=True, highlight=False)
-    shown.print(f"{arguments.output}: {facts['bytes']:,} bytes, {facts['zlib_bytes']:,} zlib bytes", markup=False)
+    shown.print(f"{output}: {size}", markup=False)
     for name, closeness in facts["parity"].items():
         shown.print(
             f"output {name}: largest difference {closeness['max_abs']:.3g} ({closeness['relative']:.2%} of the largest "
@@ -162,33 +186,22 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def export(
-    source: Import, scheme: Quantize, module: str, shards: list[str], output: Path, *, samples: int
+def _export_onnx(
+    source: Import, module: str, shards: list[str], output: Path, samples: int, opset: int
 ) -> dict[str, Any]:
-    """Makes one TFLite file of a trained model.
+    onnx_export.check_installed()
+    if source.kind == "tflite":
+        raise UserError(f"--onnx is for a model that TensorFlow runs, but {source.source} is a .tflite file")
+    _, model, io, values = _open(source, module, shards, samples)
+    return onnx_export.export(model, io, values, output, opset)
 
-    Args:
-      source: which model.
-      scheme: a post-training one.
-      module: reference of the model module.
-      shards: files of the train split; calibration takes the first examples.
-      output: the file to write.
-      samples: how many, at most.
 
-    Returns:
-      The exporter's metadata: sha256, bytes, zlib_bytes, inputs, outputs, parity.
-
-    Raises:
-      UserError: the model, the module and the data do not fit each other, or the result does not hold.
-    """
+def _open(source: Import, module: str, shards: list[str], samples: int) -> tuple[Any, Any, dict[str, Any], Any]:
+    """Returns the module, the model, its `io` and the first examples of the shards, after checks that they fit."""
     import tensorflow as tf
 
-    from edgeline import calibration_set, data, graph_model, keras_io
+    from edgeline import data
     from edgeline.model_importer import importing
-    from edgeline.passport import Passport, toolchain
-    from edgeline.quantizer import quantization
-    from edgeline.tflite_exporter import conversion
-    from edgeline.tflite_exporter.trial import ExportError
 
     code = model_module.load(module)
     model, io = importing.load(source, code)
@@ -200,7 +213,45 @@ def export(
         raise data.explain(error, shards, code) from error
     if inputs is None:
         raise UserError(f"the train split is empty: 0 records in {len(shards)} shards")
-    values = data.named_inputs(inputs, [port["name"] for port in io["inputs"]])
+    return code, model, io, data.named_inputs(inputs, [port["name"] for port in io["inputs"]])
+
+
+def export(
+    source: Import,
+    scheme: Quantize,
+    module: str,
+    shards: list[str],
+    output: Path,
+    *,
+    samples: int,
+    target: str = targets.DEFAULT,
+) -> dict[str, Any]:
+    """Makes one TFLite file of a trained model.
+
+    Args:
+      source: which model.
+      scheme: a post-training one.
+      module: reference of the model module.
+      shards: files of the train split; calibration takes the first examples.
+      output: the file to write.
+      samples: how many, at most.
+      target: the kind of hardware that has to be able to run it.
+
+    Returns:
+      The exporter's metadata: sha256, bytes, zlib_bytes, inputs, outputs, parity.
+
+    Raises:
+      UserError: the model, the module and the data do not fit each other, the result does not hold, or the target
+        cannot run it.
+    """
+    from edgeline import calibration_set, graph_model, keras_io
+    from edgeline.passport import Passport, toolchain
+    from edgeline.quantizer import quantization
+    from edgeline.tflite_exporter import conversion
+    from edgeline.tflite_exporter.trial import ExportError
+
+    code, model, io, values = _open(source, module, shards, samples)
+    config = Export(one_example=int(targets.needs_fixed_shapes(target)))
     with tempfile.TemporaryDirectory(prefix="edgeline-") as root:
         folders = {name: str(Path(root, name)) for name in ("model", "calibration", "quantized", "serving")}
         for folder in folders.values():
@@ -224,11 +275,13 @@ def export(
                 compressed_uri=folders["quantized"], run_uri="",
             )  # fmt: skip
             facts = conversion.export(
-                Export(), code, Passport.read(folders["quantized"]), toolchain=toolchain(),
+                config, code, Passport.read(folders["quantized"]), toolchain=toolchain(),
                 model_uri=folders["quantized"], calibration_uri=folders["calibration"],
                 serving=Path(folders["serving"]),
             )  # fmt: skip
-        except ExportError as error:
+        except (ExportError, ValueError) as error:
             raise UserError(f"{source.source} as {scheme.scheme}: {error}") from error
+        if misfits := targets.misfits(target, facts):
+            raise UserError(f"{source.source} as {scheme.scheme}: {'; '.join(misfits)}. Nothing is written")
         shutil.copy(Path(folders["serving"], conversion.MODEL_FILE), output)
     return facts

@@ -2,9 +2,9 @@
 
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
-from tfx.types.standard_artifacts import Examples, Model
+from tfx.types.standard_artifacts import Examples, Model, TransformGraph
 
-from edgeline import data, graph_model, keras_io, model_module
+from edgeline import data, graph_model, keras_io, model_module, transformation
 from edgeline.model_importer import importing
 from edgeline.model_importer.config import Import
 from edgeline.passport import Passport
@@ -23,22 +23,30 @@ def ModelImporter(
     inputs: Parameter[str],
     outputs: Parameter[str],
     allow_lambda: Parameter[int],
+    trained: InputArtifact[Model] = None,
+    transform_graph: InputArtifact[TransformGraph] = None,
 ) -> None:
-    """Takes a trained model in the Trainer's place, checks that it fits the data, writes what the Trainer writes."""
+    """Takes a trained model in the Trainer's place, checks that it fits the data, writes what the Trainer writes.
+
+    The model is that of `source`, or the SavedModel of `trained`, where TFX's own Trainer put it. `transform_graph` is
+    what made the examples: the SavedModel that is written then takes raw ones.
+    """
     config = Import(
         source=source, digest=digest, signature=signature, inputs=inputs, outputs=outputs, allow_lambda=allow_lambda
     )
     code = model_module.load(module, module_digest)
-    imported, io = importing.load(config, code)
+    transformed = transformation.opened(transform_graph.uri if transform_graph is not None else None, code)
+    found = importing.located(config, trained.uri if trained is not None else None)
+    imported, io = importing.load(found, code)
     data.check_fits_model(data.ExampleParser(code), imported, module)
     if isinstance(imported, graph_model.GraphModel):
-        graph_model.save(imported, code, io, model.uri)
-        made = digest
+        graph_model.save(imported, code, io, model.uri, transformed)
+        made = found.digest
     else:
         keras_io.save(imported, model.uri)
-        keras_io.save_serving(imported, code, io, model.uri)
+        keras_io.save_serving(imported, code, io, model.uri, transformed)
         made = keras_io.digest(imported)
-    came_from = {"source": digest, "module": module_digest, "examples": data.fingerprint(examples.uri)}
+    came_from = {"source": found.digest, "module": module_digest, "examples": data.fingerprint(examples.uri)}
     Passport(io=io).with_step(
         "ModelImporter", config.parameters(), inputs=came_from, toolchain=toolchain, model=made
     ).write(model.uri)

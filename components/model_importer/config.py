@@ -12,11 +12,14 @@ from edgeline.errors import UserError
 
 #: Kinds that have layers: every step can follow. Of the others only the graph is known: no step that trains.
 WITH_LAYERS = ("keras", "h5", "keras_saved_model")
-GRAPHS = ("saved_model", "graph_def")
+GRAPHS = ("saved_model", "graph_def", "tflite")
+#: Kinds that may have several signatures.
+WITH_SIGNATURES = ("keras_saved_model", "saved_model", "tflite")
 
 _H5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _READABLE = (
-    "a .keras or .h5 file of tf-keras or Keras 3, the folder of a SavedModel, or a frozen GraphDef (.pb) is expected"
+    "a .keras or .h5 file of tf-keras or Keras 3, the folder of a SavedModel, a frozen GraphDef (.pb) or a float "
+    ".tflite file is expected"
 )
 
 
@@ -27,8 +30,8 @@ class Import(StepConfig):
     Attributes:
       source: absolute path of the model.
       digest: hexadecimal SHA-256 of its contents; a path is no cache key.
-      signature: of a SavedModel without Keras metadata, the one that is the model; empty: the only one, or
-        `serving_default`.
+      signature: of a SavedModel or a `.tflite` file, the one that is the model; empty: `serving_default`, or the only
+        one. A SavedModel with Keras metadata of which one is chosen counts as a graph.
       inputs: of a frozen GraphDef, the names of its inputs, joined by `;`, each with its shape where the graph does not
         say, such as `image:0=?,96,96,3`; empty: all placeholders.
       outputs: of a frozen GraphDef, the names of its outputs, joined by `;`; empty: what nothing else reads.
@@ -45,6 +48,12 @@ class Import(StepConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("allow_lambda", self.allow_lambda in (0, 1), "0 or 1")
+
+    @property
+    def kind(self) -> str:
+        """What the model is taken as: one of `WITH_LAYERS` or `GRAPHS`; raises as `kind_of`."""
+        found = kind_of(Path(self.source))
+        return "saved_model" if found == "keras_saved_model" and self.signature else found
 
 
 def kind_of(path: Path) -> str:
@@ -72,10 +81,7 @@ def kind_of(path: Path) -> str:
     if start == _H5_MAGIC:
         return "h5"
     if start[4:8] == b"TFL3":
-        raise UserError(
-            f"model {path} is a TFLite file: the converter cannot read it, so nothing can be made of it; give the "
-            f"model that it was converted from. {_READABLE[0].upper()}{_READABLE[1:]}"
-        )
+        return "tflite"
     if path.name == "saved_model.pb":
         raise UserError(f"model {path} is a part of a SavedModel; give its folder, {path.parent}")
     if path.suffix == ".pb":

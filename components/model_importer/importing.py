@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import zipfile
@@ -15,13 +16,36 @@ import tf_keras
 from google.protobuf.message import DecodeError
 from tf_keras.protobuf import saved_metadata_pb2
 
-from edgeline import keras3_bridge, keras_io
+from edgeline import keras3_bridge, keras_io, litert, tflite_source
 from edgeline.errors import UserError
-from edgeline.graph_model import GraphModel
-from edgeline.model_importer.config import GRAPHS, Import, digest_of, kind_of
+from edgeline.graph_model import GraphModel, TFLiteGraph
+from edgeline.model_importer.config import GRAPHS, Import, digest_of
 from edgeline.model_module import ModelModule
 
 _MANY = 20
+
+
+def located(config: Import, trained: str | None) -> Import:
+    """Returns what is asked with the model's place filled in, where it is another step's artifact.
+
+    Args:
+      config: as asked.
+      trained: folder of a Model artifact with a SavedModel as TFX's own Trainer writes it; None: the config names one.
+
+    Raises:
+      UserError: neither names a model, or both do, or the artifact holds none.
+    """
+    if bool(config.source) == (trained is not None):
+        raise UserError(
+            "the ModelImporter takes one model: a path (`source`) or another step's Model (`trained`), received "
+            + ("both" if config.source else "neither")
+        )
+    if trained is None:
+        return config
+    folder = Path(trained, keras_io.SERVING_FOLDER)
+    if not folder.is_dir():
+        raise UserError(f"the trained model in {trained} has no {keras_io.SERVING_FOLDER}: no SavedModel was written")
+    return dataclasses.replace(config, source=str(folder), digest=digest_of(folder))
 
 
 def load(config: Import, module: ModelModule) -> tuple[tf_keras.Model | GraphModel, dict[str, Any]]:
@@ -38,11 +62,11 @@ def load(config: Import, module: ModelModule) -> tuple[tf_keras.Model | GraphMod
       UserError: it cannot be loaded, is not what it was when the run began, or holds code that was not allowed.
     """
     path = Path(config.source)
-    kind = kind_of(path)
+    kind = config.kind
     if config.digest and digest_of(path) != config.digest:
         raise UserError(f"model {path} was changed since this run began; start the run again")
     if kind in GRAPHS:
-        graph = _saved_model(path, config) if kind == "saved_model" else _graph_def(path, config)
+        graph = _GRAPH_LOADERS[kind](path, config)
         _describe(graph, module)
         return graph, graph.io
     model = _keras(path, kind, module, allow_lambda=bool(config.allow_lambda))
@@ -195,9 +219,14 @@ def _saved_model(path: Path, config: Import) -> GraphModel:
             f"model {path} is a SavedModel without signatures, so its inputs and outputs are unknown; save it with "
             f"tf.saved_model.save(model, folder, signatures=model.call.get_concrete_function(...))"
         )
-    name = config.signature or (next(iter(signatures)) if len(signatures) == 1 else "serving_default")
-    if name not in signatures:
-        raise UserError(f"model {path} has no signature {name!r}; its signatures are {', '.join(sorted(signatures))}")
+    if config.signature and config.signature not in signatures:
+        raise UserError(
+            f"model {path} has no signature {config.signature!r}; its signatures are {', '.join(sorted(signatures))}"
+        )
+    try:
+        name = config.signature or litert.default_signature(sorted(signatures))
+    except ValueError as error:
+        raise UserError(f"model {path} cannot be used: {error}; choose one with --signature") from None
     function = signatures[name]
     inputs = {key: spec for key, spec in function.structured_input_signature[1].items()}
     io = {"inputs": _ports(path, inputs), "outputs": _ports(path, dict(function.structured_outputs))}
@@ -269,6 +298,13 @@ def _graph_def(path: Path, config: Import) -> GraphModel:
     order = [names[name] for name in outputs]
     io["outputs"].sort(key=lambda port: order.index(port["name"]))
     return GraphModel(call, io)
+
+
+def _tflite(path: Path, config: Import) -> GraphModel:
+    return TFLiteGraph(*tflite_source.read(path, config.signature))
+
+
+_GRAPH_LOADERS = {"saved_model": _saved_model, "graph_def": _graph_def, "tflite": _tflite}
 
 
 def _shape(text: str, entry: str) -> list[int | None]:

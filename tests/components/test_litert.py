@@ -221,3 +221,38 @@ def test_a_kernel_used_twice_counts_once() -> None:
     )
     assert len(litert.kernels(content)) == 2
     assert litert.sparsity(content) == 56 / 128
+
+
+# signatures -----------------------------------------------------------------------------------------------------------
+
+
+def signed(folder: Path, *names: str) -> bytes:
+    """A model with a signature for each name, in their order: the first adds 1 to `x1`, the second 2 to `x2`, ..."""
+
+    def add(number: int) -> Any:
+        spec = tf.TensorSpec([None, 4], tf.float32, name=f"x{number}")
+        return tf.function(lambda x: {f"y{number}": x + number}, input_signature=[spec]).get_concrete_function()
+
+    holder = tf.Module()
+    holder.functions = [add(number) for number in range(1, len(names) + 1)]
+    tf.saved_model.save(holder, str(folder), signatures=dict(zip(names, holder.functions, strict=True)))
+    return tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=list(names)).convert()
+
+
+@pytest.mark.parametrize(("names", "number"), [(("serving_default", "other"), 1), (("other", "serving_default"), 2)])
+def test_of_several_signatures_the_default_is_the_model(tmp_path: Path, names: tuple[str, str], number: int) -> None:
+    for reference in (False, True):
+        model = TFLiteModel(signed(tmp_path / str(reference), *names), reference=reference)
+        assert [(p.name, p.shape) for p in (*model.inputs, *model.outputs)] == [
+            (f"x{number}", (-1, 4)),
+            (f"y{number}", (-1, 4)),
+        ]
+        for count, batch in ((5, 2), (1, None), (3, 3)):
+            received = model.run({f"x{number}": samples(count)}, batch)[f"y{number}"]
+            np.testing.assert_allclose(received, samples(count) + number)
+
+
+def test_several_signatures_without_a_default(tmp_path: Path) -> None:
+    assert [p.name for p in TFLiteModel(signed(tmp_path / "one", "only")).inputs] == ["x1"]
+    with pytest.raises(ValueError, match=r"it has 2 signatures \(first, second\), none of them serving_default"):
+        TFLiteModel(signed(tmp_path / "two", "first", "second"))

@@ -96,8 +96,8 @@ def test_toolchain_names_every_tool_and_the_sources() -> None:
     text = toolchain()
     assert text == toolchain()
     names = [part.split("==")[0] for part in text.split()[:-1]]
-    assert names == ["edgeline", "tensorflow", "tf-keras", "tensorflow-model-optimization", "ai-edge-litert", "tfx",
-                     "apache-beam"]  # fmt: skip
+    assert names == ["edgeline", "tensorflow", "tf-keras", "tensorflow-model-optimization", "ai-edge-litert",
+                     "ai-edge-quantizer", "tfx", "apache-beam"]  # fmt: skip
     assert "tensorflow==2.21.0" in text
     assert versions()["tensorflow"] == "2.21.0"
     name, digest = text.split()[-1].split("=")

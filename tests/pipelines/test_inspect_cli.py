@@ -73,6 +73,24 @@ def test_json_is_one_line(model: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert facts["passport"] is None
 
 
+def test_a_target(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inspect(model, "--target", "gpu") == 0
+    assert capsys.readouterr().out.endswith("fits target gpu\n")
+    assert inspect(model, "--target", "micro") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].startswith("target micro: inputs and outputs must be int8, uint8, int16 or int32, x is float32")
+    assert lines[-2].startswith("target micro: all sizes must be fixed, x is [any, 4], y is [any, 16]")
+    assert lines[-1] == (
+        "target micro: it computes on integers only, but on floats compute FULLY_CONNECTED; quantize them, or replace "
+        "their layers"
+    )
+    assert inspect(model, "--target", "micro", "--output", "json") == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["exit_code"], facts["target"]) == (1, {"name": "micro", "misfits": lines[-3:]})
+    assert inspect(model, "--output", "json") == 0
+    assert "target" not in json.loads(capsys.readouterr().out)
+
+
 def test_the_passport_beside_it(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     passport = Passport({}, scheme={"scheme": "int8"}).with_step("Pruner", {"sparsity": 0.8}, inputs={}, toolchain="t")
     passport.failed("TFLiteExporter", ValueError("no [such] op")).write(model.parent)
@@ -106,8 +124,55 @@ def test_no_damaged_file_gets_through(content: bytes, tmp_path: Path, capsys: py
     capsys.readouterr()
     with pytest.raises(UserError, match="cannot be read: No such file or directory"):
         inspect(tmp_path / "nowhere.tflite")
-    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+    with pytest.raises(UserError, match=r"is a folder without saved_model\.pb, so no SavedModel"):
         inspect(tmp_path)
+
+
+# signatures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SavedModel and a file, `m.tflite`, with the signatures `encode` and `decode`."""
+    folder = tmp_path_factory.mktemp("two")
+    specs = {"encode": tf.TensorSpec([None, 4], name="x"), "decode": tf.TensorSpec([2, 3], tf.int32, name="code")}
+    holder = tf.Module()
+    holder.functions = {
+        "encode": tf.function(lambda x: {"encoded": x + 1}, input_signature=[specs["encode"]]),
+        "decode": tf.function(lambda code: {"decoded": code + 1}, input_signature=[specs["decode"]]),
+    }
+    signatures = {name: holder.functions[name].get_concrete_function() for name in specs}
+    tf.saved_model.save(holder, str(folder / "sm"), signatures=signatures)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder / "sm"), signature_keys=list(specs))
+    (folder / "m.tflite").write_bytes(converter.convert())
+    return folder
+
+
+@pytest.mark.parametrize("name", ["sm", "m.tflite"])
+def test_all_signatures_are_listed(two: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert inspect(two / name) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    at = [lines.index(["signature", signature]) for signature in ("decode", "encode")]
+    assert at == sorted(at)
+    assert ["input", "code", "[2,", "3]", "int32"] in lines[at[0] : at[1]]
+    assert ["output", "decoded", "[2,", "3]", "int32"] in lines[at[0] : at[1]]
+    assert ["input", "x", "[any,", "4]", "float32"] in lines[at[1] :]
+    assert inspect(two / name, "--output", "json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    ports = {
+        found["name"]: [port["name"] for port in (*found["inputs"], *found["outputs"])] for found in facts["signatures"]
+    }
+    assert ports == {"decode": ["code", "decoded"], "encode": ["x", "encoded"]}
+
+
+def test_a_saved_model_that_cannot_be_read(two: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--target is for \.tflite files, but .* is a folder"):
+        inspect(two / "sm", "--target", "cpu")
+    whole = (two / "sm" / "saved_model.pb").read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"\xff" * 100):
+        (tmp_path / "saved_model.pb").write_bytes(damaged)
+        with pytest.raises(UserError, match="is truncated, or no SavedModel"):
+            inspect(tmp_path)
 
 
 # the passport's reader ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,9 @@ class Case:
         holder.model = self.model
         call = tf.function(lambda x: {"scores": self.model(x)}, input_signature=[tf.TensorSpec([None, 4], name="x")])
         tf.saved_model.save(holder, str(root / "sm"), signatures=call.get_concrete_function())
+        concrete = call.get_concrete_function()
+        self.lite = tf.lite.TFLiteConverter.from_concrete_functions([concrete], self.model).convert()
+        (root / "m.tflite").write_bytes(self.lite)
 
     def run(self, *arguments: Any) -> int:
         parser = argparse.ArgumentParser()
@@ -85,7 +89,9 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return Case(tmp_path_factory.mktemp("case"))
 
 
-@pytest.mark.parametrize(("source", "scheme"), [("m.keras", "int8"), ("sm", "dynamic_range"), ("sm", "float32")])
+@pytest.mark.parametrize(
+    ("source", "scheme"), [("m.keras", "int8"), ("sm", "dynamic_range"), ("sm", "float32"), ("m.tflite", "int8")]
+)
 def test_export(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, scheme: str) -> None:
     out = tmp_path / "out.tflite"
     assert case.run("export", case.root / source, "--scheme", scheme, "-o", out) == 0
@@ -100,7 +106,7 @@ def test_export(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], 
 def test_export_is_refused(case: Case, tmp_path: Path) -> None:
     out = tmp_path / "out.tflite"
     assert "does not exist" in case.refused("export", tmp_path / "absent.keras", "-o", out)
-    assert "--signature is for a SavedModel without Keras metadata, but" in case.refused(
+    assert "--signature is for a SavedModel or a .tflite file, but" in case.refused(
         "export", case.root / "m.keras", "--signature", "a", "-o", out
     )
     assert "needs scheme int8" in case.refused(
@@ -108,10 +114,27 @@ def test_export_is_refused(case: Case, tmp_path: Path) -> None:
     )
     assert "--samples must be at least 1" in case.refused("export", case.root / "m.keras", "--samples", "0", "-o", out)
     assert "does not exist" in case.refused("export", case.root / "m.keras", "-o", tmp_path / "no" / "out.tflite")
+    other = tmp_path / "other.tflite"
+    other.write_bytes(case.lite[: len(case.lite) // 2])
+    assert str(other) in case.refused("export", other, "-o", out)
+    assert case.run("export", case.root / "m.tflite", "--scheme", "int8", "-o", other) == 0
+    assert "is quantized already" in case.refused("export", other, "-o", out)
     other = tmp_path / "other.keras"
     tf_keras.Sequential([tf_keras.Input([5]), tf_keras.layers.Dense(2)]).save(other)
     assert "returns input" in case.refused("export", other, "-o", out)
     assert not out.exists()
+
+
+def test_export_for_a_target(case: Case, tmp_path: Path) -> None:
+    out = tmp_path / "out.tflite"
+    refusal = case.refused("export", case.root / "m.keras", "--target", "edgetpu", "-o", out)
+    assert refusal == (
+        f"{case.root}/m.keras as int8: target edgetpu: inputs and outputs must be int8 or uint8, x is float32, scores "
+        "is float32; choose int8_io. Nothing is written"
+    )
+    assert not out.exists()
+    assert case.run("export", case.root / "m.keras", "--target", "edgetpu", "--io-type", "int8", "-o", out) == 0
+    assert [port.shape for port in litert.TFLiteModel(out).inputs] == [(1, 4)]
 
 
 def test_recipes_that_train_need_layers(case: Case) -> None:
@@ -121,8 +144,42 @@ def test_recipes_that_train_need_layers(case: Case) -> None:
 
     check("m.keras", "prune80_int8", "qat8")
     check("sm", *(name for name in POST_TRAINING if name in RECIPES))
-    with pytest.raises(UserError, match=r"its layers are unknown, .* and qat8, prune80_int8 needs that"):
-        check("sm", "int8", "qat8", "prune80_int8")
+    check("m.tflite", *(name for name in POST_TRAINING if name in RECIPES))
+    for source, kind in (("sm", "SavedModel without Keras metadata"), ("m.tflite", r"\.tflite file")):
+        with pytest.raises(UserError, match=rf"is a {kind}: its layers .* and qat8, prune80_int8 needs that"):
+            check(source, "int8", "qat8", "prune80_int8")
+
+
+def test_a_signature_is_chosen(case: Case, tmp_path: Path) -> None:
+    holder = tf.Module()
+    holder.model = case.model
+    spec = tf.TensorSpec([None, 4], name="x")
+    functions = {
+        "serving_default": tf.function(lambda x: {"scores": case.model(x)}, input_signature=[spec]),
+        "twice": tf.function(lambda x: {"doubled": 2 * case.model(x)}, input_signature=[spec]),
+    }
+    tf.saved_model.save(holder, str(tmp_path / "sm"), signatures=functions)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "sm"), signature_keys=list(functions))
+    (tmp_path / "m.tflite").write_bytes(converter.convert())
+    out = tmp_path / "out.tflite"
+    for source in ("sm", "m.tflite"):
+        for given, name, factor in (([], "scores", 1), (["--signature", "twice"], "doubled", 2)):
+            assert case.run("export", tmp_path / source, "--scheme", "float32", *given, "-o", out) == 0
+            received = litert.TFLiteModel(out).run({"x": case.values})
+            np.testing.assert_allclose(received[name], factor * case.model(case.values).numpy(), atol=1e-4)
+        assert "has no signature 'thrice'; its signatures are serving_default, twice" in case.refused(
+            "export", tmp_path / source, "--signature", "thrice", "-o", out
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tf-keras saves no metrics, as there are none
+        case.model.save(tmp_path / "keras", save_format="tf")
+    # of a SavedModel with Keras metadata, the graph of a signature without the layers
+    given = argparse.Namespace(
+        model=tmp_path / "keras", signature="serving_default", inputs=[], outputs=[], allow_lambda=False
+    )
+    assert optimize_cli.is_graph(optimize_cli.imported(given))
+    given.signature = ""
+    assert not optimize_cli.is_graph(optimize_cli.imported(given))
 
 
 def test_nothing_slow_is_imported_early() -> None:
@@ -160,14 +217,16 @@ class Digits:
         bunch = sklearn.datasets.load_digits()
         images = bunch.images[..., None].astype(np.float32) / 16
         model.fit(images[:1400], bunch.target[:1400], epochs=4, verbose=0)
-        if path.suffix:
+        if path.suffix == ".keras":
             model.save(path)
         else:
             spec = tf.TensorSpec([None, 8, 8, 1], name="pixels")
             call = tf.function(lambda pixels: {"scores": model(pixels)}, input_signature=[spec])
             holder = tf.Module()
             holder.model = model
-            tf.saved_model.save(holder, str(path), signatures=call.get_concrete_function())
+            tf.saved_model.save(holder, str(path.with_suffix("")), signatures=call.get_concrete_function())
+            if path.suffix == ".tflite":
+                path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(str(path.with_suffix(""))).convert())
         return path
 
     def optimize(self, model: Path, *arguments: Any) -> int:
@@ -191,6 +250,7 @@ def outcome_of(capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
     ("library", "name", "recipes"),
     [
         (tf_keras, "graph", ["int8"]),
+        pytest.param(tf_keras, "lite.tflite", ["int8", "dynamic_range"], marks=pytest.mark.slow),
         pytest.param(tf_keras, "keras2.keras", ["int8", "prune80_int8"], marks=pytest.mark.slow),
         pytest.param(keras, "keras3.keras", ["int8", "prune80_int8"], marks=pytest.mark.slow),
     ],
@@ -199,7 +259,7 @@ def test_optimize(
     trained: Digits, capfd: pytest.CaptureFixture[str], library: Any, name: str, recipes: list[str]
 ) -> None:
     model = trained.save(library, trained.root / name)
-    has_layers = bool(model.suffix)
+    has_layers = model.suffix == ".keras"
     asked = [part for recipe in recipes for part in ("--recipe", recipe)] + ["--check-keras"] * has_layers
     asked += ["--output", "json"]
     capfd.readouterr()

@@ -15,7 +15,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from google.protobuf import json_format
 
-from edgeline import arrays, calibration_set, data, keras_io, litert, model_module
+from edgeline import arrays, calibration_set, data, keras_io, litert, model_module, targets
 from edgeline.layers import BrokenPromiseError
 from edgeline.litert import TFLiteModel
 from edgeline.passport import Passport, Promise
@@ -52,7 +52,7 @@ def converted(small: Any) -> Any:
         if (scheme, io_type) not in found:
             model = small.load()
             if scheme == "qat8":
-                model = keras_io.quantization_aware(model, {"layers": QAT_LAYERS, "scheme": "default"})
+                model = keras_io.quantization_aware(model, {"layers": QAT_LAYERS})
                 model(images, training=True)  # the ranges of the activations
             content = conversion.convert(model, with_scheme(passport, scheme, io_type), {"image": images})
             found[scheme, io_type] = content, model(images).numpy()
@@ -157,12 +157,12 @@ def test_zeros_and_shared_values_survive_every_conversion(small: Any, pruned_and
 
 
 def export(
-    small: Any, calibration: str, folder: Path, scheme: str, io_type: str = "float32", **changes: Any
+    small: Any, calibration: str, folder: Path, scheme: str, io_type: str = "float32", *, one: int = 0, **changes: Any
 ) -> dict[str, Any]:
     passport = dataclasses.replace(with_scheme(Passport.read(small.folder), scheme, io_type), **changes)
     folder.mkdir(exist_ok=True)
     return conversion.export(
-        Export(parity_samples=8, timeout_seconds=60),
+        Export(parity_samples=8, timeout_seconds=60, one_example=one),
         small.module,
         passport,
         toolchain="tools",
@@ -210,6 +210,16 @@ def test_export_writes_the_folder_that_is_deployed(small: Any, calibration: str,
     assert passport.failure is None
 
 
+def test_export_for_a_target_of_fixed_sizes(small: Any, calibration: str, tmp_path: Path) -> None:
+    metadata = export(small, calibration, tmp_path / "out", "int8", "int8", one=1)
+    assert [port["shape"] for port in (*metadata["inputs"], *metadata["outputs"])] == [[1, 8, 8, 1], [1, 3]]
+    assert metadata["any_batch"] is False
+    assert metadata["fixed_batch"] == "it was asked for, as the target needs fixed sizes"
+    assert metadata["number_types"].keys() == {"int8", "int32"}
+    assert "CONV_2D" in metadata["number_types"]["int8"]
+    assert {name: targets.misfits(name, metadata) for name in targets.NAMES} == {key: [] for key in targets.NAMES}
+
+
 def test_golden_vectors_are_what_the_app_sees(small: Any, calibration: str, tmp_path: Path) -> None:
     metadata = export(small, calibration, tmp_path / "out", "int8", "uint8")
     golden = arrays.read(tmp_path / "out" / "golden.npz")
@@ -237,7 +247,7 @@ def test_golden_vectors_are_what_the_app_sees(small: Any, calibration: str, tmp_
 
 @pytest.mark.slow
 def test_export_of_a_model_trained_for_quantization(small: Any, calibration: str, tmp_path: Path) -> None:
-    plan = {"layers": QAT_LAYERS, "scheme": "default"}
+    plan = {"layers": QAT_LAYERS}
     source = tmp_path / "model"
     base = small.load()
     keras_io.save(base, str(source))
