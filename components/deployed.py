@@ -11,8 +11,11 @@ A reader needs neither ML Metadata nor TFX, and a version counts as pushed from 
       "pushed_at": "2026-01-31T02:30:00+00:00",
       "contract": {"inputs": [{"name": "image", "shape": [-1, 8, 8, 1], "dtype": "float32"}],
                    "outputs": [{"name": "logits", "shape": [-1, 10], "dtype": "float32"}],
-                   "labels": ["0", "1"]},         # in the order of the outputs; empty where they are not known
-      "previous": "1789913600"                    # the version that it replaces, or null
+                   "labels": ["0", "1"],          # in the order of the outputs; empty where they are not known
+                   "target": "cpu"},              # what it was judged for; null where that is not known
+      "previous": "1789913600",                   # the version that it replaces, or null
+      "withdrawn": [{"version": "1789999999", "sha256": "...", "name": "qat8", "at": "2026-01-31T09:00:00+00:00",
+                     "by": "ann", "why": "..."}]  # rolled back: never pushed again by a run; absent where none was
     }
 
 The folder may be a path, or a URI such as gs:// that TensorFlow, and with it TFX's fileio, can read and write. Only a
@@ -34,6 +37,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgeline import contract
 from edgeline.errors import UserError
 
 POINTER_FILE = "latest.json"
@@ -54,8 +58,7 @@ class Deployed:
       sha256: hexadecimal, of the file.
       name: of the candidate that it was; None where that is not known.
       metadata: what the TFLiteExporter said of it: bytes, zlib_bytes, sparsity, inputs, outputs, ...
-      contract: what an app relies on: `inputs` and `outputs`, each name, shape (-1 where any size goes) and dtype, and
-        `labels`, empty where they are not known.
+      contract: what an app relies on (see `edgeline.contract`).
       pushed_at: UTC, ISO 8601.
     """
 
@@ -101,24 +104,27 @@ def latest(push_to: str) -> Deployed | None:
     try:
         path = posixpath.join(push_to, content["model"])
         named = {key: content[key] for key in ("version", "sha256", "name", "contract", "pushed_at")}
-        contract = {key: named["contract"][key] for key in ("inputs", "outputs", "labels")}
+        promised = {key: named["contract"][key] for key in ("inputs", "outputs", "labels")}
+        promised["target"] = named["contract"].get("target")  # a pointer of an earlier version does not say
     except (KeyError, TypeError) as error:
         raise _not_a_pointer(pointer, error) from error
     try:
         sha256 = hashlib.sha256(_read(path)).hexdigest()
-        metadata = json.loads(_read(posixpath.join(posixpath.dirname(path), _METADATA_FILE)))
+        metadata = _metadata(posixpath.dirname(path))
     except FileNotFoundError as error:
         raise _broken(pointer, f"names a version of which {error.filename} is missing") from error
     except ValueError as error:
-        raise _broken(pointer, f"names a version whose {_METADATA_FILE} is no JSON: {error}") from error
+        raise _broken(pointer, f"names a version whose {_METADATA_FILE} {error}") from error
     if sha256 != named["sha256"]:
         raise _broken(
             pointer, f"names {path}, which is not what was pushed: SHA-256 {sha256}, expected {named['sha256']}"
         )
-    return Deployed(path, metadata=metadata, **{**named, "contract": contract})
+    return Deployed(path, metadata=metadata, **{**named, "contract": promised})
 
 
-def point(push_to: str, version: str, name: str | None = None) -> None:
+def point(
+    push_to: str, version: str, name: str | None = None, *, withdrawn: list[dict[str, Any]] | None = None
+) -> None:
     """Makes a version the one that is deployed: moves the pointer, for a path atomically.
 
     Args:
@@ -126,15 +132,19 @@ def point(push_to: str, version: str, name: str | None = None) -> None:
       version: name of a complete folder in it with `model.tflite`, `metadata.json` and perhaps `labels.txt`, as the
         TFLiteExporter writes them.
       name: of the candidate, if it is known.
+      withdrawn: what was rolled back, as the pointer says it; None: what the pointer says now.
 
     Raises:
       FileNotFoundError: the version is not complete.
-      ValueError: the model is not the one that its metadata describes.
+      ValueError: the model is not the one that its metadata describes, or that is damaged.
     """
     pointer = posixpath.join(push_to, POINTER_FILE)
     folder = posixpath.join(push_to, version)
     content = _read(posixpath.join(folder, _MODEL_FILE))
-    metadata = json.loads(_read(posixpath.join(folder, _METADATA_FILE)))
+    try:
+        metadata = _metadata(folder)
+    except ValueError as error:
+        raise ValueError(f"{folder}/{_METADATA_FILE} {error}") from error
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != metadata["sha256"]:
         raise ValueError(
@@ -142,13 +152,11 @@ def point(push_to: str, version: str, name: str | None = None) -> None:
             f"{metadata['sha256']}"
         )
     try:
-        labels = _read(posixpath.join(folder, _LABELS_FILE)).decode().removesuffix("\n").split("\n")
+        labels = contract.read_labels(_read(posixpath.join(folder, _LABELS_FILE)))
     except FileNotFoundError:
         labels = []
-    previous = None
-    # a broken pointer must not keep the next push from replacing it
-    with contextlib.suppress(FileNotFoundError, UserError):
-        previous = _parse(pointer, _read(pointer)).get("version")
+    before = _pointer(push_to)  # a broken one must not keep the next push from replacing it
+    withdrawn = before.get("withdrawn", []) if withdrawn is None else withdrawn
     moved = {
         "schema_version": SCHEMA_VERSION,
         "version": version,
@@ -157,18 +165,149 @@ def point(push_to: str, version: str, name: str | None = None) -> None:
         "bytes": len(content),
         "name": name,
         "pushed_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "contract": {
-            "inputs": [_port(port) for port in metadata["inputs"]],
-            "outputs": [_port(port) for port in metadata["outputs"]],
-            "labels": labels,
-        },
-        "previous": previous,
+        "contract": contract.of(metadata, labels, metadata.get("target")),
+        "previous": before.get("version"),
+        **({"withdrawn": withdrawn} if withdrawn else {}),
     }
     _write(pointer, (json.dumps(moved, indent=1) + "\n").encode())
 
 
-def _port(facts: dict[str, Any]) -> dict[str, Any]:
-    return {key: facts[key] for key in ("name", "shape", "dtype")}
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """A folder of the folder that models are pushed to.
+
+    Attributes:
+      version: its name.
+      sha256: hexadecimal, of its `.tflite` file; None where that is missing.
+      bytes: of that file; None likewise.
+      problem: why it cannot be deployed; None where it is whole.
+      current: whether it is deployed.
+      withdrawn: the pointer's entry on it where it was rolled back, else None.
+    """
+
+    version: str
+    sha256: str | None
+    bytes: int | None
+    problem: str | None
+    current: bool
+    withdrawn: dict[str, Any] | None
+
+    @property
+    def pushed_at(self) -> datetime.datetime:
+        """When it was pushed, UTC: its name is the time in seconds."""
+        return datetime.datetime.fromtimestamp(int(self.version), datetime.UTC)
+
+
+def versions(push_to: str) -> list[Version]:
+    """Returns the versions in a folder that models are pushed to, newest first; reads every model.
+
+    Args:
+      push_to: a path or a URI that TensorFlow can read.
+    """
+    pointer = _pointer(push_to)
+    withdrawn = {entry["sha256"]: entry for entry in pointer.get("withdrawn", [])}
+    found = []
+    for version in sorted(filter(str.isdecimal, _names(push_to)), key=int, reverse=True):
+        folder, sha256, size, problem = posixpath.join(push_to, version), None, None, None
+        try:
+            content = _read(posixpath.join(folder, _MODEL_FILE))
+            sha256, size = hashlib.sha256(content).hexdigest(), len(content)
+            if _metadata(folder)["sha256"] != sha256:
+                problem = f"its {_METADATA_FILE} describes another {_MODEL_FILE}"
+        except FileNotFoundError as error:
+            problem = f"{posixpath.basename(str(error.filename))} is missing"
+        except ValueError:
+            problem = f"its {_METADATA_FILE} is not that of a model"
+        current = version == pointer.get("version")
+        if current and problem is None and sha256 != pointer.get("sha256"):
+            problem = f"{POINTER_FILE} names another {_MODEL_FILE}"
+        found.append(Version(version, sha256, size, problem, current, withdrawn.get(sha256 or "")))
+    return found
+
+
+def previous(push_to: str) -> str:
+    """Returns the latest version before the deployed one that is whole and was not rolled back.
+
+    Raises:
+      UserError: there is none, or it is not known which one is deployed.
+    """
+    current, there = str(_pointer(push_to).get("version", "")), versions(push_to)
+    if not current.isdecimal():
+        raise UserError(
+            f"{posixpath.join(push_to, POINTER_FILE)} does not say which version is deployed, so there is none before "
+            f"it; name the version to deploy: {_listed(there)}"
+        )
+    earlier = [v for v in there if int(v.version) < int(current)]
+    found = next((v.version for v in earlier if v.problem is None and v.withdrawn is None), None)
+    if found is None:
+        raise UserError(f"no version in {push_to} before {current} can be deployed: {_listed(earlier)}")
+    return found
+
+
+def roll_back(push_to: str, version: str, *, by: str, why: str, name: str | None = None) -> None:
+    """Makes another version the one that is deployed.
+
+    The version that is left for an earlier one is withdrawn: no run pushes its file again (`withdrawal`). A version
+    that is returned to is withdrawn no longer.
+
+    Args:
+      push_to: the folder that models are pushed to, a path or a URI that TensorFlow can write.
+      version: which.
+      by: who does it.
+      why: and for what reason; may be empty.
+      name: of the candidate that the version was; None: the one that the pointer knows, if it does.
+
+    Raises:
+      UserError: there is no such version, it is not whole, or it is the one that is deployed.
+    """
+    before, there = _pointer(push_to), versions(push_to)
+    target = next((v for v in there if v.version == version), None)
+    if target is None:
+        raise UserError(f"{push_to} has no version {version}; there is {_listed(there)}")
+    if target.problem is not None:
+        raise UserError(f"version {version} in {push_to} is not whole: {target.problem}; there is {_listed(there)}")
+    if target.current:
+        raise UserError(f"version {version} is the one that is deployed in {push_to}")
+    withdrawn = [entry for entry in before.get("withdrawn", []) if entry["sha256"] != target.sha256]
+    current = str(before.get("version", ""))
+    if current.isdecimal() and int(version) < int(current) and before["sha256"] != target.sha256:
+        withdrawn.append({
+            **{key: before[key] for key in ("version", "sha256", "name")},
+            "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "by": by, "why": why,
+        })  # fmt: skip
+    known = target.withdrawn["name"] if target.withdrawn else None
+    point(push_to, version, name or known, withdrawn=withdrawn)
+
+
+def withdrawal(push_to: str, sha256: str) -> dict[str, Any] | None:
+    """Returns the pointer's entry on a model that was rolled back; None for every other one."""
+    return next((entry for entry in _pointer(push_to).get("withdrawn", []) if entry["sha256"] == sha256), None)
+
+
+def sha256_of(path: str) -> str:
+    """Returns the hexadecimal SHA-256 of a file, a path or a URI."""
+    return hashlib.sha256(_read(path)).hexdigest()
+
+
+def _listed(there: list[Version]) -> str:
+    words = [f"{v.version} ({v.problem or 'rolled back'})" if v.problem or v.withdrawn else v.version for v in there]
+    return ", ".join(words) or "none"
+
+
+def _pointer(push_to: str) -> dict[str, Any]:
+    """Returns what the pointer says; empty where there is none, or none that can be read."""
+    pointer = posixpath.join(push_to, POINTER_FILE)
+    with contextlib.suppress(FileNotFoundError, UserError):
+        return _parse(pointer, _read(pointer))
+    return {}
+
+
+def _names(folder: str) -> list[str]:
+    if not is_uri(folder):
+        return [path.name for path in Path(folder).iterdir() if path.is_dir()] if Path(folder).is_dir() else []
+    import tensorflow as tf
+
+    return [name.rstrip("/") for name in tf.io.gfile.listdir(folder)] if tf.io.gfile.isdir(folder) else []
 
 
 def is_uri(path: str) -> bool:
@@ -196,6 +335,43 @@ def _broken(pointer: str, what: str) -> UserError:
         f"{pointer} {what}. So it cannot be said which model is deployed: restore what is missing or was changed, or "
         f"delete {pointer} to start anew (the next run then compares with no deployed model, and its push writes the "
         f"file again)."
+    )
+
+
+def _metadata(folder: str) -> dict[str, Any]:
+    """Returns the metadata of a version, what is read of it checked.
+
+    Raises:
+      FileNotFoundError: it has none.
+      ValueError: it is damaged; says how, to go behind the file's name.
+    """
+    try:
+        found = json.loads(_read(posixpath.join(folder, _METADATA_FILE)))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"is not that of a model: it holds {type(found).__name__}, expected an object")
+    rules = (
+        ("sha256", isinstance(found.get("sha256"), str), "a SHA-256"),
+        ("inputs", _are_ports(found.get("inputs")), "a list of ports"),
+        ("outputs", _are_ports(found.get("outputs")), "a list of ports"),
+        ("target", isinstance(found.get("target"), str | None), "a name"),
+        *((size, type(found.get(size, 0)) is int, "a number of bytes") for size in ("bytes", "zlib_bytes")),
+    )
+    for name, holds, expected in rules:
+        if not holds:
+            raise ValueError(f"is not that of a model: its {name} is not {expected}")
+    return found
+
+
+def _are_ports(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(port, dict)
+        and isinstance(port.get("name"), str)
+        and isinstance(port.get("dtype"), str)
+        and isinstance(port.get("shape"), list)
+        and all(type(size) is int for size in port["shape"])
+        for port in value
     )
 
 

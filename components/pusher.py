@@ -27,7 +27,7 @@ class Executor(executor.Executor):
 
     The version is the time in seconds, or one more than the greatest that is there. On a path its folder appears
     complete, by a rename; on a URI it fills file by file, so there a reader has to go by the pointer. A model that is
-    not blessed leaves everything as it is.
+    not blessed, or was rolled back, leaves everything as it is.
     """
 
     def Do(self, input_dict: dict[str, Any], output_dict: dict[str, Any], exec_properties: dict[str, Any]) -> None:  # noqa: N802 - TFX's name
@@ -35,6 +35,12 @@ class Executor(executor.Executor):
         destination = pusher_pb2.PushDestination()
         proto_utils.json_to_proto(exec_properties["push_destination"], destination)
         push_to = destination.filesystem.base_directory.rstrip("/")
+        # what was rolled back stays so, however often a run selects the same file again
+        if self.CheckBlessing(input_dict):
+            sha256 = deployed.sha256_of(f"{self.GetModelPath(input_dict)}/model.tflite")
+            if deployed.withdrawal(push_to, sha256):
+                self._MarkNotPushed(artifact_utils.get_single_instance(output_dict["pushed_model"]))
+                return
         # a rename needs the same file system
         staging = tempfile.mkdtemp() if deployed.is_uri(push_to) else f"{push_to}/.pushing-{uuid.uuid4()}"
         destination.filesystem.base_directory = staging

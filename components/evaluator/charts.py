@@ -7,6 +7,7 @@ Plotly reads tags in its texts, so everything from the report is escaped.
 from __future__ import annotations
 
 import html
+import itertools
 import math
 import textwrap
 from collections import Counter
@@ -51,6 +52,12 @@ _SYMBOLS = {
     "misses": ("x", 10, "@bad"),
     "fits": ("circle", 12, "@accent"),
     "selected": ("star", 19, "@good"),
+}
+#: Of a night in a timeline, by what became of it.
+_NIGHTS = {
+    "pushed": ("star", 16, "@good"),
+    "not pushed": ("circle", 10, "@accent"),
+    "nothing fits": ("x", 10, "@bad"),
 }
 #: Up to so many classes, the cells of a confusion matrix have room for a number.
 _ROOMY = 10
@@ -315,12 +322,13 @@ def calibration(curves: dict[str, list[dict[str, Any]] | None]) -> Figure:
     return {"data": [trace for trace in traces if trace["x"]], "layout": layout}
 
 
-def learning(history: dict[str, list[float | None]], name: str) -> Figure:
+def learning(history: dict[str, list[float | None]], name: str, phases: Sequence[tuple[str, int]] = ()) -> Figure:
     """Draws a metric after each epoch.
 
     Args:
         history: by name, values per epoch; of the validation split by names that begin with `val_`.
         name: the metric's, which history has for training, validation or both.
+        phases: name and epochs of each, in their order; a line is drawn where one ends and the next begins.
     """
     looks = {
         "training": (name, "circle", "dash", "@muted"),
@@ -355,6 +363,72 @@ def learning(history: dict[str, list[float | None]], name: str) -> Figure:
             "fixedrange": True,
         },
         yaxis={"title": {"text": _text(name, 26)}, "fixedrange": True},
+        **({"shapes": _changes(phases)} if phases else {}),
+    )
+    return {"data": traces, "layout": layout}
+
+
+def _changes(phases: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+    """Returns a vertical line for each phase but the first, between the epochs where it begins."""
+    ends = itertools.accumulate(epochs for _, epochs in phases)
+    return [
+        {
+            **{"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "x0": end + 0.5, "x1": end + 0.5},
+            "line": {"width": 1, "dash": "dot", "color": "@muted"},
+            "label": {"text": _text(name, 20), "textangle": 0, "font": {"size": 11, "color": "@muted"}},
+        }
+        for end, (name, _) in zip(ends, phases[1:], strict=False)
+    ]
+
+
+def timeline(points: Sequence[tuple[str, float, str, str]], marks: Sequence[str], title: str) -> Figure:
+    """Draws a number night by night.
+
+    Args:
+        points: time (UTC, ISO 8601), value, verdict (a symbol and an entry of the legend each) and text to hover.
+        marks: times of rollbacks, drawn as vertical lines.
+        title: what the number is.
+    """
+    traces: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "x": [time for time, *_ in points],
+            "y": [value for _, value, *_ in points],
+            "mode": "lines",
+            "line": {"width": 1, "color": "@muted"},
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
+    ]
+    for verdict in dict.fromkeys(verdict for _, _, verdict, _ in points):
+        chosen = [point for point in points if point[2] == verdict]
+        symbol, size, color = _NIGHTS.get(verdict, ("circle-open", 10, "@muted"))
+        traces.append(
+            {
+                "type": "scatter",
+                "name": verdict,
+                "x": [time for time, *_ in chosen],
+                "y": [value for _, value, *_ in chosen],
+                "mode": "markers",
+                "marker": {"symbol": symbol, "size": size, "color": color, "line": {"width": 1, "color": "@card"}},
+                "hovertext": [_text(text, 60) for *_, text in chosen],
+                "hovertemplate": "%{x|%Y-%m-%d %H:%M}<br>%{hovertext}<br><b>%{y:,}</b><extra></extra>",
+            }
+        )
+    line = {"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1}
+    layout = _layout(
+        height=330,
+        legend=_legend(),
+        showlegend=True,
+        xaxis={"title": {"text": "UTC"}, "type": "date"},
+        yaxis={"title": {"text": _text(title, 26)}},
+        shapes=[
+            {
+                **{**line, "x0": time, "x1": time, "line": {"width": 1, "dash": "dot", "color": "@bad"}},
+                "label": {"text": "rollback", "textangle": 0, "font": {"size": 11, "color": "@bad"}},
+            }
+            for time in marks
+        ],
     )
     return {"data": traces, "layout": layout}
 

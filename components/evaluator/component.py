@@ -13,10 +13,10 @@ from tfx.dsl.components.base import base_beam_component, base_beam_executor, exe
 from tfx.types import artifact_utils, channel, component_spec
 from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
 
-from edgeline import data, deployed, graph_model, keras_io, model_module, progress
+from edgeline import artifacts, contract, data, deployed, graph_model, keras_io, model_module, progress
 from edgeline.errors import UserError
 from edgeline.evaluator import evaluation, findings, report, transforms
-from edgeline.evaluator.config import NO_LIMIT, Budget, Evaluation
+from edgeline.evaluator.config import DEPLOYED, NO_LIMIT, Budget, Evaluation
 from edgeline.evaluator.evaluation import Candidate
 from edgeline.model_form import ModelForm
 from edgeline.passport import Passport
@@ -49,7 +49,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         files = data.split_files(examples_uri, "eval")
         folder = Path(artifact_utils.get_single_uri(output_dict["evaluation"]))
         with contextlib.ExitStack() as stack:
-            field = deployed.latest(exec_properties["deployed"]) if budget.max_deployed_drop != NO_LIMIT else None
+            compared = budget.max_deployed_drop != NO_LIMIT
+            pushed = deployed.latest(exec_properties["deployed"]) if compared or asked.like == DEPLOYED else None
+            like = (DEPLOYED, pushed.contract) if pushed and asked.like == DEPLOYED else asked.given_contract
+            field = pushed if compared else None
             field_path = stack.enter_context(field.local()) if field else None
             # the candidates were proved by the TFLiteExporter; this one perhaps by another version of the runtime
             refusal = findings.refusal(field_path) if field_path else None
@@ -84,10 +87,12 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             missing=[name for name in names if name not in found],
             findings=found_out.renamed(unique),
             deployed=evaluation.deployed_model(field, refusal) if field else None,
+            like=like,
             keras=keras,
             dataset={
                 "split": "eval",
                 "fingerprint": data.fingerprint(examples_uri),
+                "spans": _spans(input_dict["examples"][0]),
                 "label_names": baseline.passport.io["labels"] or None,
                 "bad_records": sum(merged.bad_records.values()),
                 "slice_features": found_out.slice_features,
@@ -107,6 +112,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         progress.report(2, 2, f"{facts['dataset']['examples']:,} examples, {len(plan.models)} models")
         _bless(
             facts["selected"],
+            budget.target,
             found,
             artifact_utils.get_single_instance(output_dict["selected"]),
             artifact_utils.get_single_instance(output_dict["blessing"]),
@@ -134,6 +140,12 @@ def _plan(
         form,
     )
     return plan, {c.name: unique[c.model_path] for c in sound}
+
+
+def _spans(examples: Any) -> list[str] | None:
+    """Returns the folders of the window of spans that the examples were made of; None where they were not."""
+    text = examples.get_string_custom_property(artifacts.SPANS_PROPERTY)
+    return json.loads(text) if text else None
 
 
 def _keras(input_dict: dict[str, Any], code: model_module.ModelModule) -> Any:
@@ -164,7 +176,7 @@ def _open(name: str, uri: str) -> Candidate:
     return Candidate(name, folder, passport, metadata)
 
 
-def _bless(name: str | None, candidates: dict[str, Any], selected: Any, blessing: Any) -> None:
+def _bless(name: str | None, target: str, candidates: dict[str, Any], selected: Any, blessing: Any) -> None:
     """Writes the blessing as the stock Pusher and LatestBlessedModelStrategy read it, and the copy that is pushed."""
     blessed = int(name is not None)
     blessing.set_int_custom_property("blessed", blessed)
@@ -177,6 +189,9 @@ def _bless(name: str | None, candidates: dict[str, Any], selected: Any, blessing
     shutil.copytree(
         Path(chosen.uri, keras_io.SERVING_FOLDER), Path(selected.uri, keras_io.SERVING_FOLDER), dirs_exist_ok=True
     )
+    # whoever points to this folder later, after a rollback too, finds there what the model was judged for
+    described = Path(selected.uri, keras_io.SERVING_FOLDER, contract.METADATA_FILE)
+    described.write_text(json.dumps({**json.loads(described.read_text()), "target": target}, indent=1) + "\n")
     selected.set_string_custom_property("candidate", name)
     selected.set_string_custom_property("sha256", chosen.get_string_custom_property("sha256"))
     # an output has no id yet while its executor runs: the strategy would look for model 0 and silently find none
@@ -195,8 +210,8 @@ class Evaluator(base_beam_component.BaseBeamComponent):
       keras: Model that the baseline was converted from; needed for `check_keras` alone.
       budget: what a candidate may cost.
       evaluation: how the candidates are evaluated.
-      deployed: folder (path or URI) that models are pushed to; the candidates are compared with the one pushed last.
-        Empty: with none.
+      deployed: folder (path or URI) that models are pushed to; the candidates are compared with the one pushed last,
+        and must keep its contract unless `evaluation` says otherwise. Empty: with none.
       module: reference of the model module.
       module_digest: its digest.
       toolchain: versions of everything that decides the result.

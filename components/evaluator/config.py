@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
+from edgeline import targets
 from edgeline.config import StepConfig
 
 DIRECTIONS = ("max", "min")
 OBJECTIVES = ("zlib_bytes", "bytes", "latency_ms")
 DROP_BOUNDS = ("point", "upper")
+
+#: Values of Evaluation.like that are no contract.
+DEPLOYED, NONE = "deployed", "none"
 
 #: Limits are off at this value: a component's parameters can be neither optional nor None.
 NO_LIMIT = -1
@@ -62,6 +67,7 @@ class Budget(StepConfig):
       max_cold_start_ms: longest time to load the file and run it once in a fresh process, in milliseconds, above 0.
       max_peak_rss_bytes: most memory that a fresh process takes with the model, over one without, in bytes, at least 1.
       objective: what is minimised among the candidates that fit: `zlib_bytes`, `bytes` or `latency_ms`.
+      target: the kind of hardware that has to be able to run it: `cpu`, `gpu`, `edgetpu`, `dsp` or `micro`.
 
     Raises:
       ValueError: a value out of range, or two that contradict each other.
@@ -84,6 +90,7 @@ class Budget(StepConfig):
     max_cold_start_ms: float = float(NO_LIMIT)
     max_peak_rss_bytes: int = NO_LIMIT
     objective: str = "zlib_bytes"
+    target: str = targets.DEFAULT
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,6 +113,7 @@ class Budget(StepConfig):
                 name, value >= 1 or (unit == "ms" and value > 0) or value == NO_LIMIT, f"{least}, or -1 for none"
             )
         self.check_choice("objective", OBJECTIVES)
+        self.check_choice("target", targets.NAMES)
 
     @property
     def slice_drops(self) -> dict[str, float]:
@@ -148,12 +156,34 @@ class Evaluation(StepConfig):
       max_bad_records: records of the eval split that may be unreadable, or refused by the module, before the evaluation
         fails; they are counted and left out. At least 0.
       check_keras: 1: also evaluate the Keras model that the float32 baseline was converted from, apart; 0: do not.
+      like: whose contract (see `edgeline.contract`) a candidate must keep: `deployed`, that of the model pushed last,
+        `none`, or a JSON object: `of` (what the reasons call that model) and `contract`.
     """
 
     max_bad_records: int = 0
     check_keras: int = 0
+    like: str = DEPLOYED
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("max_bad_records", self.max_bad_records >= 0, "at least 0")
         self.check("check_keras", self.check_keras in (0, 1), "0 or 1")
+        self._check_like()
+
+    @property
+    def given_contract(self) -> tuple[str, dict[str, Any]] | None:
+        """What the model is called whose contract `like` spells out, and that contract; None where it does not."""
+        if self.like in (DEPLOYED, NONE):
+            return None
+        given = json.loads(self.like)
+        return given["of"], given["contract"]
+
+    def _check_like(self) -> None:
+        expected = f"{DEPLOYED}, {NONE}, or a JSON object with `of` and `contract`"
+        try:
+            given = self.given_contract
+        except (ValueError, TypeError, KeyError):
+            self.check("like", False, expected)
+        else:
+            keys = {"inputs", "outputs", "labels", "target"}
+            self.check("like", given is None or (isinstance(given[1], dict) and given[1].keys() == keys), expected)

@@ -13,6 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from edgeline import contract, targets
 from edgeline import passport as passports
 from edgeline.deployed import Deployed
 from edgeline.errors import UserError
@@ -77,6 +78,7 @@ def report(
     missing: list[str],
     findings: Findings,
     deployed: DeployedModel | None,
+    like: tuple[str, dict[str, Any]] | None = None,
     keras: dict[str, Any] | None,
     dataset: dict[str, Any],
     about: dict[str, Any],
@@ -90,6 +92,7 @@ def report(
       missing: names of those whose earlier steps failed, so that there is no artifact.
       findings: what they do and cost.
       deployed: the model in the field; None where there is none.
+      like: what the model is called whose contract a candidate must keep, and that contract; None: any will do.
       keras: what the baseline's Keras model does, where that was asked for.
       dataset: what is known of the evaluated split.
       about: further top-level facts, e.g. created, pipeline, module.
@@ -114,7 +117,9 @@ def report(
         if isinstance(result, str):
             entry["failure"] = {"step": "Evaluator", "error": result}
         elif result is not None and candidate.metadata is not None:
-            facts = judge.measure(candidate, result, field)
+            facts = dataclasses.replace(
+                judge.measure(candidate, result, field), misfits=_misfits(budget, candidate, candidate.metadata, like)
+            )
             entry |= judge.facts(result, field)
             entry["ratio"] = baseline.metadata["zlib_bytes"] / candidate.metadata["zlib_bytes"]
             entry |= _device_facts(findings, candidate.name)
@@ -146,6 +151,7 @@ def report(
             **{k: None if v == NO_LIMIT and k.startswith("max_") else v for k, v in budget.parameters().items()},
             "max_slice_drops": budget.slice_drops,
         },
+        "like": like and {"of": like[0], "contract": like[1]},
         "baseline": {
             **judge.facts(reference, None, beside=False),
             **{key: baseline.metadata[key] for key in ("bytes", "zlib_bytes", "sha256")},
@@ -165,6 +171,17 @@ def report(
         "versions": passports.versions(),
         "machine": machine(),
     }
+
+
+def _misfits(
+    budget: Budget, candidate: Candidate, metadata: dict[str, Any], like: tuple[str, dict[str, Any]] | None
+) -> list[str]:
+    """Returns why the target cannot run a candidate, and how it differs from the model whose place it is to take."""
+    found = targets.misfits(budget.target, metadata)
+    if like is not None:
+        own = contract.of(metadata, candidate.passport.io["labels"], budget.target)
+        found += contract.differences(own, like[1], like[0])
+    return found
 
 
 class _Judge:
@@ -320,6 +337,7 @@ def _trainings(candidates: list[Candidate]) -> list[dict[str, Any]]:
         for step in candidate.passport.steps:
             if step.get("history"):
                 entry = {"step": step["step"], "of": [], "config": step["config"], "history": step["history"]}
+                entry |= {fact: step[fact] for fact in ("phases", "warm_start") if fact in step}
                 names = found.setdefault(step["model"], entry)["of"]
                 if candidate.name not in names:
                     names.append(candidate.name)

@@ -546,6 +546,11 @@ def training_curves(training: dict[str, Any], metric: str) -> list[str]:
     return [name for name in dict.fromkeys(("loss", metric)) if history.get(name) or history.get(f"val_{name}")]
 
 
+def phases(training: dict[str, Any]) -> list[tuple[str, int]]:
+    """Returns name and epochs of each phase of a training step; empty where it was all one."""
+    return [(phase["name"], phase["epochs"]) for phase in training.get("phases") or []]
+
+
 def largest_drop(sensitivity: list[dict[str, Any]]) -> float:
     """Returns the largest change that a layer's sensitivity has, 0 where none is known."""
     return max((abs(each.get("drop") or 0) for each in sensitivity), default=0)

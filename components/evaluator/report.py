@@ -33,13 +33,13 @@ _REQUIRED = ("created", "pipeline", "module", "dataset", "budget", "baseline", "
 _REQUIRED_WITHIN = {"dataset": ("split", "examples"), "budget": ("metric", "direction", "objective")}
 #: What version 2 added to version 1, as a report says it that does not know.
 _ADDED: dict[str, dict[str, Any]] = {
-    "": {"deployed": None, "training": [], "run": None, "selected": None, "closest": None},
+    "": {"deployed": None, "like": None, "training": [], "run": None, "selected": None, "closest": None},
     "dataset": {"fingerprint": None, "label_names": None, "bad_records": None, "slice_features": []},
     "budget": {
         **dict.fromkeys(("max_bytes", "max_zlib_bytes", "max_latency_ms", "max_latency_p90_ms", "max_latency_p99_ms")),
         **dict.fromkeys(("max_latency_all_threads_ms", "max_latency_without_xnnpack_ms", "max_cold_start_ms")),
         **dict.fromkeys(("max_peak_rss_bytes", "max_deployed_drop", "min_slice_examples")),
-        **{"max_drop": None, "drop_bound": "point", "max_slice_drops": {}},
+        **{"max_drop": None, "drop_bound": "point", "max_slice_drops": {}, "target": None},
     },
 }
 
@@ -102,7 +102,8 @@ def render(report: dict[str, Any]) -> str:
     training = [each | {"curves": presentation.training_curves(each, metric)} for each in report["training"]]
     for number, each in enumerate(training, 1):
         for name in each["curves"]:
-            figures[f"training-{number}-{each['curves'].index(name)}"] = charts.learning(each["history"], name)
+            figure = charts.learning(each["history"], name, presentation.phases(each))
+            figures[f"training-{number}-{each['curves'].index(name)}"] = figure
     figures = {name: figure for name, figure in figures.items() if figure}
     nodes = (report["run"] or {}).get("nodes") or []
     return (

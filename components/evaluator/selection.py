@@ -41,6 +41,7 @@ class Measured:
       deployed_drop: how much worse than the deployed model it is; None where there is none to compare with.
       slices: those for which the budget has a limit and that have examples enough.
       worse_slices: those that are worse than the deployed model's, worst first.
+      misfits: why it cannot be used where it is to go, whatever it costs and does.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Measured:
     deployed_drop: float | None = None
     slices: Sequence[SliceDrop] = ()
     worse_slices: Sequence[SliceDrop] = ()
+    misfits: Sequence[str] = ()
 
     @property
     def zlib_bytes(self) -> float:
@@ -84,7 +86,7 @@ def reasons(budget: Budget, baseline: float, candidate: Measured) -> list[str]:
       baseline: the reference's value of the budget's metric.
       candidate: what is judged.
     """
-    found = []
+    found = list(candidate.misfits)
     lost = drop(budget, baseline, candidate.quality)
     if exceeds(lost, budget.max_drop):
         found.append(f"{budget.metric} drop {lost:.4g} exceeds {budget.max_drop:g}")
@@ -166,7 +168,7 @@ def closest(budget: Budget, baseline: float, candidates: list[Measured]) -> str 
     """Returns the name of the candidate that misses the budget by the least: the smallest sum of relative excesses.
 
     An excess is the part above a limit as a fraction of that limit; of a drop, of its limit or of one point (0.01),
-    whichever is larger. Of all slices the worst excess counts.
+    whichever is larger. Of all slices the worst excess counts. A misfit counts as the whole of a limit.
     """
 
     def above(value: float, limit: float) -> float:
@@ -183,7 +185,7 @@ def closest(budget: Budget, baseline: float, candidates: list[Measured]) -> str 
         for name, limit in budget.limits.items():
             value = c.costs.get(name)
             total += 1.0 if value is None else max(value - limit, 0.0) / limit
-        return total
+        return total + len(c.misfits)
 
     sound = [c for c in candidates if math.isfinite(c.quality)]
     return min(sound, key=lambda c: (excess(c), c.name)).name if sound else None

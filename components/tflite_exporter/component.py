@@ -27,6 +27,7 @@ def TFLiteExporter(
     timeout_seconds: Parameter[int],
     allow_select_tf_ops: Parameter[int],
     allow_custom_ops: Parameter[int],
+    one_example: Parameter[int],
 ) -> None:
     """Converts by the passport, proves the file in a child process, and writes the folder that is deployed.
 
@@ -35,6 +36,7 @@ def TFLiteExporter(
     config = Export(
         parity_samples=parity_samples, batch_size=batch_size, timeout_seconds=timeout_seconds,
         allow_select_tf_ops=allow_select_tf_ops, allow_custom_ops=allow_custom_ops,
+        one_example=one_example,
     )  # fmt: skip
     serving = Path(tflite.uri, keras_io.SERVING_FOLDER)
     serving.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ class Export(StepConfig):
         not have them, so such a model is converted and listed, and never selected.
       allow_custom_ops: 1 lets it hold custom operators. Those that the runtime knows, such as
         TFLite_Detection_PostProcess, are run; a model with others is treated likewise.
+      one_example: 1 makes the file for one example at a time, so that no size is open: some targets need that.
     """
 
     parity_samples: int = 32
@@ -28,11 +29,12 @@ class Export(StepConfig):
     timeout_seconds: int = 300
     allow_select_tf_ops: int = 0
     allow_custom_ops: int = 0
+    one_example: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("parity_samples", self.parity_samples >= 1, "at least 1")
         self.check("batch_size", self.batch_size >= 1, "at least 1")
-        for name in ("allow_select_tf_ops", "allow_custom_ops"):
+        for name in ("allow_select_tf_ops", "allow_custom_ops", "one_example"):
             self.check(name, getattr(self, name) in (0, 1), "0 or 1")
         self.check("timeout_seconds", self.timeout_seconds >= 1, "at least 1")

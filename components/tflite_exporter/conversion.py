@@ -140,10 +140,10 @@ def export(
     Returns:
       The metadata: of the file sha256, bytes, zlib_bytes (level 9), sparsity, inputs and outputs; any_batch and
       fixed_batch (why it takes one example only, or null); parity and parity_reference (closeness to Keras with XNNPACK
-      and with the reference kernels, by output; null where it was not run); ops, float_ops (by name), layers and
-      techniques (bytes of the constants); peak_rss_bytes; golden (samples in `golden.npz`, the examples of which are
-      the lines of `golden.jsonl`); preprocessing (digest of
-      the module); passport (a summary); not_run (why it was not run, or null).
+      and with the reference kernels, by output; null where it was not run); ops, float_ops (by name), number_types,
+      layers and techniques (bytes of the constants); peak_rss_bytes; golden (samples in `golden.npz`, the examples of
+      which are the lines of `golden.jsonl`); preprocessing (digest of the module); passport (a summary); not_run (why
+      it was not run, or null).
 
     Raises:
       ExportError: the result does not run, is not what the Keras model does, or has operators that are not allowed.
@@ -163,7 +163,11 @@ def export(
         "allow_select_tf_ops": bool(config.allow_select_tf_ops), "allow_custom_ops": bool(config.allow_custom_ops)
     }  # fmt: skip
     asked = dataclasses.replace(passport, scheme={**scheme, **allowed})
-    converted = convert_for_any_batch(model, asked, calibration)
+    # where the graph has fixed its batch size, no size is open
+    if config.one_example and graph_model.fixed_batch(passport.io) is None:
+        converted = _convert_for_one(model, asked, calibration, "it was asked for, as the target needs fixed sizes")
+    else:
+        converted = convert_for_any_batch(model, asked, calibration)
     checks.check_operators(converted.facts, **allowed)
 
     tested = {name: values[: config.parity_samples] for name, values in calibration.items()}
@@ -203,6 +207,7 @@ def export(
         **closeness,
         "ops": facts["ops"],
         "float_ops": dict(Counter(op["op"] for op in facts["float_ops"])),
+        "number_types": facts["number_types"],
         "layers": facts["layers"],
         "techniques": checks.techniques(facts, passport.promises),
         "peak_rss_bytes": outcome and outcome.peak_rss_bytes,

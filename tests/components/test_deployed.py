@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import tensorflow as tf
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from edgeline import deployed
 from edgeline.errors import UserError
@@ -26,6 +28,7 @@ def version_files(content: bytes = b"one") -> dict[str, bytes]:
     metadata = {
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
+        "target": "micro",
         "inputs": [{**PORT, "scale": 0.5, "zero_point": 3}],
         "outputs": [{**OUTPUT, "scale": 0.0, "zero_point": 0}],
     }
@@ -69,7 +72,7 @@ def test_what_the_pointer_says(pushed: Path) -> None:
         "sha256": ONE,
         "bytes": 3,
         "name": "prune80_int8",
-        "contract": {"inputs": [PORT], "outputs": [OUTPUT], "labels": ["cat", "mother duck"]},
+        "contract": {"inputs": [PORT], "outputs": [OUTPUT], "labels": ["cat", "mother duck"], "target": "micro"},
         "previous": None,
     }
 
@@ -100,6 +103,15 @@ def test_a_model_without_known_labels(pushed: Path) -> None:
     (pushed / "2" / "labels.txt").unlink()
     deployed.point(str(pushed), "2")
     assert pointer(pushed)["contract"]["labels"] == []
+
+
+def test_a_pointer_that_does_not_say_what_for(pushed: Path) -> None:
+    content = pointer(pushed)
+    del content["contract"]["target"]
+    (pushed / "latest.json").write_text(json.dumps(content))
+    found = deployed.latest(str(pushed))
+    assert found is not None
+    assert found.contract["target"] is None
 
 
 def test_a_relative_folder(pushed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,3 +223,83 @@ def test_a_path_needs_the_standard_library_only(pushed: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+# damaged metadata -----------------------------------------------------------------------------------------------------
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+_PORTS = st.lists(
+    st.fixed_dictionaries(
+        {"name": st.just("x") | _JSON, "shape": st.just([-1]) | _JSON, "dtype": st.just("int8") | _JSON}
+    )
+    | _JSON,
+    max_size=2,
+)
+_METADATA = st.fixed_dictionaries(
+    {"sha256": st.just(ONE) | _JSON, "inputs": _PORTS | _JSON, "outputs": _PORTS | _JSON},
+    optional={"bytes": st.just(3) | _JSON, "zlib_bytes": st.just(9) | _JSON, "target": st.just("cpu") | _JSON},
+)
+_MANY = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+)
+
+
+def read_in_every_way(folder: Path, metadata: bytes) -> None:
+    """Whatever is in the file, it is refused in words, or what is read of it has the right types."""
+    (folder / "1" / "metadata.json").write_bytes(metadata)
+    before = (folder / "latest.json").read_bytes()
+    listed = {version.version: version.problem for version in deployed.versions(str(folder))}
+    try:
+        found = deployed.latest(str(folder))
+    except UserError as error:
+        assert f"{folder}/latest.json names a version whose metadata.json " in str(error)  # noqa: PT017
+        assert listed["1"]
+        with pytest.raises(ValueError, match=r"metadata\.json"):
+            deployed.point(str(folder), "1")
+        assert (folder / "latest.json").read_bytes() == before
+        return
+    assert found is not None
+    assert all(isinstance(found.metadata.get(size, 0), int) for size in ("bytes", "zlib_bytes"))
+    if listed["1"] is None:
+        deployed.point(str(folder), "1")
+        assert deployed.versions(str(folder))[-1].problem is None
+
+
+@_MANY
+@given(_METADATA | _JSON)
+@example(None)
+@example([])
+@example({"sha256": ONE})
+def test_any_json_in_the_metadatas_place(pushed: Path, metadata: Any) -> None:
+    read_in_every_way(pushed, json.dumps(metadata).encode())
+
+
+@_MANY
+@given(st.integers(0, 400), st.binary(max_size=4))
+@example(0, b"")
+@example(0, b"[" * 100_000)
+@example(0, b"\xff\xfe")
+def test_metadata_that_is_cut_off_or_changed(pushed: Path, place: int, put: bytes) -> None:
+    whole = version_files()["metadata.json"]
+    read_in_every_way(pushed, whole[:place] + put)
+    read_in_every_way(pushed, whole[:place] + put + whole[place + len(put) :])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sha256": 3}, "is not that of a model: its sha256 is not a SHA-256"),
+        ({"inputs": {}}, "is not that of a model: its inputs is not a list of ports"),
+        ({"outputs": [{**OUTPUT, "shape": ["a"]}]}, "is not that of a model: its outputs is not a list of ports"),
+        ({"bytes": "many"}, "is not that of a model: its bytes is not a number of bytes"),
+    ],
+)
+def test_what_is_wrong_with_metadata_is_said(pushed: Path, change: dict[str, Any], said: str) -> None:
+    metadata = {**json.loads(version_files()["metadata.json"]), **change}
+    (pushed / "1" / "metadata.json").write_text(json.dumps(metadata))
+    with pytest.raises(UserError, match=f"names a version whose metadata.json {said}"):
+        deployed.latest(str(pushed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,11 @@ import apache_beam as beam
 import numpy as np
 import pytest
 import tensorflow_model_analysis as tfma
-from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
+from tfx.proto import pusher_pb2
+from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation, PushedModel
+from tfx.utils import proto_utils
 
-from edgeline import data, deployed, keras_io
+from edgeline import contract, data, deployed, keras_io, pusher
 from edgeline.errors import UserError
 from edgeline.evaluator import findings
 from edgeline.evaluator.component import Executor
@@ -74,19 +77,29 @@ def made(small: Any, calibration: str, write_split: Any, tmp_path_factory: pytes
     write_split(root / "examples", "eval", examples, 3)
     plain = Passport(Passport.read(small.folder).io, steps=(STEP,))
     exported = {}
-    for scheme in ("float32", "float16"):
-        exported[scheme] = str(root / scheme)
-        serving = root / scheme / "Format-Serving"
+    for scheme, io_type, name, one in (
+        ("float32", "float32", "float32", 0),
+        ("float16", "float32", "float16", 0),
+        ("int8", "int8", "int8_io", 1),
+    ):
+        exported[name] = str(root / name)
+        serving = root / name / "Format-Serving"
         serving.mkdir(parents=True)
         conversion.export(
-            Export(),
+            Export(one_example=one),
             small.module,
-            dataclasses.replace(plain, scheme={"scheme": scheme, "io_type": "float32"}),
+            dataclasses.replace(plain, scheme={"scheme": scheme, "io_type": io_type}),
             toolchain="tools",
             model_uri=small.folder,
             calibration_uri=calibration,
             serving=serving,
         )
+    exported["relabelled"] = str(root / "relabelled")
+    shutil.copytree(exported["float16"], exported["relabelled"])
+    serving = root / "relabelled" / "Format-Serving"
+    passport, labels = Passport.read(serving), ["top", "bottom", "middle"]
+    dataclasses.replace(passport, io={**passport.io, "labels": labels}).write(serving)
+    (serving / "labels.txt").write_text("\n".join(labels) + "\n")
     float32 = dataclasses.replace(plain, scheme={"scheme": "float32", "io_type": "float32"})
     biased = small.load()
     weights = biased.get_weights()
@@ -146,6 +159,7 @@ def run(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         baseline: str = "float32",
         keras: bool = False,
         examples: str = "",
+        out: str = "out",
         **changes: Any,
     ) -> Outcome:
         inputs = {
@@ -158,9 +172,9 @@ def run(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                 inputs[name] = [artifact(Model, made.exported[name], number)]
                 inputs[name][0].set_string_custom_property("sha256", f"sha256 of {name}")
         kinds = {"evaluation": ModelEvaluation, "selected": Model, "blessing": ModelBlessing}
-        outputs = {name: [artifact(kind, str(tmp_path / "out" / name))] for name, kind in kinds.items()}
+        outputs = {name: [artifact(kind, str(tmp_path / out / name))] for name, kind in kinds.items()}
         for name in kinds:
-            (tmp_path / "out" / name).mkdir(parents=True)
+            (tmp_path / out / name).mkdir(parents=True)
         settings = {
             **(budget or Budget(max_drop=0.05)).parameters(),
             **Evaluation().parameters(),
@@ -173,7 +187,7 @@ def run(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         }
         context = Executor.Context(make_beam_pipeline_fn=lambda: beam.Pipeline("FnApiRunner"))
         Executor(context).Do(inputs, outputs, {**settings, **changes})
-        return Outcome(tmp_path / "out" / "evaluation", outputs["selected"][0], outputs["blessing"][0])
+        return Outcome(tmp_path / out / "evaluation", outputs["selected"][0], outputs["blessing"][0])
 
     return execute
 
@@ -202,6 +216,7 @@ def test_a_better_candidate_than_the_deployed_model_is_blessed(made: Made, run: 
     assert report["dataset"] == {
         "split": "eval",
         "fingerprint": data.fingerprint(made.examples),
+        "spans": None,
         "label_names": ["top", "middle", "bottom"],
         "bad_records": 0,
         "slice_features": [["label"]],
@@ -300,7 +315,9 @@ def test_a_broken_pointer_stops_the_run_before_it_evaluates(run: Run, push: Any)
 def test_a_broken_pointer_does_not_matter_where_nothing_is_compared_with_it(run: Run, push: Any) -> None:
     folder = push("float16")
     Path(folder, "latest.json").write_text("{")
-    outcome = run(["float16"], Budget(max_deployed_drop=-1), deployed=folder)
+    with pytest.raises(UserError, match=r"latest.json is not the pointer of a push"):
+        run(["float16"], Budget(max_deployed_drop=-1), deployed=folder, out="for its contract")
+    outcome = run(["float16"], Budget(max_deployed_drop=-1), deployed=folder, like="none")
     assert outcome.report["deployed"] is None
     assert outcome.report["selected"] == "float16"
 
@@ -322,3 +339,114 @@ def test_checking_keras_needs_the_model(run: Run) -> None:
 def test_a_baseline_that_could_not_be_exported(run: Run) -> None:
     with pytest.raises(ValueError, match=r"the float32 baseline could not be exported: .*Quantizer"):
         run(["float16"], baseline="failed")
+
+
+# where it is to go ----------------------------------------------------------------------------------------------------
+
+
+def push_selected(outcome: Outcome, push_to: Path) -> bool:
+    """Does what the Pusher does with the outputs of an Evaluator; returns whether it pushed."""
+    pushed = artifact(PushedModel, str(outcome.evaluation.parent / "pushed"))
+    Path(pushed.uri).mkdir()
+    destination = pusher_pb2.PushDestination(
+        filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=str(push_to))
+    )
+    pusher.Executor().Do(
+        {"model": [outcome.selected], "model_blessing": [outcome.blessing]},
+        {"pushed_model": [pushed]},
+        {"push_destination": proto_utils.proto_to_json(destination), "custom_config": "null"},
+    )
+    return bool(pushed.get_int_custom_property("pushed"))
+
+
+def test_a_target_decides_what_is_blessed(run: Run) -> None:
+    outcome = run(["float16", "int8_io"], Budget(max_drop=0.1, target="micro"), baseline="float32")
+    found = {entry["name"]: entry for entry in outcome.report["candidates"]}
+    [ports, shapes, floats] = found["float16"]["reasons"]
+    assert ports == (
+        "target micro: inputs and outputs must be int8, uint8, int16 or int32, image is float32, logits is float32; "
+        "choose int8_io"
+    )
+    assert shapes.startswith("target micro: all sizes must be fixed, image is [any, 8, 8, 1], logits is [any, 3]; ")
+    assert floats.startswith("target micro: it computes on integers only, but on floats compute ")
+    assert found["int8_io"]["reasons"] == []
+    assert outcome.report["selected"] == "int8_io"
+    assert outcome.report["budget"]["target"] == "micro"
+    assert "<dt>Target</dt><dd>micro</dd>" in (outcome.evaluation / "report.html").read_text()
+    metadata = json.loads(Path(outcome.selected.uri, "Format-Serving", "metadata.json").read_text())
+    assert metadata["target"] == "micro"
+    assert metadata["inputs"][0]["shape"] == [1, 8, 8, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("relabelled", ["label order: 1 is 'bottom', deployed has 'middle' (and 1 more)"]),
+        (
+            "int8_io",
+            [
+                "input image: shape [1, 8, 8, 1], deployed has [any, 8, 8, 1]",
+                "input image: dtype int8, deployed has float32",
+                "output logits: shape [1, 3], deployed has [any, 3]",
+                "output logits: dtype int8, deployed has float32",
+            ],
+        ),
+    ],
+)
+def test_a_second_push_must_keep_the_contract(run: Run, tmp_path: Path, name: str, expected: list[str]) -> None:
+    push_to = tmp_path / "pushed"
+    budget = Budget(max_drop=0.1, max_deployed_drop=1.0)
+    first = run(["float16"], budget, deployed=str(push_to), out="first")
+    assert first.report["like"] is None
+    assert push_selected(first, push_to)
+    pointer = (push_to / "latest.json").read_bytes()
+    promised = json.loads(pointer)["contract"]
+    assert promised == {
+        "inputs": [{"name": "image", "shape": [-1, 8, 8, 1], "dtype": "float32"}],
+        "outputs": [{"name": "logits", "shape": [-1, 3], "dtype": "float32"}],
+        "labels": ["top", "middle", "bottom"],
+        "target": "cpu",
+    }
+
+    second = run([name], budget, deployed=str(push_to), out="second")
+    [entry] = second.report["candidates"]
+    assert entry["reasons"] == expected
+    assert (second.report["selected"], second.report["closest"]) == (None, name)
+    assert second.report["like"] == {"of": "deployed", "contract": promised}
+    assert "<dt>Contract</dt><dd>as of the deployed model</dd>" in (second.evaluation / "report.html").read_text()
+    assert second.blessing.get_int_custom_property("blessed") == 0
+    assert not push_selected(second, push_to)
+    assert (push_to / "latest.json").read_bytes() == pointer
+    assert len(list(push_to.iterdir())) == 2
+
+
+def test_a_new_contract_may_be_allowed(run: Run, push: Any) -> None:
+    folder = push("float32")
+    pointer = Path(folder, "latest.json")
+    outcome = run(["relabelled"], deployed=folder, like="none")
+    assert (outcome.report["selected"], outcome.report["like"]) == ("relabelled", None)
+    assert push_selected(outcome, Path(folder))
+    assert json.loads(pointer.read_text())["contract"]["labels"] == ["top", "bottom", "middle"]
+
+
+def test_another_target_is_another_contract(run: Run, push: Any) -> None:
+    folder = push("int8_io")
+    pointer = Path(folder, "latest.json")
+    content = json.loads(pointer.read_text())
+    assert content["contract"]["target"] is None  # an exported folder that no Evaluator judged
+    content["contract"]["target"] = "micro"
+    pointer.write_text(json.dumps(content))
+    [entry] = run(["int8_io"], Budget(max_drop=0.1, target="dsp"), deployed=folder).report["candidates"]
+    assert entry["reasons"] == ["target: dsp, deployed has micro"]
+
+
+def test_the_contract_of_a_file_takes_the_place_of_the_deployed_one(made: Made, run: Run, push: Any) -> None:
+    path = Path(made.exported["int8_io"], "Format-Serving", "model.tflite")
+    like = json.dumps({"of": "model.tflite", "contract": contract.of_file(path)})
+    folder = push("float32")
+    outcome = run(["float16", "int8_io"], Budget(max_drop=0.1, max_deployed_drop=1.0), deployed=folder, like=like)
+    found = {entry["name"]: entry["reasons"] for entry in outcome.report["candidates"]}
+    assert found["int8_io"] == []
+    assert "input image: dtype float32, model.tflite has int8" in found["float16"]
+    assert outcome.report["like"]["of"] == "model.tflite"
+    assert outcome.report["deployed"]["name"] == "float32"

@@ -325,7 +325,7 @@ def test_every_candidate_has_every_field(whole: dict[str, Any]) -> None:
 def test_the_rest_of_the_report(whole: dict[str, Any]) -> None:
     assert whole.keys() == {
         *("schema_version", "created", "pipeline", "module", "dataset", "budget", "baseline", "deployed", "candidates"),
-        *("training", "selected", "closest", "versions", "machine"),
+        *("like", "training", "selected", "closest", "versions", "machine"),
     }
     assert whole["schema_version"] == 2
     assert whole["dataset"] == {
@@ -562,6 +562,7 @@ def test_limits_that_are_off_are_none_in_the_report(report: Reporter) -> None:
         "max_cold_start_ms": None,
         "max_peak_rss_bytes": None,
         "objective": "zlib_bytes",
+        "target": "cpu",
     }
 
 

@@ -711,6 +711,25 @@ def test_training_shows_loss_and_the_metric_of_the_budget(make_report):
     assert "It left no history." in text(html.xpath("//details[@id='training-5']")[0])
 
 
+def test_training_in_phases_is_one_curve_with_a_mark(make_report):
+    report = make_report()
+    report["training"][0] |= {
+        "phases": [{"name": "top", "epochs": 3}, {"name": "fine <b>", "epochs": 4}, {"name": "last", "epochs": 1}],
+        "warm_start": {"taken": False, "note": "starts from scratch because layer a is only here"},
+    }
+    html = page(report)
+    figures = charts(html)
+    for name in ("training-1-0", "training-1-1"):
+        assert len(traces(figures[name])["training"]) == 8
+        shapes = [(shape.x0, shape.x1, shape.label.text) for shape in figures[name].layout.shapes]
+        assert shapes == [(3.5, 3.5, "fine &lt;b&gt;"), (7.5, 7.5, "last")]
+    assert not figures["training-2-0"].layout.shapes
+    words = text(html.xpath("//details[@id='training-1']")[0])
+    assert "Phases: top, 3 epochs; fine <b>, 4 epochs; last, 1 epoch." in words
+    assert "Warm start: starts from scratch because layer a is only here." in words
+    assert "Phases" not in text(html.xpath("//details[@id='training-2']")[0])
+
+
 def test_run_is_drawn_as_a_graph(make_report):
     html = page(make_report())
     boxes = html.xpath("//*[local-name()='svg']/*[local-name()='g']")

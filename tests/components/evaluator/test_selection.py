@@ -330,3 +330,20 @@ def test_closest_counts_the_interval_and_the_deployed_model() -> None:
 def test_closest_of_none() -> None:
     assert selection.closest(ACCURACY, 0.9, []) is None
     assert selection.closest(ACCURACY, 0.9, [make(quality=math.nan)]) is None
+
+
+# misfits --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_used_is_never_eligible() -> None:
+    unfit = make(misfits=["target micro: it has no SQUEEZE", "target: micro, deployed has cpu"])
+    assert selection.reasons(ACCURACY, 0.9, unfit) == list(unfit.misfits)
+    worse = make("b", 0.5, misfits=unfit.misfits[:1])
+    assert selection.reasons(ACCURACY, 0.9, worse) == [unfit.misfits[0], "accuracy drop 0.4 exceeds 0.01"]
+
+
+def test_a_misfit_counts_as_the_whole_of_a_limit() -> None:
+    budget = Budget(max_bytes=1000)
+    unfit = make("a", misfits=["no"])
+    assert selection.closest(budget, 0.9, [unfit, make("b", size=1990)]) == "b"
+    assert selection.closest(budget, 0.9, [unfit, make("b", size=2010)]) == "a"
