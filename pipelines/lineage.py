@@ -1,7 +1,7 @@
 """Answers from ML Metadata: which runs there were, and what made a file.
 
-Only `ml_metadata` is imported, which takes a fraction of a second; TFX would take nine. Nothing is ever written: the
-store is opened read-only, so a pipeline may run meanwhile.
+Only `ml_metadata` is imported, which takes a fraction of a second; TFX would take nine. To answer, the store is opened
+read-only, so a pipeline may run meanwhile.
 """
 
 from __future__ import annotations
@@ -158,9 +158,9 @@ def runs(root: Path) -> list[Run]:
     Raises:
       UserError: `root` has no readable `metadata.db`.
     """
-    with _open(root) as store:
+    with open_store(root) as store:
         contexts = store.get_contexts_by_type("pipeline_run")
-        chosen = {a.id: _value(a, "candidate") for a in store.get_artifacts_by_type("Model") if _value(a, "candidate")}
+        chosen = {a.id: value(a, "candidate") for a in store.get_artifacts_by_type("Model") if value(a, "candidate")}
         selected = {
             event.execution_id: chosen[event.artifact_id]
             for event in store.get_events_by_artifact_ids(list(chosen))
@@ -205,15 +205,15 @@ def trace(target: str | int | Path, root: Path | None = None) -> Trace:
     """
     if str(target).isdecimal():
         root = root or DEFAULT_ROOT
-        with _open(root) as store:
+        with open_store(root) as store:
             return _trace(store, root, None, _artifact_by_id(store, root, int(str(target))))
     file = Path(str(target))
     sha256 = _sha256(file)
     if root is None:
         above = (*file.absolute().parents, *file.resolve().parents)
         root = next((folder for folder in above if (folder / METADATA_FILE).is_file()), DEFAULT_ROOT)
-    with _open(root) as store:
-        exports = [a for a in _models(store, sha256) if not _value(a, "candidate")]
+    with open_store(root) as store:
+        exports = [a for a in _models(store, sha256) if not value(a, "candidate")]
         if not exports:
             raise UserError(
                 f"No export in {root / METADATA_FILE} has the content of {file} (SHA-256 {sha256}). The file may come "
@@ -238,7 +238,16 @@ def _sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _open(root: Path) -> Iterator[metadata_store.MetadataStore]:
+def open_store(root: Path, *, write: bool = False) -> Iterator[metadata_store.MetadataStore]:
+    """Yields the ML Metadata of the pipeline whose folder is `root`.
+
+    Args:
+      root: the folder.
+      write: whether it may be changed; then no run may be working there.
+
+    Raises:
+      UserError: `root` has no readable `metadata.db`.
+    """
     path = root / METADATA_FILE
     other = "give the folder of a pipeline with --root, the same as for `edgeline run`"
     header = b"SQLite format 3\0"
@@ -253,7 +262,8 @@ def _open(root: Path) -> Iterator[metadata_store.MetadataStore]:
         raise UserError(f"{path} is not an sqlite database: it is broken, or not of a pipeline; {other}.")
     config = metadata_store_pb2.ConnectionConfig()
     config.sqlite.filename_uri = str(path)
-    config.sqlite.connection_mode = metadata_store_pb2.SqliteMetadataSourceConfig.READONLY
+    modes = metadata_store_pb2.SqliteMetadataSourceConfig
+    config.sqlite.connection_mode = modes.READWRITE if write else modes.READONLY
     try:
         store = metadata_store.MetadataStore(config)
     except (RuntimeError, errors.StatusError) as error:
@@ -284,7 +294,7 @@ def _artifact_by_id(store: metadata_store.MetadataStore, root: Path, wanted: int
 
 
 def _models(store: metadata_store.MetadataStore, sha256: str) -> list[Any]:
-    return [artifact for artifact in store.get_artifacts_by_type("Model") if _value(artifact, "sha256") == sha256]
+    return [artifact for artifact in store.get_artifacts_by_type("Model") if value(artifact, "sha256") == sha256]
 
 
 def _trace(store: metadata_store.MetadataStore, root: Path, file: Path | None, artifact: Any) -> Trace:
@@ -292,9 +302,9 @@ def _trace(store: metadata_store.MetadataStore, root: Path, file: Path | None, a
     finished: dict[int, Step] = {}
     if producer:
         _walk(store, producer, finished)
-    sha256 = _value(artifact, "sha256")
+    sha256 = value(artifact, "sha256")
     copies = _models(store, str(sha256)) if sha256 else [artifact]
-    exports = [a.id for a in copies if not _value(a, "candidate")]
+    exports = [a.id for a in copies if not value(a, "candidate")]
     return Trace(
         root,
         file,
@@ -364,7 +374,7 @@ def _verdicts(store: metadata_store.MetadataStore, exports: list[int]) -> tuple[
             run,
             _time(blessing.create_time_since_epoch),
             port,
-            bool(_value(blessing, "blessed")) and _value(blessing, "current_model_id") == event.artifact_id,
+            bool(value(blessing, "blessed")) and value(blessing, "current_model_id") == event.artifact_id,
         )
         for event, blessing, run in _made_from(store, exports, "ModelBlessing")
         for port in _ports(event)
@@ -375,9 +385,9 @@ def _verdicts(store: metadata_store.MetadataStore, exports: list[int]) -> tuple[
 
 def _pushes(store: metadata_store.MetadataStore, copies: list[int]) -> tuple[Push, ...]:
     found = [
-        Push(run, _time(pushed.create_time_since_epoch), str(_value(pushed, "pushed_destination")))
+        Push(run, _time(pushed.create_time_since_epoch), str(value(pushed, "pushed_destination")))
         for _, pushed, run in _made_from(store, copies, "PushedModel")
-        if _value(pushed, "pushed")
+        if value(pushed, "pushed")
     ]
     return tuple(sorted(found, key=lambda push: push.time))
 
@@ -399,7 +409,7 @@ def _time(milliseconds: int) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(milliseconds / 1000).astimezone()
 
 
-def _value(proto: Any, name: str) -> Value | None:
+def value(proto: Any, name: str) -> Value | None:
     """Returns a property or custom property of an artifact or execution; None where it has no such one."""
     for properties in (proto.properties, proto.custom_properties):
         if name in properties:
@@ -416,7 +426,7 @@ _NOISE = {
 
 def _worth_reading(proto: Any) -> dict[str, Value]:
     noise = _NOISE - {"input_fingerprint"} if isinstance(proto, metadata_store_pb2.Artifact) else _NOISE
-    found = {name: _value(proto, name) for name in sorted({*proto.properties, *proto.custom_properties})}
+    found = {name: value(proto, name) for name in sorted({*proto.properties, *proto.custom_properties})}
     return {
         name: value
         for name, value in found.items()
@@ -486,7 +496,7 @@ def _of_data(trace: Trace, steps: Mapping[int, Step]) -> Iterator[tuple[str, str
         if step and step.inputs:
             continue
         source = step.parameters.get("input_base", artifact.uri) if step else artifact.uri
-        known = [f"{name} {artifact.properties[name]}" for name in ("span", "version") if name in artifact.properties]
+        known = [f"{name} {artifact.properties[name]}" for name in ("span", "spans", "version") if name in artifact.properties]
         yield "data", ", ".join([str(source), *known]), ""
         for line in str(artifact.properties.get("input_fingerprint", "none recorded")).splitlines():
             yield (

@@ -8,9 +8,7 @@ either can continue what the other began.
 import contextlib
 import datetime
 import errno
-import fcntl
 import logging
-import os
 import shutil
 import sys
 import textwrap
@@ -31,11 +29,16 @@ from tfx.proto.orchestration import pipeline_pb2
 from tfx.types import Artifact, artifact_utils
 
 from edgeline.errors import UserError
+from edgeline.pipelines import root_lock
 
 # FnApiRunner, because DirectRunner first tries to download another runner. The image is never used: a runner inside
 # this process needs none. But a Beam step given no image makes TFX pack its whole installation into an sdist, for
 # workers that do not exist, which takes about two seconds per step. These strings are part of TFX's cache key.
 BEAM_ARGS: tuple[str, ...] = ("--runner=FnApiRunner", "--sdk_container_image=unused")
+
+_REFUSAL = (
+    "two runs in one folder would mix their results. Wait for it or stop it, or give this run a folder of its own."
+)
 
 State = Literal["waiting", "running", "cached", "done", "failed", "skipped"]
 
@@ -158,7 +161,7 @@ class LocalRunner(tfx_runner.IrBasedRunner):
         connection = getattr(config, config.WhichOneof("connection_config"))
 
         try:
-            with _lock(root), _hidden_command_line():
+            with root_lock.hold(root, _REFUSAL), _hidden_command_line():
                 _cancel_abandoned(ir, root, connection)
                 nodes = self._run_nodes(ir, root, deployment, connection)
         except Exception as error:
@@ -285,28 +288,6 @@ def _producers_of(
         graph = node.inputs.input_graphs[graph_id]
         parts += [n.input_node.input_key for n in graph.nodes.values() if n.WhichOneof("kind") == "input_node"]
     return found.union(*(_producers_of(node.inputs.inputs[key], node, producers) for key in parts))
-
-
-@contextlib.contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """Holds the pipeline root for this process; the kernel lets go of it when the process ends, however it ends."""
-    root.mkdir(parents=True, exist_ok=True)
-    path = root / ".lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 32).decode().strip() or "unknown"
-            raise UserError(
-                f"Another run (process {holder}) is working in {root}; two runs in one folder would mix their results. "
-                "Wait for it or stop it, or give this run a folder of its own."
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
