@@ -16,6 +16,10 @@ form); it is what the stock Pusher copies. Custom properties: `sha256` (hexadeci
 from tfx.types import artifact
 from tfx.types.artifact import Property, PropertyType
 
+#: Custom property of `Examples` that were made of a window of spans: a JSON list of their folders, oldest first. Beside
+#: it TFX's own `span`, the number of the newest.
+SPANS_PROPERTY = "spans"
+
 
 class RepresentativeDataset(artifact.Artifact):
     """Calibration samples of the training split.

@@ -9,9 +9,8 @@ from typing import Any
 
 from edgeline import model_module
 from edgeline.errors import UserError
-from edgeline.kubeflow import data, deployment, settings
-from edgeline.pipelines import options, recipes
-from edgeline.pipelines.recipe import find
+from edgeline.kubeflow import data, deployment, settings, warm_start
+from edgeline.pipelines import options
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -79,11 +78,23 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         help="the data under a URI never changes: serve steps from earlier runs on it (default: every run reads anew)",
     )
     what.add_argument(
-        "--recipe", action="append", dest="recipes", metavar="NAME", help="a candidate to make; may be repeated"
+        "--schema",
+        default="",
+        metavar="URI",
+        help="folder with one file, the schema that the data must fit (see: edgeline data schema)",
     )
+    options.add_gate(what)
+    what.add_argument(
+        "--last-statistics",
+        metavar="PATH|gs://URI",
+        help="with --schema: where the statistics of the last data are kept, for drift: a path in a volume mounted for "
+        "the DataGate, or a gs:// folder (default: on Vertex `last_statistics` in the root; else no drift is seen)",
+    )
+    options.add_recipes(what)
+    warm_start.add_option(what)
     what.add_argument("--no-cache", action="store_true", help="never serve a step from an earlier run")
     options.add_training(compiler)
-    options.add_budget(compiler)
+    options.add_budget(compiler, target_flag="--runs-on")
     options.add_evaluation(compiler)
     options.add_export(compiler)
     compiler.add_argument(
@@ -103,7 +114,7 @@ def _lay_out(arguments: argparse.Namespace) -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    chosen = tuple(find(arguments.recipes or recipes.DEFAULT, recipes.RECIPES))
+    chosen = tuple(options.chosen(arguments))
     deployment.check_module(arguments.module)
     source = model_module.locate(arguments.module)
     target = deployment.Deployment(
@@ -125,7 +136,12 @@ def _compile(arguments: argparse.Namespace) -> int:
         "evaluation": options.evaluation(arguments),
         "export": options.export(arguments),
         **options.training(arguments),
+        "gate": options.gate(arguments, _last_statistics(arguments, target)),
     }
+    if arguments.schema:
+        deployment.check_uri("--schema", arguments.schema, arguments.target)
+    if arguments.warm_start:
+        asked["train"] = warm_start.on_cluster(asked["train"], arguments.warm_start, target.target, target.settings)
 
     try:
         import kfp.kubernetes  # noqa: F401
@@ -141,12 +157,27 @@ def _compile(arguments: argparse.Namespace) -> int:
         arguments.data,
         target,
         name=name,
+        schema=arguments.schema,
         fixed_data=arguments.fixed_data,
         enable_cache=not arguments.no_cache,
     )
     arguments.output.write_text(text)
     print(f"{arguments.output}: pipeline {name} for --target {arguments.target}, {len(chosen)} candidates")  # noqa: T201
     return 0
+
+
+def _last_statistics(arguments: argparse.Namespace, target: deployment.Deployment) -> str:
+    path: str | None = arguments.last_statistics
+    if path is None:
+        return f"{target.pipeline_root.rstrip('/')}/last_statistics" if target.target == "vertex" else ""
+    if not arguments.schema:
+        raise UserError("--last-statistics needs --schema")
+    on_volume = target.target == "oss"
+    mounted = on_volume and path.startswith("/") and settings.mounted_at(target.settings, "DataGate", path)
+    if not path.startswith("gs://") and not mounted:
+        volume = " or a path in a volume that the settings file mounts for the DataGate" if on_volume else ""
+        raise UserError(f"--last-statistics must be a gs:// URI{volume}, received {path!r}")
+    return path
 
 
 def _name_of(root: str) -> str:

@@ -177,10 +177,12 @@ class Parameter:
     Attributes:
         type: As in the file: STRING, NUMBER_INTEGER, NUMBER_DOUBLE, BOOLEAN, LIST or STRUCT.
         required: Whether a run must give it.
+        default: What it is else.
     """
 
     type: str
     required: bool
+    default: Any = None
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,11 @@ def read_compiled(path: Path) -> CompiledPipeline:
             "importer" in content and not content["importer"].get("reimport") for content in executors.values()
         ),
         parameters={
-            name: Parameter(content["parameterType"], "defaultValue" not in content and not content.get("isOptional"))
+            name: Parameter(
+                content["parameterType"],
+                "defaultValue" not in content and not content.get("isOptional"),
+                content.get("defaultValue"),
+            )
             for name, content in declared.items()
         },
         images=images,

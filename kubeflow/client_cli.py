@@ -146,8 +146,17 @@ def _pipeline(arguments: argparse.Namespace) -> tuple[client.CompiledPipeline, d
     return compiled, client.coerce_parameters(compiled.parameters, arguments.parameters), root.rstrip("/")
 
 
+def _timed(compiled: client.CompiledPipeline) -> set[str]:
+    """Returns the parameters whose default has a time to be filled in, such as `[[ScheduledTime.20060102]]`."""
+    return {name for name, parameter in compiled.parameters.items() if "[[" in str(parameter.default)}
+
+
 def _submit(arguments: argparse.Namespace) -> int:
     compiled, parameters, root = _pipeline(arguments)
+    if timed := _timed(compiled) - parameters.keys():
+        raise UserError(
+            f"only a schedule fills in the time [[...]] of {', '.join(sorted(timed))}: give --param {min(timed)}=VALUE"
+        )
     server = _connect(arguments)
     run_id = server.submit(
         compiled,
@@ -211,6 +220,8 @@ def _schedule(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.max_concurrency <= 10:
         raise UserError(f"--max-concurrency {arguments.max_concurrency}: expected 1 to 10")
     compiled, parameters, root = _pipeline(arguments)
+    # the server fills in the time in what a schedule gives, but not in what the file has as default
+    parameters = {name: compiled.parameters[name].default for name in _timed(compiled)} | parameters
     what, schedule = _connect(arguments).schedule(
         arguments.name or compiled.name,
         compiled,

@@ -58,18 +58,26 @@ _SCHEMA_TYPES = {
 
 
 def compile_run(
-    run: Run, data: str, deployment: Deployment, *, name: str, fixed_data: bool = False, enable_cache: bool = True
+    run: Run,
+    data: str,
+    deployment: Deployment,
+    *,
+    name: str,
+    schema: str = "",
+    fixed_data: bool = False,
+    enable_cache: bool = True,
 ) -> str:
     """Compiles the pipeline of a run.
 
-    Its parameters, each with the run's value as default: `data`, `module`, `module_digest`, `epochs`,
-    `finetune_epochs` (where a recipe trains), and the fields of the budget.
+    Its parameters, each with the run's value as default: `data`, `schema` (where there is one), `module`,
+    `module_digest`, `epochs`, `finetune_epochs` (where a recipe trains), and the fields of the budget.
 
     Args:
       run: what is asked; its module must be installed in the image.
       data: URI of the examples: a folder with Split-train, Split-validation and Split-eval of GZIP TFRecords.
       deployment: where it will run.
       name: of the pipeline, `[a-z0-9][a-z0-9-]*`, the same at every retraining.
+      schema: URI of a folder that holds one file, the schema that the data are checked by; empty: they are not checked.
       fixed_data: whether the data under a URI never changes, so that steps may be served from earlier runs on it. Else
         every run reads the data anew, and with it does everything anew.
       enable_cache: whether steps may be served from earlier runs at all.
@@ -90,7 +98,18 @@ def compile_run(
         custom_properties={"file_format": "tfrecords_gzip", "payload_format": "FORMAT_TF_EXAMPLE"},
         output_key="examples",
     ).with_id("Examples")
-    nodes = create_components(name, run, examples=examples, push_to=deployment.push_destination, beam_args=BEAM_ARGS)
+    described = None
+    if schema:
+        check_uri("--schema", schema, deployment.target)
+        described = Importer(
+            source_uri=_parameter("schema", schema),
+            artifact_type=standard_artifacts.Schema,
+            reimport=True,
+            output_key="schema",
+        ).with_id("Schema")
+    nodes = create_components(
+        name, run, examples=examples, schema=described, push_to=deployment.push_destination, beam_args=BEAM_ARGS
+    )
     _parameterise(nodes, run)
     [evaluator] = [node for node in nodes if node.id == "Evaluator"]
     evaluator.exec_properties["deployed"] = deployment.deployed

@@ -1,0 +1,53 @@
+"""Which weights a training on a cluster begins with: `--warm-start` of `edgeline kubeflow compile`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+
+from edgeline.errors import UserError
+from edgeline.kubeflow.settings import Settings, mounted_at
+from edgeline.pipelines.warm_start import LATEST, MODEL_FILE
+from edgeline.trainer.config import Train
+
+
+def add_option(parser: argparse._ActionsContainer) -> None:
+    """Adds the option for a compiled pipeline."""
+    parser.add_argument(
+        "--warm-start",
+        metavar="PATH[@sha256:...]",
+        help="begin the training with the weights of a .keras file or Model folder: a path in a volume mounted for the "
+        "Trainer, or a gs:// URI; without the file's digest the cache goes by the path alone",
+    )
+
+
+def on_cluster(train: Train, asked: str, target: str, settings: Settings) -> Train:
+    """Returns the Trainer's config with the weights to begin with, which only the cluster can read.
+
+    Args:
+      train: what is asked besides.
+      asked: a path or a gs:// URI, and perhaps `@sha256:` and the digest of the file.
+      target: `oss` or `vertex`.
+      settings: of the deployment.
+
+    Raises:
+      UserError: the path is none that the Trainer can read there.
+    """
+    path, _, digest = asked.partition("@sha256:")
+    if path == LATEST:
+        raise UserError(
+            f"--warm-start {LATEST} is for runs on this machine, where the metadata tells which float model a pushed "
+            f"file was made of; give the path or URI of the Trainer's Model"
+        )
+    if "@sha256:" in asked and not re.fullmatch("[0-9a-f]{64}", digest):
+        raise UserError(f"--warm-start: the digest must be 64 hexadecimal digits, received {digest!r}")
+    mounted = path.startswith("/") and (
+        path.startswith("/gcs/") if target == "vertex" else bool(mounted_at(settings, "Trainer", path))
+    )
+    if not path.startswith("gs://") and not mounted:
+        where = "below /gcs/" if target == "vertex" else "in a volume that the settings file mounts for the Trainer"
+        raise UserError(f"--warm-start must be a gs:// URI or a path {where}, received {path!r}")
+    if not path.endswith(".keras"):
+        path = f"{path.rstrip('/')}/{MODEL_FILE}"
+    return dataclasses.replace(train, warm_start=path, warm_start_digest=digest)
