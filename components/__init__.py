@@ -9,6 +9,7 @@ from typing import Any
 
 _EXPORTS = {
     "Clusterer": "edgeline.clusterer.component",
+    "DataGate": "edgeline.data_gate.component",
     "Evaluator": "edgeline.evaluator.component",
     "LiteRTModelHandler": "edgeline.inference",
     "ModelImporter": "edgeline.model_importer.component",
@@ -19,6 +20,7 @@ _EXPORTS = {
     "TFLiteExporter": "edgeline.tflite_exporter.component",
     "Trainer": "edgeline.trainer.component",
     "UserError": "edgeline.errors",
+    "step_parameters": "edgeline.model_module",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -67,6 +67,53 @@ class ExampleParser:
         inputs, label = self._module.preprocess(dict(features))
         return inputs, label, self._module.example_weight(features), kept
 
+    def inputs(self, serialized: tf.Tensor, read: Callable[[tf.Tensor, set[str]], dict[str, Any]] | None = None) -> Any:
+        """Returns the inputs of a batch of examples in which only what these depend on need be: no label.
+
+        Args:
+          serialized: shape [batch], dtype string.
+          read: from these and the names of some features to these features; None: `tf.io.parse_example`.
+        """
+        used = self._used_features()
+        if read is None:
+            features = tf.io.parse_example(serialized, {name: self._spec[name] for name in used})
+        else:
+            features = read(serialized, used)
+        blank = {
+            name: feature._replace(default_value=tf.zeros(feature.shape, feature.dtype))
+            if isinstance(feature, tf.io.FixedLenFeature)
+            else feature
+            for name, feature in self._spec.items()
+            if name not in used
+        }
+        nothing = tf.io.parse_example(tf.fill(tf.shape(serialized), ""), blank) if blank else {}
+        return self._module.preprocess({**nothing, **features})[0]
+
+    def _used_features(self) -> set[str]:
+        """Returns the names of the features that the inputs depend on, or that `preprocess` asserts something of."""
+        sources: dict[int, str] = {}
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def trace(serialized: tf.Tensor) -> Any:
+            features = tf.io.parse_example(serialized, self._spec)
+            for name, feature in features.items():
+                sources.update((id(tensor), name) for tensor in tf.nest.flatten(feature, expand_composites=True))
+            return self._module.preprocess(dict(features))[0]
+
+        graph = trace.get_concrete_function().graph
+        open_tensors = [*graph.outputs, *(t for op in graph.control_outputs for t in op.inputs)]
+        seen: set[int] = set()
+        used: set[str] = set()
+        while open_tensors:
+            tensor = open_tensors.pop()
+            if id(tensor) in sources:
+                used.add(sources[id(tensor)])
+            elif id(tensor) not in seen:
+                seen.add(id(tensor))
+                open_tensors += tensor.op.inputs
+                open_tensors += (t for op in tensor.op.control_inputs for t in op.inputs)
+        return used
+
 
 def split_files(examples_uri: str, split: str) -> list[str]:
     """Returns the paths of a split's shards in an Examples artifact, sorted.
@@ -172,14 +219,20 @@ class TrainingData:
     """A split as training wants it.
 
     Attributes:
-      dataset: (inputs, label) or (inputs, label, weight) batches; for training all epochs one after the other.
+      after: returns (inputs, label) or (inputs, label, weight) batches: all epochs one after the other but so many
+        first ones; of a split that is not for training, one pass.
       steps_per_epoch: batches in one epoch.
       examples: examples in one epoch.
     """
 
-    dataset: tf.data.Dataset
+    after: Callable[[int], tf.data.Dataset]
     steps_per_epoch: int
     examples: int
+
+    @property
+    def dataset(self) -> tf.data.Dataset:
+        """All batches."""
+        return self.after(0)
 
 
 def training_data(files: list[str], module: ModelModule, *, batch_size: int, epochs: int, seed: int) -> TrainingData:
@@ -237,8 +290,10 @@ def training_data(files: list[str], module: ModelModule, *, batch_size: int, epo
 
             return tf.data.Dataset.range(-(-examples // batch_size)).map(batch, _THREADS)
 
-    dataset = tf.data.Dataset.range(epochs).flat_map(one_epoch).prefetch(_AHEAD).with_options(_OPTIONS)
-    return TrainingData(dataset, -(-examples // batch_size), examples)
+    def after(done: int) -> tf.data.Dataset:
+        return tf.data.Dataset.range(done, epochs).flat_map(one_epoch).prefetch(_AHEAD).with_options(_OPTIONS)
+
+    return TrainingData(after, -(-examples // batch_size), examples)
 
 
 def evaluation_data(files: list[str], module: ModelModule, *, batch_size: int) -> TrainingData:
@@ -256,7 +311,8 @@ def evaluation_data(files: list[str], module: ModelModule, *, batch_size: int) -
         dataset = tf.data.Dataset.range(-(-examples // batch_size)).map(
             lambda index: tf.nest.map_structure(lambda t: t[index * batch_size : (index + 1) * batch_size], kept)
         )
-    return TrainingData(dataset.prefetch(_AHEAD).with_options(_OPTIONS), -(-examples // batch_size), examples)
+    dataset = dataset.prefetch(_AHEAD).with_options(_OPTIONS)
+    return TrainingData(lambda done: dataset, -(-examples // batch_size), examples)
 
 
 def _for_keras(inputs: Any, label: Any, weight: Any) -> tuple[Any, ...]:
