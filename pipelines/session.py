@@ -10,18 +10,19 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tfx.v1 as tfx
 from tfx.dsl.components.base.base_node import BaseNode
 
-from edgeline import deployed
+from edgeline import checkpoints, deployed
 from edgeline.errors import UserError
 from edgeline.evaluator.report import write_report
 from edgeline.pipelines.compression import Run, create_pipeline
 from edgeline.pipelines.console import LiveView
-from edgeline.pipelines.local_runner import BEAM_ARGS, LocalRunner, RunResult
+from edgeline.pipelines.local_runner import BEAM_ARGS, Event, Listener, LocalRunner, RunResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,9 @@ class Outcome:
       not_pushed: why the selected model is not the one that is deployed, for the user; None where it is, and where no
         model was selected.
       states: how many nodes were done, cached, failed, skipped.
+      pushed_now: whether this run pushed `pushed`; else an earlier one did.
+      run_id: of the run in ML Metadata.
+      drifted: what has moved in the data and was let through, a line for each feature.
     """
 
     failures: tuple[Failure, ...]
@@ -57,6 +61,9 @@ class Outcome:
     pushed: Path | None
     not_pushed: str | None
     states: dict[str, int]
+    pushed_now: bool
+    run_id: str
+    drifted: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """Returns the outcome for machines: selected, pushed or not, report, steps, each candidate's main numbers."""
@@ -80,12 +87,35 @@ class Outcome:
             "report": self.report_path and str(self.report_path.with_suffix(".json")),
             "steps": self.states,
             "failures": [failure.text for failure in self.failures],
+            "drifted": list(self.drifted),
             "baseline": report.get("baseline"),
             "candidates": [{key: c[key] for key in keys} for c in report.get("candidates", [])],
         }
 
 
-def run(request: Run, root: Path, examples: BaseNode, view: LiveView, *, enable_cache: bool = True) -> Outcome:
+@contextlib.contextmanager
+def _kept_checkpoints(folder: Path) -> Iterator[None]:
+    """Lets trainings keep each epoch, unless the user has said where they are kept."""
+    if checkpoints.FOLDER_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[checkpoints.FOLDER_VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[checkpoints.FOLDER_VARIABLE]
+
+
+def run(
+    request: Run,
+    root: Path,
+    examples: BaseNode,
+    view: LiveView,
+    *,
+    schema: BaseNode | None = None,
+    enable_cache: bool = True,
+    listen: Listener = lambda event: None,
+) -> Outcome:
     """Runs the pipeline of a request on this machine.
 
     Args:
@@ -93,18 +123,27 @@ def run(request: Run, root: Path, examples: BaseNode, view: LiveView, *, enable_
       root: where everything of this pipeline is kept; its name is the pipeline's.
       examples: the component that gives the data.
       view: shows the nodes.
+      schema: the component that gives the schema to check the data by; None: they are not checked.
       enable_cache: whether nodes may be served from earlier runs.
+      listen: is told of the nodes' states too.
 
     Raises:
       UserError: the root is in use by another run, or its disk is full or cannot be written.
     """
     name = re.sub("[^a-z0-9-]+", "-", root.name.lower()).strip("-") or "edgeline"
     pipeline = create_pipeline(
-        name, request, root=root, examples=examples, beam_args=BEAM_ARGS, enable_cache=enable_cache
+        name, request, root=root, examples=examples, schema=schema, beam_args=BEAM_ARGS, enable_cache=enable_cache
     )
+
+    def tell(event: Event) -> None:
+        view(event)
+        listen(event)
+
     start = time.monotonic()
-    with view:
-        result = LocalRunner(view).run(pipeline)
+    with view, _kept_checkpoints(root / ".checkpoints"):
+        result = LocalRunner(tell).run(pipeline)
+    if all(node.state in ("done", "cached") for node in result.nodes.values()):
+        shutil.rmtree(root / ".checkpoints", ignore_errors=True)
     seconds = time.monotonic() - start
     failures = tuple(
         Failure(f"{node_id}: {_plain(node.exception)}", node.exception)
@@ -113,7 +152,9 @@ def run(request: Run, root: Path, examples: BaseNode, view: LiveView, *, enable_
     )
     report = _publish(result, root, {"seconds": seconds, "nodes": _nodes(result, pipeline)})
     pushed, not_pushed = _pushed(result), None
-    if report is not None and pushed is not None and result.nodes["Pusher"].state == "cached":
+    pusher = result.nodes["Pusher"].state
+    pushed_now = pushed is not None and pusher == "done"
+    if report is not None and report["selected"] and not pushed_now and pusher in ("done", "cached"):
         pushed, not_pushed = _in_the_field(pushed, report, root / "pushed")
     return Outcome(
         failures,
@@ -126,7 +167,15 @@ def run(request: Run, root: Path, examples: BaseNode, view: LiveView, *, enable_
             for s in ("done", "cached", "failed", "skipped")
             if (n := [r.state for r in result.nodes.values()].count(s))
         },
+        pushed_now,
+        result.run_id,
+        _drifted(result) if schema is not None else (),
     )
+
+
+def _drifted(result: RunResult) -> tuple[str, ...]:
+    found = result.outputs("DataGate", "drift")
+    return tuple(json.loads(found[0].get_string_custom_property("drifted"))) if found else ()
 
 
 def _plain(error: BaseException | None) -> str:
@@ -170,10 +219,10 @@ def _pushed(result: RunResult) -> Path | None:
     return None
 
 
-def _in_the_field(pushed: Path, report: dict[str, Any], push_to: Path) -> tuple[Path | None, str | None]:
-    """Returns what to say of a push that an earlier run made: where the model is deployed, or why it is not.
+def _in_the_field(pushed: Path | None, report: dict[str, Any], push_to: Path) -> tuple[Path | None, str | None]:
+    """Returns what to say of a selected model that this run did not push: where it is deployed, or why it is not.
 
-    Since then a rollback or another run may have deployed another model.
+    Since an earlier run pushed it (None: none did), a rollback or another run may have deployed another model.
     """
     again = f"{report['selected']} is not pushed again (cached); use --no-cache to push it"
     try:
@@ -184,6 +233,13 @@ def _in_the_field(pushed: Path, report: dict[str, Any], push_to: Path) -> tuple[
         return None, f"no model is deployed in {push_to}, {again}"
     # another version may have the same content
     [sha256] = [c["sha256"] for c in report["candidates"] if c["name"] == report["selected"]]
-    if found.version == pushed.parent.name or found.sha256 == sha256:
+    if found.sha256 == sha256 or (pushed and found.version == pushed.parent.name):
         return Path(found.path), None
+    if entry := deployed.withdrawal(str(push_to), sha256):
+        return None, (
+            f"{found.name or 'another model'} (version {found.version}) is deployed, {report['selected']} is version "
+            f"{entry['version']}, which {entry['by']} rolled back on {entry['at'][:10]}"
+            f"{': ' + entry['why'] if entry['why'] else ''}; `edgeline push --root {push_to.parent} --rollback "
+            f"{entry['version']}` deploys it again"
+        )
     return None, f"{found.name or 'another model'} (version {found.version}) is deployed, {again}"

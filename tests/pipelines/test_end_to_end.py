@@ -1,5 +1,6 @@
 """The whole pipeline on real data: what `edgeline run` promises, on scikit-learn's digits."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -211,22 +212,34 @@ def test_stock_runner_continues_our_run(asked: list[object], digits_data: Path, 
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_from_its_finished_steps(digits_data: Path, tmp_path: Path) -> None:
-    command = [
-        sys.executable, "-m", "edgeline.pipelines.cli", "run", "--data", str(digits_data),
-        "--root", str(tmp_path / "r"), "--recipe", "prune80_int8", "--epochs", "2",
-        "--max-accuracy-drop", "1", "--output", "json",
-    ]  # fmt: skip
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
-        assert child.stderr is not None
-        for line in child.stderr:
-            if "done    Trainer" in line:
-                break
-        time.sleep(1)
+def test_a_killed_run_goes_on_from_its_last_epoch(digits_data: Path, tmp_path: Path) -> None:
+    def command(root: str) -> list[str]:
+        return [
+            sys.executable, "-m", "edgeline.pipelines.cli", "run", "--data", str(digits_data),
+            "--root", str(tmp_path / root), "--recipe", "prune80_int8", "--epochs", "2", "--finetune-epochs", "6",
+            "--max-accuracy-drop", "1", "--output", "json",
+        ]  # fmt: skip
+
+    def kept() -> list[dict[str, Any]]:
+        states = (tmp_path / "killed" / ".checkpoints").glob("*/state.json")
+        return [json.loads(path.read_text()) for path in states]
+
+    with subprocess.Popen(command("killed"), stderr=subprocess.DEVNULL, start_new_session=True) as child:
+        while child.poll() is None:
+            with contextlib.suppress(OSError):  # replaced while it is read
+                if len(kept()) == 2:  # the Trainer's, and the Pruner's after its first epoch
+                    break
+            time.sleep(0.02)
         os.killpg(child.pid, signal.SIGKILL)
-    assert not (tmp_path / "r" / "report").exists()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads(done.stdout)
-    assert outcome["steps"]["cached"] >= 3
-    assert Path(outcome["pushed"]).is_file()
+    assert 0 < sum(state["epochs"] for state in kept()) < 2 + 6
+    assert not (tmp_path / "killed" / "report").exists()
+    outcomes = []
+    for root in ("killed", "unbroken"):
+        done = subprocess.run(command(root), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        outcomes.append(json.loads(done.stdout))
+    assert outcomes[0]["steps"]["cached"] >= 3
+    assert Path(outcomes[0]["pushed"]).read_bytes() == Path(outcomes[1]["pushed"]).read_bytes()
+    [history] = (tmp_path / "killed" / "artifacts" / "Pruner.prune80" / "model_run").glob("*/history.json")
+    assert len(json.loads(history.read_text())["history"]["loss"]) == 6
+    assert not (tmp_path / "killed" / ".checkpoints").exists()
