@@ -37,9 +37,11 @@ parser.add_argument("output", type=Path, help="JSON file for the accuracies, siz
 parser.add_argument("--epochs", type=int, default=4)
 parser.add_argument("--finetune-epochs", type=int, default=2)
 parser.add_argument("--batch-size", type=int, default=128)
+parser.add_argument("--seed", type=int, default=0)
 arguments = parser.parse_args()
 module = importlib.import_module(f"edgeline.pipelines.examples.{arguments.example}.model")
 seconds: dict[str, float] = {}
+keras.utils.set_random_seed(arguments.seed)
 
 
 class timed:  # noqa: N801 -- reads as a statement
