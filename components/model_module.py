@@ -21,8 +21,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from edgeline.config import StepConfig
 from edgeline.errors import UserError
 from edgeline.model_form import ModelForm
+from edgeline.passport import toolchain
 
 REQUIRED_HOOKS = {
     "feature_spec": "feature_spec() -> dict[str, tf.io.FixedLenFeature]",
@@ -30,6 +32,8 @@ REQUIRED_HOOKS = {
     "build_model": "build_model() -> tf_keras.Model",
     "compile_model": "compile_model(model) -> None",
 }
+#: `compile_model` may have one more parameter, called `phase`: the name of the phase of `phases`, None outside of them.
+#: It and `build_model` may have one called `hyperparameters`, which must have a default: what a Tuner found.
 OPTIONAL_HOOKS = {
     "class_names": "class_names() -> list[str]",
     "output_names": "output_names() -> list[str]",
@@ -37,6 +41,7 @@ OPTIONAL_HOOKS = {
     "custom_objects": "custom_objects() -> dict[str, object]",
     "augment": "augment(inputs, label, seed) -> (inputs, label)",
     "example_weight": "example_weight(features) -> tf.Tensor",
+    "phases": "phases() -> list[tuple[str, int | None, Callable[[tf_keras.Model], None]]]",
 }
 _HOOKS = REQUIRED_HOOKS | OPTIONAL_HOOKS
 
@@ -61,6 +66,21 @@ class Source:
     local: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A part of the first training.
+
+    Attributes:
+      name: what it is called, and what `compile_model` gets as `phase`.
+      epochs: how long it lasts, at least 1; None: as long as the run asks for.
+      prepare: is given the model before it is compiled: says by `trainable` which layers learn.
+    """
+
+    name: str
+    epochs: int | None
+    prepare: Callable[[Any], None]
+
+
 class ModelModule:
     """A loaded model module; each hook is a method, optional ones have a neutral default.
 
@@ -68,12 +88,25 @@ class ModelModule:
       source: where its code is.
       code: the imported module.
       form: of an imported model, which `build_model` then returns without asking the module; None: the module's own.
+      hyperparameters: `keras_tuner.HyperParameters` for `build_model` and `compile_model`; None: their own defaults.
+
+    Attributes:
+      hyperparameters: likewise.
+
+    Raises:
+      UserError: there are hyperparameters, and neither hook takes them.
     """
 
-    def __init__(self, source: Source, code: ModuleType, form: ModelForm | None = None):
+    def __init__(self, source: Source, code: ModuleType, form: ModelForm | None = None, hyperparameters: Any = None):
         self.source = source
         self._code = code
         self._form = form
+        self.hyperparameters = hyperparameters
+        if hyperparameters is not None and not (self._tuned("build_model") or self._tuned("compile_model")):
+            raise UserError(
+                f"there are hyperparameters, but neither build_model nor compile_model of {source.reference} has a "
+                f"parameter of that name; expected: def build_model(hyperparameters=None)"
+            )
 
     def _hook(self, name: str) -> Callable[..., Any] | None:
         return getattr(self._code, name, None)
@@ -82,9 +115,15 @@ class ModelModule:
         """Returns whether the module defines this hook."""
         return self._hook(hook) is not None
 
-    def _call(self, name: str, *arguments: Any, default: Any = None) -> Any:
+    def _call(self, name: str, *arguments: Any, default: Any = None, **named: Any) -> Any:
         hook = self._hook(name)
-        return default if hook is None else hook(*arguments)
+        return default if hook is None else hook(*arguments, **named)
+
+    def _tuned(self, name: str) -> dict[str, Any]:
+        """Returns the hyperparameters as a hook takes them: by name, or not at all."""
+        hook = self._hook(name)
+        takes = hook is not None and "hyperparameters" in inspect.signature(hook).parameters
+        return {"hyperparameters": self.hyperparameters} if takes and self.hyperparameters is not None else {}
 
     def feature_spec(self) -> dict[str, Any]:
         """Returns the features of one example by name, as `tf.io.parse_example` wants them.
@@ -133,7 +172,7 @@ class ModelModule:
             return self._form.build(self.custom_objects())
         if not self.has("build_model"):
             _raise_missing("build_model", self.source.reference, dir(self._code))
-        model = self._call("build_model")
+        model = self._call("build_model", **self._tuned("build_model"))
         where = f"build_model() of {self.source.reference}"
         if keras3_bridge.is_keras3(model):
             model = keras3_bridge.convert(model, f"the Keras 3 model that {where} returns")
@@ -144,11 +183,11 @@ class ModelModule:
             raise UserError(f"{where} returned a model without defined inputs; begin it with tf_keras.Input(shape)")
         return model
 
-    def compile_model(self, model: Any) -> None:
+    def compile_model(self, model: Any, phase: str | None = None) -> None:
         """Compiles a model (anew: wrapping and stripping layers loses the optimizer).
 
-        A metric without a name of its own is called the same each time: `recall`, never `recall_1`. Optimizers, losses
-        and metrics of Keras 3 become tf_keras'.
+        The hook is told the phase if it has a parameter of that name. A metric without a name of its own is called the
+        same each time: `recall`, never `recall_1`. Optimizers, losses and metrics of Keras 3 become tf_keras'.
 
         Raises:
           UserError: the hook did not compile it, or with something of Keras 3 that tf_keras does not have.
@@ -165,7 +204,9 @@ class ModelModule:
 
         vars(model)["compile"] = translated
         try:
-            self._call("compile_model", model)
+            hook = self._hook("compile_model")
+            told = hook is not None and "phase" in inspect.signature(hook).parameters
+            self._call("compile_model", model, **({"phase": phase} if told else {}), **self._tuned("compile_model"))
         finally:
             del vars(model)["compile"]
         if getattr(model, "optimizer", None) is None or not getattr(model, "loss", None):
@@ -208,6 +249,30 @@ class ModelModule:
                 )
             found.append(entry if isinstance(entry, str) else tuple(parts))
         return found
+
+    def phases(self) -> list[Phase]:
+        """Returns the phases of the first training, in their order; empty where it is all one.
+
+        Raises:
+          UserError: the hook returned something else.
+        """
+        found = self._call("phases", default=[])
+        phases = []
+        for entry in found if isinstance(found, list | tuple) else [None]:
+            name, epochs, prepare = entry if isinstance(entry, tuple) and len(entry) == 3 else (None, None, None)
+            whole = epochs is None or (type(epochs) is int and epochs >= 1)
+            if not isinstance(name, str) or not name or not whole or not callable(prepare):
+                raise UserError(
+                    f"phases() of {self.source.reference} must return a list of tuples: name, epochs (at least 1; "
+                    f"None: as many as the run asks for), function that is given the model; received {entry!r}"
+                )
+            phases.append(Phase(name, epochs, prepare))
+        if self.has("phases") and len({phase.name for phase in phases}) < max(len(phases), 1):
+            raise UserError(
+                f"phases() of {self.source.reference} must return phases of different names, received "
+                f"{', '.join(phase.name for phase in phases) or 'none'}"
+            )
+        return phases
 
     def _names(self, hook: str) -> list[str]:
         names = self._call(hook, default=[])
@@ -254,7 +319,24 @@ def locate(reference: str, *, needs_model: bool = True) -> Source:
     return Source(reference, path, *_local_code(path, root, reference.split(".")[0]))
 
 
-def load(reference: str, digest: str | None = None, form: ModelForm | None = None) -> ModelModule:
+def step_parameters(module: str, config: StepConfig | None = None) -> dict[str, Any]:
+    """Returns the parameters of a step's component, for a pipeline that is put together by hand.
+
+    Args:
+      module: reference of the model module, as for `locate`; it needs `build_model` only where a Trainer is.
+      config: of the step; None: those alone that all steps have.
+
+    Raises:
+      UserError: as for `locate`.
+    """
+    source = locate(module, needs_model=False)
+    common = {"module": source.reference, "module_digest": source.digest, "toolchain": toolchain()}
+    return {**common, **(config.parameters() if config is not None else {})}
+
+
+def load(
+    reference: str, digest: str | None = None, form: ModelForm | None = None, hyperparameters: Any = None
+) -> ModelModule:
     """Imports a model module and checks its hooks.
 
     A `.py` file can import modules that lie beside it at its top, but not inside its hooks: only while it is imported
@@ -264,9 +346,10 @@ def load(reference: str, digest: str | None = None, form: ModelForm | None = Non
       reference: as for `locate`.
       digest: what the module's digest was when the pipeline was built, to be held against what is found now.
       form: as for `ModelModule`.
+      hyperparameters: likewise.
 
     Raises:
-      UserError: as for `locate`, or importing it failed, or it has another digest.
+      UserError: as for `locate` and `ModelModule`, or importing it failed, or it has another digest.
     """
     source = locate(reference, needs_model=False)
     if digest is not None and source.digest != digest:
@@ -301,7 +384,7 @@ def load(reference: str, digest: str | None = None, form: ModelForm | None = Non
             inspect.signature(function).bind(*range(_arity(hook)))
         except TypeError:
             _raise_signature(hook, reference, f"{hook}{inspect.signature(function)}")
-    loaded = ModelModule(source, code, form)
+    loaded = ModelModule(source, code, form, hyperparameters)
     if loaded.has("custom_objects"):
         import tf_keras
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,21 +16,29 @@ import tf_keras
 from tensorflow.python.framework import config as tf_config
 
 from edgeline import data, keras_io, model_module, progress
+from edgeline.checkpoints import Checkpoints, DrawsByEpoch
 from edgeline.config import FineTuning
 from edgeline.data import TrainingData
 from edgeline.errors import UserError
 from edgeline.model_module import ModelModule
-from edgeline.passport import Passport, Promise
+from edgeline.passport import Passport, Promise, toolchain
 
 HISTORY_FILE = "history.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The two splits that training may see; `eval` is not among them."""
+    """The two splits that training may see; `eval` is not among them.
+
+    Attributes:
+      train: all epochs, one after the other.
+      validation: one pass.
+      fingerprint: of the examples.
+    """
 
     train: TrainingData
     validation: TrainingData
+    fingerprint: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Outcome:
       metrics: of the model as handed on, on the validation split.
       layers: what was done to each layer, or skipped and why.
       promises: what later steps must keep.
+      facts: what else the passport is to say of the step.
     """
 
     model: tf_keras.Model
@@ -49,6 +59,7 @@ class Outcome:
     metrics: dict[str, float]
     layers: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     promises: tuple[Promise, ...] = ()
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def start(seed: int, *, deterministic: bool = True) -> None:
@@ -59,7 +70,12 @@ def start(seed: int, *, deterministic: bool = True) -> None:
       deterministic: whether each operation must give the same bits every time, at whatever cost in time; holds for the
         whole process until the next step begins.
     """
+    # else TensorFlow takes the whole of every GPU, and a second run on the machine finds none left
+    for gpu in tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):  # it is in use already, by an earlier step of this process
+            tf.config.experimental.set_memory_growth(gpu, True)
     tf_keras.backend.clear_session()
+    tf_keras.backend.experimental.enable_tf_random_generator()  # what DrawsByEpoch needs
     tf_keras.utils.set_random_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
@@ -84,6 +100,7 @@ def open_splits(examples_uri: str, module: ModelModule, config: FineTuning) -> S
         data.evaluation_data(
             data.split_files(examples_uri, "validation"), module, batch_size=max(config.batch_size, 512)
         ),
+        data.fingerprint(examples_uri),
     )
 
 
@@ -97,8 +114,10 @@ def fit(
     log_dir: str,
     patience: int = 0,
     callbacks: Sequence[tf_keras.callbacks.Callback] = (),
+    phase: str | None = None,
+    span: range | None = None,
 ) -> dict[str, list[float]]:
-    """Compiles the model by the module's hook and trains it.
+    """Compiles the model by the module's hook and trains it; one that was killed before goes on after its last epoch.
 
     Args:
       model: changed in place.
@@ -109,6 +128,8 @@ def fit(
       log_dir: where TensorBoard logs go.
       patience: epochs without a better validation loss before it stops and restores the best weights; 0: never.
       callbacks: those of the step's own technique.
+      phase: what is told to `compile_model`.
+      span: which of the config's epochs, from 0; None: all.
 
     Returns:
       Values by metric, one per epoch.
@@ -116,28 +137,54 @@ def fit(
     Raises:
       UserError: the loss became NaN or infinite.
     """
-    module.compile_model(model)
+    _compile(model, module, phase)
+    span = span or range(config.epochs)
+    stopper = (
+        tf_keras.callbacks.EarlyStopping("val_loss", patience=patience, restore_best_weights=True) if patience else None
+    )
+    about = {
+        "step": step, "config": config.parameters(), "patience": patience, "module": module.source.digest,
+        "examples": splits.fingerprint, "toolchain": toolchain(), "phase": phase, "span": [span.start, span.stop],
+        "hyperparameters": module.hyperparameters and module.hyperparameters.values,
+    }  # fmt: skip
+    checkpoints = Checkpoints(model, about, stopper, span.start)
+    checkpoints.restore(model)
     watchers: list[tf_keras.callbacks.Callback] = [
+        DrawsByEpoch(config.seed),
         *callbacks,
         tf_keras.callbacks.TensorBoard(log_dir, write_graph=False, profile_batch=0),
-        _Watch(step, config.epochs, splits.train.steps_per_epoch),
+        _Watch(step, config.epochs, splits.train.steps_per_epoch, phase),
+        *([stopper] if stopper else []),
+        checkpoints,
     ]
-    if patience:
-        watchers.append(tf_keras.callbacks.EarlyStopping("val_loss", patience=patience, restore_best_weights=True))
-    history = model.fit(
-        splits.train.dataset,
-        epochs=config.epochs,
+    model.fit(
+        splits.train.after(checkpoints.epochs),
+        initial_epoch=checkpoints.epochs,
+        # of a training that has ended, what callbacks do at its end is all that is done
+        epochs=checkpoints.epochs if checkpoints.stopped else span.stop,
         steps_per_epoch=splits.train.steps_per_epoch,
         validation_data=splits.validation.dataset,
         callbacks=watchers,
         verbose=0,
     )
-    return {name: [float(value) for value in values] for name, values in history.history.items()}
+    return checkpoints.history
+
+
+def _compile(model: tf_keras.Model, module: ModelModule, phase: str | None = None) -> None:
+    """Compiles a model, whose outputs keep their names where tfmot has wrapped their layers: losses go by them."""
+    by_name = {layer.name: layer for layer in model.layers}
+    names = []
+    for name in model.output_names:
+        layer = by_name.get(name)
+        wrapped = layer is not None and type(layer).__module__.startswith(("tensorflow_model_opt", "edgeline."))
+        names.append(layer.layer.name if wrapped and isinstance(layer, tf_keras.layers.Wrapper) else name)
+    model.output_names = names
+    module.compile_model(model, phase)
 
 
 def evaluate(model: tf_keras.Model, module: ModelModule, splits: Splits) -> dict[str, float]:
     """Returns the loss and the compiled metrics on the validation split."""
-    module.compile_model(model)
+    _compile(model, module)
     return {k: float(v) for k, v in model.evaluate(splits.validation.dataset, verbose=0, return_dict=True).items()}
 
 
@@ -169,8 +216,9 @@ def deliver(
         model=keras_io.digest(outcome.model),
         weights_zlib_bytes=keras_io.zlib_bytes(outcome.model),
         history=outcome.history,
+        **outcome.facts,
     ).write(model_uri)
-    write_history(step, outcome.history, run_uri)
+    write_history(step, outcome.history, run_uri, **outcome.facts)
 
 
 def compress(
@@ -204,10 +252,10 @@ def compress(
     )  # fmt: skip
 
 
-def write_history(step: str, history: dict[str, list[float]], run_uri: str) -> None:
-    """Writes `history.json` beside the TensorBoard logs of a ModelRun: step, and values by metric, one per epoch."""
+def write_history(step: str, history: dict[str, list[float]], run_uri: str, **facts: Any) -> None:
+    """Writes `history.json` beside the TensorBoard logs of a ModelRun: step, values by metric and epoch, and facts."""
     Path(run_uri).mkdir(parents=True, exist_ok=True)
-    Path(run_uri, HISTORY_FILE).write_text(json.dumps({"step": step, "history": history}, indent=1) + "\n")
+    Path(run_uri, HISTORY_FILE).write_text(json.dumps({"step": step, "history": history, **facts}, indent=1) + "\n")
 
 
 class _Watch(tf_keras.callbacks.Callback):
@@ -216,9 +264,10 @@ class _Watch(tf_keras.callbacks.Callback):
     # leaves the logs as tensors: turning them into numbers in every batch would wait for the device each time
     _supports_tf_logs = True
 
-    def __init__(self, step: str, epochs: int, steps_per_epoch: int):
+    def __init__(self, step: str, epochs: int, steps_per_epoch: int, phase: str | None = None):
         super().__init__()
         self._step = step
+        self._phase = f"{phase}: " if phase else ""
         self._epochs = epochs
         self._steps = steps_per_epoch
         self._epoch = 0
@@ -246,4 +295,4 @@ class _Watch(tf_keras.callbacks.Callback):
         self._say(self._steps, f"epoch {epoch + 1}/{self._epochs} {shown}")
 
     def _say(self, batch: int, text: str) -> None:
-        progress.report(self._epoch * self._steps + batch, self._epochs * self._steps, text)
+        progress.report(self._epoch * self._steps + batch, self._epochs * self._steps, self._phase + text)

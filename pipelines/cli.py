@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,21 @@ from edgeline.pipelines import (
     bench_cli,
     console,
     datasets,
+    events,
+    gc_cli,
+    history_cli,
     inspect_cli,
+    new_data,
     optimize_cli,
     options,
+    prometheus,
+    push_cli,
     recipes,
     report_cli,
+    verify_cli,
+    warm_start,
 )
-from edgeline.pipelines.recipe import Recipe, find
+from edgeline.pipelines.recipe import Recipe
 
 DIGITS_MODULE = "edgeline.pipelines.examples.digits.model"
 DIGITS_ROOT = Path("runs/digits")
@@ -91,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         help="data folder with train, validation and eval (default for the digits example: it is made)",
     )
     run.add_argument("--root", type=Path, help="where everything of this pipeline is kept (default: runs/digits)")
+    warm_start.add_option(run)
     _add_run_options(run)
 
     optimize = commands.add_parser(
@@ -117,18 +126,22 @@ def _parser() -> argparse.ArgumentParser:
         ("digits", "scikit-learn's digits, 1,797 images of 8x8 pixels", _write_digits),
         ("fashion-mnist", "Fashion-MNIST, 70,000 images of 28x28 pixels", _write_fashion_mnist),
         ("mnist", "MNIST, 70,000 images of 28x28 pixels", _write_mnist),
+        ("imdb", "the IMDB reviews of tf-keras, 50,000 of 100 words", _write_imdb),
         ("images", "a folder with one sub-folder of jpeg or png files per class", _write_images),
     ):
         kind = kinds.add_parser(name, help=text, parents=[common])
         if name == "images":
             kind.add_argument("source", type=Path, metavar="SRC", help="one sub-folder per class")
         elif name != "digits":
-            kind.add_argument("--source", type=Path, help="folder with the four idx files")
+            what = "the file imdb.npz" if name == "imdb" else "folder with the four idx files"
+            kind.add_argument("--source", type=Path, help=what)
         kind.add_argument("out", type=Path, metavar="DIR", help="the folder to make")
         kind.add_argument("--shards", type=int, default=8, help="files of the train split (default: %(default)s)")
         kind.set_defaults(command=_data, write=write)
+    new_data.add_schema_command(kinds, common)
 
     listing = commands.add_parser("recipes", help="list the named recipes", parents=[common])
+    options.add_recipes_file(listing)
     listing.set_defaults(command=_recipes)
 
     runs = commands.add_parser("runs", help="list the runs of a pipeline, from its metadata", parents=[common])
@@ -148,6 +161,10 @@ def _parser() -> argparse.ArgumentParser:
     inspect_cli.add_commands(commands, common)
     report_cli.add_commands(commands, common)
     bench_cli.add_commands(commands, common)
+    push_cli.add_commands(commands, common)
+    verify_cli.add_commands(commands, common)
+    history_cli.add_commands(commands, common)
+    gc_cli.add_commands(commands, common)
 
     from edgeline.kubeflow import cli as kubeflow_cli
     from edgeline.kubeflow import client_cli
@@ -162,13 +179,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `run` and `optimize` share."""
-    parser.add_argument(
-        "--recipe",
-        action="append",
-        dest="recipes",
-        metavar="NAME",
-        help="a candidate to make; may be repeated (see: edgeline recipes)",
-    )
+    options.add_data(parser)
+    options.add_recipes(parser)
     options.add_training(parser)
     options.add_budget(parser)
     options.add_evaluation(parser)
@@ -192,6 +204,10 @@ def _write_mnist(arguments: argparse.Namespace, shown: Console) -> datasets.Data
     return datasets.write_mnist(arguments.out, source=arguments.source, shards=arguments.shards, console=shown)
 
 
+def _write_imdb(arguments: argparse.Namespace, shown: Console) -> datasets.DatasetSummary:
+    return datasets.write_imdb(arguments.out, source=arguments.source, shards=arguments.shards, console=shown)
+
+
 def _write_images(arguments: argparse.Namespace, shown: Console) -> datasets.DatasetSummary:
     return datasets.write_images(arguments.source, arguments.out, shards=arguments.shards, console=shown)
 
@@ -207,31 +223,53 @@ def _data(arguments: argparse.Namespace) -> int:
 
 def _recipes(arguments: argparse.Namespace) -> int:
     table = Table("recipe", "steps", "what for")
-    for name, recipe in recipes.RECIPES.items():
-        marked = f"{name} *" if name in recipes.DEFAULT else name
-        table.add_row(marked, " → ".join(step.token for step in recipe.steps), recipes.DESCRIPTIONS[name])
+    known = recipes.catalog(arguments.recipes_file)
+    for name, recipe in known.recipes.items():
+        marked = f"{name} *" if name in known.default else name
+        table.add_row(marked, " → ".join(step.token for step in recipe.steps), known.descriptions[name])
     shown = Console()
     shown.print(table)
     shown.print("* made by `edgeline run` where no --recipe is given")
+    shown.print("Each recipe that ends with int8 or qat8 exists with int8 inputs and outputs too: NAME_io")
     return PUSHED
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    chosen = find(arguments.recipes or recipes.DEFAULT, recipes.RECIPES)
-    return _run_pipeline(arguments, chosen, model_module.locate(arguments.module))
+    with _recorded(arguments, "run") as journal:
+        chosen = options.chosen(arguments)
+        journal.exit_code = _run_pipeline(arguments, chosen, model_module.locate(arguments.module), journal)
+    return journal.exit_code
 
 
 def _optimize(arguments: argparse.Namespace) -> int:
-    chosen = find(arguments.recipes or recipes.DEFAULT, recipes.RECIPES)
-    model = optimize_cli.imported(arguments)
-    optimize_cli.check_recipes(model, chosen)
-    if arguments.check_keras and optimize_cli.is_graph(model):
-        raise UserError(f"--check-keras needs a Keras model, but {arguments.model} is a graph without layers")
-    return _run_pipeline(arguments, chosen, model_module.locate(arguments.module, needs_model=False), model)
+    with _recorded(arguments, "optimize") as journal:
+        chosen = options.chosen(arguments)
+        model = optimize_cli.imported(arguments)
+        optimize_cli.check_recipes(model, chosen)
+        if arguments.check_keras and optimize_cli.is_graph(model):
+            raise UserError(f"--check-keras needs a Keras model, but {arguments.model} is a graph without layers")
+        located = model_module.locate(arguments.module, needs_model=False)
+        journal.exit_code = _run_pipeline(arguments, chosen, located, journal, model)
+    return journal.exit_code
+
+
+@contextlib.contextmanager
+def _recorded(arguments: argparse.Namespace, command: str) -> Iterator[events.Journal]:
+    """Records a run in its root's event log, however it ends, and then brings the root's metrics up to date."""
+    root = arguments.root.absolute() if arguments.root else _folders(arguments)[0]
+    try:
+        with events.Journal(root, command, module=arguments.module, data=arguments.data and str(arguments.data)) as log:
+            yield log
+    finally:
+        prometheus.write(root)
 
 
 def _run_pipeline(
-    arguments: argparse.Namespace, chosen: Sequence[Recipe], source: model_module.Source, model: Import | None = None
+    arguments: argparse.Namespace,
+    chosen: Sequence[Recipe],
+    source: model_module.Source,
+    journal: events.Journal,
+    model: Import | None = None,
 ) -> int:
     # everything else that can be wrong is checked here, before the imports
     root, data = _folders(arguments)
@@ -240,8 +278,15 @@ def _run_pipeline(
         "evaluation": options.evaluation(arguments),
         "export": options.export(arguments),
         **options.training(arguments),
+        "gate": options.gate(arguments, str(root / "last_statistics")),
     }
-    log = _open_root(root)
+    asked["train"] = warm_start.asked(asked["train"], getattr(arguments, "warm_start", None))
+    window = new_data.window(arguments, data)
+    request = new_data.request(source, chosen, [*asked.values(), model], arguments.schema)
+    if (why := new_data.nothing_new(arguments, root, data, window, request)) is not None:
+        journal.write("no_new_data", why=why)
+        return _nothing_new(why, window, arguments)
+    log = _open_root(root, journal.run)
 
     with console.capture_output(log, arguments.verbose) as terminal:
         live = terminal.err if arguments.output == "json" else terminal.out
@@ -250,22 +295,39 @@ def _run_pipeline(
                 data = root / "data"
                 if not data.exists():
                     datasets.write_digits(data, console=live)
-            datasets.check_readable(data, root / ".data-checked.json")
+            asked["train"], cold = warm_start.resolved(asked["train"], root)
+            for note in (*(window.notes if window else ()), *([cold] if cold else [])):
+                terminal.err.print(f"edgeline: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+            new_data.check_readable(data, window, root)
+            journal.write("data", **new_data.facts(data, window, request))
             with live.status("loading TensorFlow and TFX") if live.is_terminal else contextlib.nullcontext():
                 from edgeline.pipelines import compression, session
             run = compression.Run(source, tuple(chosen), model=model, **asked)
             compression.check(run)
             view = console.LiveView(live, False if arguments.verbose else None)
-            examples = compression.import_examples(data)
-            outcome = session.run(run, root, examples, view, enable_cache=not arguments.no_cache)
+            examples = compression.import_spans(window) if window else compression.import_examples(data)
+            schema = compression.import_schema(arguments.schema, root) if arguments.schema else None
+            cached = not arguments.no_cache
+            outcome = session.run(run, root, examples, view, schema=schema, enable_cache=cached, listen=journal.step)
+            journal.outcome(outcome)
         except UserError:
             raise
         except Exception as error:
             if arguments.debug:
                 terminal.err.print_exception()
-            terminal.err.print(f"edgeline: {type(error).__name__}: {error}\nfull log: {log}", markup=False)
+            journal.error = f"{type(error).__name__}: {error}"
+            terminal.err.print(f"edgeline: {journal.error}\nfull log: {log}", markup=False)
             return STEP_FAILED
         return _show(outcome, log, arguments, terminal)
+
+
+def _nothing_new(why: str, window: Any, arguments: argparse.Namespace) -> int:
+    notes = window.notes if window else ()
+    for note in notes:
+        Console(stderr=True).print(f"edgeline: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    line = json.dumps({"exit_code": PUSHED, "no_new_data": True, "why": why}) if arguments.output == "json" else why
+    Console().print(line, soft_wrap=True, markup=False, highlight=False)
+    return PUSHED
 
 
 def _folders(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
@@ -278,11 +340,9 @@ def _folders(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
     return (arguments.root or DIGITS_ROOT).absolute(), arguments.data and arguments.data.absolute()
 
 
-def _open_root(root: Path) -> Path:
+def _open_root(root: Path, run: str) -> Path:
     """Makes the root and returns the log file of this run."""
-    import datetime
-
-    log = root / "logs" / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.log"
+    log = root / "logs" / f"{run}.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()
@@ -293,6 +353,9 @@ def _open_root(root: Path) -> Path:
 
 def _show(outcome: Any, log: Path, arguments: argparse.Namespace, terminal: console.Terminal) -> int:
     code = _exit_code(outcome)
+    for line in outcome.drifted:
+        text = f"edgeline: drift allowed: {line}"
+        terminal.err.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
     for failure in outcome.failures:
         terminal.err.print(f"edgeline: {failure.text}", style="red", markup=False, highlight=False, soft_wrap=True)
         if arguments.debug and failure.error is not None:
@@ -303,7 +366,7 @@ def _show(outcome: Any, log: Path, arguments: argparse.Namespace, terminal: cons
         terminal.err.print(f"full log: {log}", soft_wrap=True, highlight=False)
     if arguments.output == "json":
         terminal.out.print(
-            json.dumps({"exit_code": code, **outcome.summary(), "log": str(log)}),
+            json.dumps({"exit_code": code, "no_new_data": False, **outcome.summary(), "log": str(log)}),
             soft_wrap=True,
             markup=False,
             highlight=False,
@@ -378,6 +441,9 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
     def say(text: str, style: str = "") -> None:
         shown.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
 
+    for training in report["training"]:
+        if training.get("warm_start"):
+            say(f"warm start: {training['warm_start']['note']}")
     for c in report["candidates"]:
         if not c["blessed"]:
             say(f"rejected  {c['name']}: {'; '.join(c['reasons'])}", "red" if c["failure"] else "yellow")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import tfx.v1 as tfx
 from google.protobuf import wrappers_pb2
-from tfx.components import ImportExampleGen
+from tfx.components import ExampleValidator, ImportExampleGen, StatisticsGen
+from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.proto import example_gen_pb2, pusher_pb2
 from tfx.types.channel import BaseChannel
@@ -16,6 +18,7 @@ from tfx.utils import proto_utils
 
 from edgeline import (
     Clusterer,
+    DataGate,
     Evaluator,
     ModelImporter,
     Pruner,
@@ -27,14 +30,18 @@ from edgeline import (
 )
 from edgeline.clusterer.config import Cluster
 from edgeline.config import FineTuning
+from edgeline.data_gate.config import Gate
+from edgeline.errors import UserError
 from edgeline.evaluator import slices
 from edgeline.evaluator.config import Budget, Evaluation
 from edgeline.model_importer.config import Import
 from edgeline.model_module import Source
-from edgeline.passport import toolchain
+from edgeline.passport import digest_of_bytes, toolchain
 from edgeline.pipelines.datasets import SHARD_SUFFIX, SPLITS
 from edgeline.pipelines.recipe import Recipe
 from edgeline.pipelines.recipes import float32
+from edgeline.pipelines.span_ingest import SpanExampleGen
+from edgeline.pipelines.spans import Window
 from edgeline.pruner.config import Prune
 from edgeline.pusher import Pusher
 from edgeline.quantizer.config import Quantize
@@ -44,6 +51,8 @@ from edgeline.trainer.config import Train
 
 #: The component that does a step: a new pass is one line here.
 COMPONENTS = {Prune: Pruner, Cluster: Clusterer, Quantize: Quantizer}
+
+Ingest = TypeVar("Ingest", bound=ImportExampleGen)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Run:
       sample: the calibration samples.
       export: how each conversion is proved.
       model: a trained model to import; None: train the module's.
+      gate: how far the data may move, where they are checked against a schema.
     """
 
     module: Source
@@ -71,19 +81,31 @@ class Run:
     sample: Sample = dataclasses.field(default_factory=Sample)
     export: Export = dataclasses.field(default_factory=Export)
     model: Import | None = None
+    gate: Gate = dataclasses.field(default_factory=Gate)
 
 
 def check(run: Run) -> None:
     """Checks before any work what only the imported module can tell.
 
     Raises:
-      UserError: the module cannot be imported, or a slice that it or the budget names cannot be made.
+      UserError: the module cannot be imported, its phases are none, or a slice that it or the budget names cannot be
+        made.
     """
-    slices.check_asked(run.budget.slice_drops, model_module.load(run.module.reference))
+    module = model_module.load(run.module.reference)
+    slices.check_asked(run.budget.slice_drops, module)
+    if run.model is None:
+        module.phases()
 
 
 def create_pipeline(
-    name: str, run: Run, *, root: Path, examples: BaseNode, beam_args: Sequence[str] = (), enable_cache: bool = True
+    name: str,
+    run: Run,
+    *,
+    root: Path,
+    examples: BaseNode,
+    schema: BaseNode | None = None,
+    beam_args: Sequence[str] = (),
+    enable_cache: bool = True,
 ) -> tfx.dsl.Pipeline:
     """Builds the DAG of a run on this machine.
 
@@ -92,13 +114,16 @@ def create_pipeline(
       run: what is asked.
       root: where artifacts, metadata and pushed models are kept.
       examples: a component with an `examples` output that has the splits train, validation and eval.
+      schema: a component with a `schema` output, by which the data are checked first; None: they are not.
       beam_args: for the nodes that use Beam.
       enable_cache: whether nodes with equal inputs and parameters are served from earlier runs.
     """
     return tfx.dsl.Pipeline(
         pipeline_name=name,
         pipeline_root=str(root / "artifacts"),
-        components=create_components(name, run, examples=examples, push_to=str(root / "pushed"), beam_args=beam_args),
+        components=create_components(
+            name, run, examples=examples, schema=schema, push_to=str(root / "pushed"), beam_args=beam_args
+        ),
         enable_cache=enable_cache,
         metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
             str(root / "metadata.db")
@@ -108,28 +133,49 @@ def create_pipeline(
 
 
 def create_components(
-    name: str, run: Run, *, examples: BaseNode, push_to: str, beam_args: Sequence[str] = ()
+    name: str,
+    run: Run,
+    *,
+    examples: BaseNode | BaseChannel,
+    push_to: str,
+    schema: BaseNode | None = None,
+    beam_args: Sequence[str] = (),
+    **inputs: BaseChannel,
 ) -> list[BaseNode]:
-    """Builds the nodes of a run, wherever they will run; the first is `examples`.
+    """Builds the nodes of a run, wherever they will run.
 
     Args:
       name: of the pipeline.
       run: what is asked.
-      examples: a component with an `examples` output that has the splits train, validation and eval.
+      examples: a component with an `examples` output that has the splits train, validation and eval, which is then the
+        first of the nodes; or such an output, of a node that the pipeline has besides.
       push_to: the folder that gets a folder per pushed model.
+      schema: a component with a `schema` output, by which the data are checked first; None: they are not.
       beam_args: for the nodes that use Beam.
+      **inputs: of the Trainer, `transform_graph` and `hyperparameters`; or instead of a Trainer, `trained`: a Model of
+        TFX's own, to be imported (`run.model` may say how).
     """
     module = {"module": run.module.reference, "module_digest": run.module.digest, "toolchain": toolchain()}
-    data = examples.outputs["examples"]
-    if run.model is not None:
-        source = ModelImporter(examples=data, **module, **run.model.parameters())
+    data = examples if isinstance(examples, BaseChannel) else examples.outputs["examples"]
+    if run.model is not None or "trained" in inputs:
+        source = ModelImporter(examples=data, **inputs, **module, **(run.model or Import()).parameters())
         sampled = {"model": source.outputs["model"]}  # the module may build another model, or none
     else:
-        source, sampled = Trainer(examples=data, **module, **run.train.parameters()), {}
+        source, sampled = Trainer(examples=data, **inputs, **module, **run.train.parameters()), {}
     sampler = RepresentativeDatasetGen(examples=data, **sampled, **module, **run.sample.parameters())
     sampler = sampler.with_beam_pipeline_args(list(beam_args))
-    if run.model is None:
+    if not sampled:
         source.add_upstream_node(sampler)  # bad data must stop the run before the training
+    checks: list[BaseNode] = []
+    if schema is not None:
+        described = schema.outputs["schema"]
+        statistics = StatisticsGen(examples=data, schema=described).with_beam_pipeline_args(list(beam_args))
+        found = {"statistics": statistics.outputs["statistics"], "schema": described}
+        validator = ExampleValidator(**found)
+        gate = DataGate(**found, anomalies=validator.outputs["anomalies"], **module, **run.gate.parameters())
+        checks = [schema, statistics, validator, gate]
+        sampler.add_upstream_node(gate)
+        source.add_upstream_node(gate)
     nodes: dict[str, BaseNode] = {"sampler": sampler, "source": source}
     calibration = sampler.outputs["calibration"]
 
@@ -168,13 +214,42 @@ def create_components(
             filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=push_to)
         ),
     )
-    return [examples, *nodes.values(), evaluator, pusher]
+    ingest = [] if isinstance(examples, BaseChannel) else [examples]
+    return [*ingest, *checks, *nodes.values(), evaluator, pusher]
 
 
 def import_examples(data_dir: Path) -> ImportExampleGen:
     """Returns the stock component that ingests a data folder: `<data_dir>/<split>/*.tfrecord.gz`."""
     splits = [example_gen_pb2.Input.Split(name=split, pattern=f"{split}/*{SHARD_SUFFIX}") for split in SPLITS]
-    ingest = ImportExampleGen(input_base=str(data_dir), input_config=example_gen_pb2.Input(splits=splits))
+    return _keyed(ImportExampleGen(input_base=str(data_dir), input_config=example_gen_pb2.Input(splits=splits)))
+
+
+def import_spans(window: Window) -> SpanExampleGen:
+    """Returns the component that ingests a window of spans as one data set."""
+    return _keyed(SpanExampleGen(window))
+
+
+def import_schema(file: Path, root: Path) -> ImportSchemaGen:
+    """Returns the stock component that takes a schema in; its cache key has the path only, so that gets the content.
+
+    Args:
+      file: the user's.
+      root: of the pipeline; keeps a copy.
+
+    Raises:
+      UserError: the root cannot be written.
+    """
+    content = file.read_bytes()
+    copy = root / "schemas" / f"{digest_of_bytes(content)[:16]}.pbtxt"
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{copy} cannot be written: {error.strerror}") from error
+    return ImportSchemaGen(schema_file=str(copy))
+
+
+def _keyed(ingest: Ingest) -> Ingest:
     # it reads no custom config, but what stands there is part of its cache key
     custom = example_gen_pb2.CustomConfig()
     custom.custom_config.Pack(wrappers_pb2.StringValue(value=toolchain()))

@@ -6,20 +6,22 @@ A data folder is what a pipeline reads:
     DIR/labels.txt      one class name per line; line number (from 0) = label
     DIR/dataset.json    what was written: name, counts, labels, features, shards, digest of the content
 
-Each example has two features: `image` (bytes: raw uint8 pixels, row by row, or an encoded JPEG or PNG file) and `label`
-(int64). The split of an image follows from a hash of its bytes alone. So equal images are always in the same split,
-whatever the names and the order of the files, and an image stays in its split when others are added to the data set.
-Only a published test set is not cut this way: it is `eval` as it is.
+Each example has two features: `image` (bytes: raw uint8 pixels, row by row, or an encoded JPEG or PNG file) or `tokens`
+(int64), and `label` (int64). The split of an image follows from a hash of its bytes alone. So equal images are always
+in the same split, whatever the names and the order of the files, and an image stays in its split when others are added
+to the data set. Only a published test set is not cut this way: it is `eval` as it is.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import gzip
 import hashlib
 import json
 import math
+import pickle
 import secrets
 import shutil
 import struct
@@ -53,6 +55,9 @@ _FASHION_MNIST_LABELS = (
     "Bag",
     "Ankle boot",
 )
+#: The published size of the problem, and what tf-keras makes of the file's numbers: each word's is moved up by three.
+_IMDB_WORDS, _IMDB_STEPS = 20_000, 100
+_IMDB_START, _IMDB_UNKNOWN, _IMDB_FIRST = 1, 2, 3
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 _IDX_NAMES = (
     "train-images-idx3-ubyte",
@@ -70,7 +75,7 @@ class DatasetSummary:
     """What a data folder holds.
 
     Attributes:
-      name: `digits`, `fashion-mnist`, `mnist` or `images`.
+      name: `digits`, `fashion-mnist`, `mnist`, `images` or `imdb`.
       path: the data folder.
       counts: examples per split, in the order train, validation, eval; each at least 1.
       labels: class names; the index is the label.
@@ -89,7 +94,7 @@ class _Example(NamedTuple):
 
     digest: bytes  # SHA-256 of the image's bytes
     label: int
-    image: bytes | Path  # a path where the images of a data set may not fit into memory
+    image: bytes | Path  # a path where the images of a data set may not fit into memory; tokens as bytes, int64
 
 
 def write_digits(out: Path, *, shards: int = 8, console: Console | None = None) -> DatasetSummary:
@@ -220,6 +225,42 @@ def write_images(source: Path, out: Path, *, shards: int = 8, console: Console |
     return _write("images", out, _split(examples), labels, features, shards, console)
 
 
+def write_imdb(
+    out: Path, *, source: Path | None = None, shards: int = 8, console: Console | None = None
+) -> DatasetSummary:
+    """Writes the IMDB reviews as tf-keras gives them: 50,000, each the numbers of its last 100 words, int64 [100].
+
+    As `tf_keras.datasets.imdb.load_data(num_words=20_000)` and `pad_sequences(maxlen=100)`: 0 fills up the beginning of
+    a shorter review, 1 is the start of one, 2 a word that is not among the 20,000. The published test set is `eval`,
+    `validation` is 10% of the rest. Label 1 is a positive review.
+
+    Nothing is downloaded. Without `source` the download cache of tf-keras is read.
+
+    Args:
+      out: data folder to make; may exist if it is empty or holds this very data set.
+      source: the file `imdb.npz`.
+      shards: files of the train split, at least 1; the other splits get fewer in proportion.
+      console: where progress is shown; None for silence.
+
+    Raises:
+      UserError: no source found, the source is damaged or another file, `out` holds something else or cannot be
+        written, or `shards` is below 1.
+    """
+    _check_request(out, shards)
+    cache = _keras_cache() / "imdb.npz"
+    if source is None and not cache.is_file():
+        raise UserError(
+            "The IMDB reviews were not found on this machine, and Edgeline downloads nothing. Two ways to provide "
+            "them:\n"
+            "  --source FILE, the imdb.npz of tf-keras\n"
+            f"  tf_keras.datasets.imdb.load_data() on a machine with internet access (puts it into {cache})"
+        )
+    train, test = _read_imdb(source or cache)
+    tokens = {"dtype": "int64", "shape": [_IMDB_STEPS], "range": [0, _IMDB_WORDS - 1]}
+    features = {"tokens": tokens, "label": {"dtype": "int64"}}
+    return _write("imdb", out, _split(train, test), ("negative", "positive"), features, shards, console)
+
+
 def check_readable(data_dir: Path, stamp: Path | None = None) -> dict[str, int]:
     """Reads every shard of a data folder to its end and returns the number of examples per split.
 
@@ -260,6 +301,15 @@ def check_readable(data_dir: Path, stamp: Path | None = None) -> dict[str, int]:
     return counts
 
 
+def fingerprint(data_dir: Path) -> str:
+    """Returns a digest over the names, sizes and modification times of all shards of a data folder; none is read.
+
+    Raises:
+      UserError: a folder is missing or holds something else.
+    """
+    return _fingerprint(data_dir, {split: _shards_of(data_dir, split) for split in SPLITS})
+
+
 def _raw_pixels(shape: tuple[int, int], largest: int) -> dict[str, Any]:
     """Returns the features of a data set of grey images, as dataset.json states them."""
     image = {"encoding": "raw", "dtype": "uint8", "shape": list(shape), "range": [0, largest]}
@@ -297,11 +347,12 @@ def _write(
 ) -> DatasetSummary:
     """Writes the data folder under a temporary name and renames it, unless it is already there."""
     counts = {split: len(examples) for split, examples in splits.items()}
+    kind = "review" if "tokens" in features else "image"
     for split, count in counts.items():
         if count == 0:
             raise UserError(
-                f"{name}: none of the {sum(counts.values())} images falls into the split {split}. The split of an "
-                "image follows from a hash of its bytes (10% each to validation and eval): add images"
+                f"{name}: none of the {sum(counts.values())} {kind}s falls into the split {split}. The split of each "
+                f"follows from a hash of its bytes (10% each to validation and eval): add {kind}s"
             )
     content = hashlib.sha256()
     for split, examples in splits.items():
@@ -333,7 +384,7 @@ def _write(
             for split, examples in splits.items():
                 task = progress.add_task(f"{name}: writing {split}", total=len(examples))
                 advance = functools.partial(progress.advance, task)
-                _write_split(temporary / split, examples, manifest["shards"][split], advance)
+                _write_split(temporary / split, examples, manifest["shards"][split], "tokens" in features, advance)
         (temporary / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
         (temporary / "dataset.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         temporary.replace(out)
@@ -344,7 +395,10 @@ def _write(
     return DatasetSummary(name, out, counts, labels, written=True)
 
 
-def _write_split(folder: Path, examples: list[_Example], shards: int, advance: Callable[[], None]) -> None:
+def _write_split(
+    folder: Path, examples: list[_Example], shards: int, are_tokens: bool, advance: Callable[[], None]
+) -> None:
+    import numpy as np
     import tensorflow as tf
 
     folder.mkdir()
@@ -353,9 +407,14 @@ def _write_split(folder: Path, examples: list[_Example], shards: int, advance: C
         path = folder / _shard_name(number, shards)
         with tf.io.TFRecordWriter(str(path), tf.io.TFRecordOptions("GZIP")) as writer:
             for example in part:
-                image = tf.train.Feature(bytes_list=tf.train.BytesList(value=[_image_bytes(example)]))
+                content = _image_bytes(example)
+                if are_tokens:
+                    numbers = tf.train.Int64List(value=np.frombuffer(content, np.int64))
+                    name, value = "tokens", tf.train.Feature(int64_list=numbers)
+                else:
+                    name, value = "image", tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
                 label = tf.train.Feature(int64_list=tf.train.Int64List(value=[example.label]))
-                record = tf.train.Example(features=tf.train.Features(feature={"image": image, "label": label}))
+                record = tf.train.Example(features=tf.train.Features(feature={name: value, "label": label}))
                 # Features are a map, whose order is otherwise free to differ from run to run.
                 writer.write(record.SerializeToString(deterministic=True))
                 advance()
@@ -492,6 +551,60 @@ def _read_npz(path: Path) -> tuple[list[_Example], list[_Example]]:
             f"{_reason(error)}. Remove it and load MNIST again, or give --source DIR"
         ) from error
     return sets[0], sets[1]
+
+
+class _ListsOnly(pickle.Unpickler):
+    """Reads what numpy pickles for an array of lists, and nothing else: a pickle could run any code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        import numpy as np
+
+        allowed = {
+            "numpy._reconstruct": np.zeros(0).__reduce__()[0],
+            "numpy.ndarray": np.ndarray,
+            "numpy.dtype": np.dtype,
+            "_codecs.encode": codecs.encode,  # bytes, as old versions pickled them
+        }
+        found = allowed.get(f"{module.split('.')[0]}.{name}")
+        if found is None:
+            raise ValueError(f"it holds {module}.{name} where lists of numbers are expected")
+        return found
+
+
+def _read_imdb(path: Path) -> tuple[list[_Example], list[_Example]]:
+    """Returns the training set and the test set of tf-keras's imdb.npz."""
+    import numpy as np
+
+    sets = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for part in ("train", "test"):
+                with archive.open(f"x_{part}.npy") as stream:
+                    np.lib.format.read_magic(stream)
+                    _, _, dtype = np.lib.format.read_array_header_1_0(stream)
+                    if not dtype.hasobject:
+                        raise ValueError(f"x_{part} is {dtype}, not lists of words")
+                    reviews = _ListsOnly(stream).load()
+                with archive.open(f"y_{part}.npy") as stream:
+                    labels = np.lib.format.read_array(stream, allow_pickle=False).tolist()
+                if len(reviews) != len(labels) or not set(labels) <= {0, 1}:
+                    raise ValueError(f"{len(reviews)} reviews, {len(labels)} labels from {sorted(set(labels))[:5]}")
+                sets.append(_examples([_last_words(review).tobytes() for review in reviews], labels))
+    except (OSError, EOFError, ValueError, TypeError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is not the IMDB file of tf-keras (x_train, y_train, x_test, y_test; lists of word numbers, labels "
+            f"0 and 1): {_reason(error)}"
+        ) from error
+    return sets[0], sets[1]
+
+
+def _last_words(review: list[int]) -> Any:
+    """Returns the last words of a review by their numbers in the vocabulary, int64 [100]."""
+    import numpy as np
+
+    words = np.concatenate([[_IMDB_START], np.asarray(review, np.int64) + _IMDB_FIRST])[-_IMDB_STEPS:]
+    words[words >= _IMDB_WORDS] = _IMDB_UNKNOWN
+    return np.pad(words, (_IMDB_STEPS - len(words), 0))
 
 
 def _ten_classes(path: Path, images: list[bytes], labels: list[int]) -> list[_Example]:

@@ -7,14 +7,87 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from edgeline import targets
 from edgeline.config import FineTuning
+from edgeline.data_gate.config import Gate
 from edgeline.errors import UserError
-from edgeline.evaluator.config import DIRECTIONS, DROP_BOUNDS, LIMITS, OBJECTIVES, Budget, Evaluation
+from edgeline.evaluator.config import (
+    DEPLOYED,
+    DIRECTIONS,
+    DROP_BOUNDS,
+    LIMITS,
+    NONE,
+    OBJECTIVES,
+    Budget,
+    Evaluation,
+)
+from edgeline.pipelines import recipes
+from edgeline.pipelines.recipe import Recipe, find
+from edgeline.quantizer.config import Quantize
 from edgeline.representative_dataset.config import LABEL, STRATEGIES, Sample
 from edgeline.tflite_exporter.config import Export
 from edgeline.trainer.config import Train
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for what of the data is read, and when."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help="of spans (--data 'DIR/day-{SPAN}' or 'DIR/{YYYY}-{MM}-{DD}'): the newest complete one and the N-1 before "
+        "(default: 1)",
+    )
+    group.add_argument(
+        "--only-new-data",
+        action="store_true",
+        help="do nothing, exit code 0, if data, module and options are those of the last finished run; with spans, "
+        "every run does so",
+    )
+    group.add_argument(
+        "--schema",
+        type=Path,
+        metavar="FILE.pbtxt",
+        help="what the data must look like; stop before the training where they do not (see: edgeline data schema)",
+    )
+    add_gate(group)
+
+
+def add_gate(parser: Any) -> None:
+    """Adds the options that `gate` reads."""
+    unset = Gate()
+    parser.add_argument(
+        "--max-drift",
+        type=float,
+        default=unset.max_drift,
+        metavar="X",
+        help="with --schema: how far a feature of the training split may be from the last run's, and from the eval "
+        "split, where the schema has no comparator for it; 0-1, -1: any (default: %(default)s)",
+    )
+    parser.add_argument("--allow-drift", action="store_true", help="say what has drifted, and go on")
+
+
+def gate(arguments: argparse.Namespace, last_statistics: str) -> Gate:
+    """Returns what the options of `add_gate` say.
+
+    Args:
+      arguments: of the command.
+      last_statistics: where the statistics of the last data are kept.
+
+    Raises:
+      UserError: a value is out of range, or something is asked that needs a schema.
+    """
+    unset = Gate()
+    if not arguments.schema and (arguments.allow_drift or arguments.max_drift != unset.max_drift):
+        raise UserError("--max-drift and --allow-drift need --schema: make one with `edgeline data schema`")
+    with as_user_error():
+        return Gate(
+            max_drift=arguments.max_drift, allow_drift=int(arguments.allow_drift), last_statistics=last_statistics
+        )
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -88,8 +161,13 @@ def training(arguments: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def add_budget(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that `budget` reads."""
+def add_budget(parser: argparse.ArgumentParser, *, target_flag: str = "--target") -> None:
+    """Adds the options that `budget` reads.
+
+    Args:
+      parser: to add them to.
+      target_flag: what the option for the target is called, where `--target` means something else.
+    """
     unset = Budget()
     group = parser.add_argument_group("budget")
     group.add_argument(
@@ -152,6 +230,19 @@ def add_budget(parser: argparse.ArgumentParser) -> None:
         default=unset.objective,
         help="what the selected candidate has least of (default: %(default)s)",
     )
+    add_target(group, target_flag)
+
+
+def add_target(parser: Any, flag: str = "--target", *, default: str | None = targets.DEFAULT) -> None:
+    """Adds the option for the kind of hardware, read as `arguments.runs_on`."""
+    parser.add_argument(
+        flag,
+        dest="runs_on",
+        choices=targets.NAMES,
+        default=default,
+        help="the hardware that has to be able to run the model: its number types, operators and sizes"
+        + (" (default: %(default)s)" if default else ""),
+    )
 
 
 def budget(arguments: argparse.Namespace) -> Budget:
@@ -160,7 +251,8 @@ def budget(arguments: argparse.Namespace) -> Budget:
     Raises:
       UserError: a value is out of range, or two contradict each other.
     """
-    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Budget)}
+    names = [field.name for field in dataclasses.fields(Budget) if field.name != "target"]
+    values = {name: getattr(arguments, name) for name in names} | {"target": arguments.runs_on}
     drops: dict[str, float] = {}
     for key, text in arguments.max_slice_drops:
         try:
@@ -185,20 +277,104 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         help="records of the eval split that may be unreadable; they are left out (default: %(default)s)",
     )
     group.add_argument("--check-keras", action="store_true", help="also evaluate the baseline's Keras model")
+    group.add_argument(
+        "--like",
+        default=DEPLOYED,
+        metavar=f"FILE.tflite|{DEPLOYED}|{NONE}",
+        help="whose inputs, outputs (names, shapes, number types), order of labels and target a candidate must have: a "
+        f"file's, those of the model that was pushed last, or {NONE}'s: a new contract (default: %(default)s)",
+    )
 
 
 def evaluation(arguments: argparse.Namespace) -> Evaluation:
     """Returns what the options of `add_evaluation` say.
 
     Raises:
-      UserError: a value is out of range.
+      UserError: a value is out of range, or there is no such file.
     """
     with as_user_error():
-        return Evaluation(max_bad_records=arguments.max_bad_records, check_keras=int(arguments.check_keras))
+        return Evaluation(
+            max_bad_records=arguments.max_bad_records,
+            check_keras=int(arguments.check_keras),
+            like=_like(arguments.like),
+        )
+
+
+def _like(given: str) -> str:
+    """Returns the value of `Evaluation.like`: of a file its contract, as the file is not there where it is judged."""
+    if given in (DEPLOYED, NONE):
+        return given
+    from edgeline import contract
+
+    path = Path(given)
+    if not path.is_file():
+        raise UserError(f"--like {given}: there is no such file; give a .tflite file, {DEPLOYED} or {NONE}")
+    return json.dumps({"of": path.name, "contract": contract.of_file(path)}, sort_keys=True)
+
+
+def add_recipes(parser: argparse._ActionsContainer) -> None:
+    """Adds the options that `chosen` reads, apart from the target."""
+    parser.add_argument(
+        "--recipe",
+        action="append",
+        dest="recipes",
+        metavar="NAME",
+        help="a candidate to make; may be repeated (see: edgeline recipes)",
+    )
+    add_recipes_file(parser)
+
+
+def add_recipes_file(parser: argparse._ActionsContainer) -> None:
+    """Adds the option that names a file of the user's own recipes."""
+    parser.add_argument(
+        "--recipes-file",
+        type=Path,
+        metavar="FILE.py",
+        help="Python file of functions that return recipes of your own; without --recipe, these are made",
+    )
+
+
+def chosen(arguments: argparse.Namespace) -> list[Recipe]:
+    """Returns the recipes that `--recipe` names, of Edgeline and of the user's file, else those tried where none is.
+
+    Each of int8 or qat8 exists with int8 inputs and outputs too, as NAME_io: where the target takes nothing else, these
+    are tried.
+
+    Raises:
+      UserError: a name is unknown, the file has no recipes, or the target can run none of what they make.
+    """
+    known = recipes.catalog(arguments.recipes_file)
+    with_integers = {f"{name}_io": made for name, recipe in known.recipes.items() for made in _with_integers(recipe)}
+    found = find(arguments.recipes or known.default, known.recipes | with_integers | known.recipes)
+    target = targets.TARGETS[arguments.runs_on]
+    if target is None or not target.integers_only:
+        return found
+    if not arguments.recipes:
+        found = [with_integers.get(f"{recipe.name}_io", recipe) for recipe in found]
+        found = [recipe for recipe in found if _io_type(recipe) in target.io] or found
+    if not any(_io_type(recipe) in target.io for recipe in found):
+        possible = [f"{recipe.name}_io" for recipe in found if f"{recipe.name}_io" in with_integers] or ["int8_io"]
+        raise UserError(
+            f"target {arguments.runs_on} takes integers only, but of {', '.join(recipe.name for recipe in found)} none "
+            f"has integer inputs and outputs; choose {', '.join(possible)}"
+        )
+    return found
+
+
+def _with_integers(recipe: Recipe) -> list[Recipe]:
+    *before, last = recipe.steps
+    if not isinstance(last, Quantize) or last.scheme not in ("int8", "qat8") or last.io_type != "float32":
+        return []
+    return [Recipe(f"{recipe.name}_io", (*before, dataclasses.replace(last, io_type="int8")))]
+
+
+def _io_type(recipe: Recipe) -> str:
+    last = recipe.steps[-1]
+    return last.io_type if isinstance(last, Quantize) else ""
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that `export` reads."""
+    """Adds the options that `export` reads, apart from those of `add_budget`."""
     group = parser.add_argument_group("export")
     group.add_argument(
         "--allow-select-tf-ops",
@@ -211,7 +387,9 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 def export(arguments: argparse.Namespace) -> Export:
     """Returns what the options of `add_export` say."""
     return Export(
-        allow_select_tf_ops=int(arguments.allow_select_tf_ops), allow_custom_ops=int(arguments.allow_custom_ops)
+        allow_select_tf_ops=int(arguments.allow_select_tf_ops),
+        allow_custom_ops=int(arguments.allow_custom_ops),
+        one_example=int(targets.needs_fixed_shapes(arguments.runs_on)),
     )
 
 

@@ -49,7 +49,7 @@ def test_the_steps_are_found() -> None:
 
 @pytest.mark.parametrize("path", [*LIBRARY.rglob("config.py"), *PROGRAMS.glob("recipe*.py")], ids=named)
 def test_configs_and_recipes_need_the_standard_library_only(path: Path) -> None:
-    allowed = {"edgeline.config", "edgeline.errors", "edgeline.pipelines.recipe"}
+    allowed = {"edgeline.config", "edgeline.errors", "edgeline.targets", "edgeline.pipelines.recipe"}
     allowed |= {f"edgeline.{step}.config" for step in STEPS}
     foreign = {
         name

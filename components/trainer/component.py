@@ -1,12 +1,18 @@
 """The Trainer as a TFX component."""
 
+import logging
+from typing import Any
+
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
 from tfx.dsl.component.experimental.decorators import component
-from tfx.types.standard_artifacts import Examples, Model, ModelRun
+from tfx.types.standard_artifacts import Examples, HyperParameters, Model, ModelRun, TransformGraph
 
-from edgeline import data, keras_io, model_module, training
+from edgeline import data, keras_io, model_module, training, transformation
 from edgeline.passport import Passport
+from edgeline.trainer import hyperparameters as tuned
+from edgeline.trainer import phases
 from edgeline.trainer.config import Train
+from edgeline.trainer.warm_start import begin
 
 
 @component
@@ -22,25 +28,38 @@ def Trainer(
     seed: Parameter[int],
     deterministic: Parameter[int],
     early_stopping_patience: Parameter[int],
+    warm_start: Parameter[str],
+    warm_start_digest: Parameter[str],
+    transform_graph: InputArtifact[TransformGraph] = None,
+    hyperparameters: InputArtifact[HyperParameters] = None,
 ) -> None:
-    """Trains the module's model on `train`, with `validation` for early stopping; writes Keras and SavedModel forms."""
+    """Trains the module's model on `train`, with `validation` for early stopping; writes Keras and SavedModel forms.
+
+    `transform_graph` is what made the examples: the SavedModel then takes raw ones. `hyperparameters` are the module's.
+    """
     config = Train(
         epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
-        early_stopping_patience=early_stopping_patience,
+        early_stopping_patience=early_stopping_patience, warm_start=warm_start, warm_start_digest=warm_start_digest,
     )  # fmt: skip
-    code = model_module.load(module, module_digest)
+    found = tuned.read(hyperparameters.uri) if hyperparameters is not None else None
+    code = model_module.load(module, module_digest, hyperparameters=found)
+    transformed = transformation.opened(transform_graph.uri if transform_graph is not None else None, code)
     training.start(config.seed, deterministic=bool(config.deterministic))
     keras_model = code.build_model()
     passport = Passport(io=keras_io.describe_io(keras_model, code))
-    splits = training.open_splits(examples.uri, code, config)
-    history = training.fit(
-        keras_model, code, splits, config, step="Trainer", log_dir=model_run.uri, patience=early_stopping_patience
-    )
-    outcome = training.Outcome(keras_model, history, training.evaluate(keras_model, code, splits))
+    splits = training.open_splits(examples.uri, code, phases.lengths(code.phases(), config))
+    facts: dict[str, Any] = {} if found is None else {"hyperparameters": found.values}
+    if config.warm_start:
+        facts["warm_start"] = begin(keras_model, code, config)
+        logging.info("warm start: %s", facts["warm_start"]["note"])
+    history, done = phases.fit(keras_model, code, splits, config, model_run.uri)
+    if done:
+        facts["phases"] = done
+    outcome = training.Outcome(keras_model, history, training.evaluate(keras_model, code, splits), facts=facts)
     inputs = {"examples": data.fingerprint(examples.uri), "module": module_digest}
     training.deliver(
         outcome, passport, step="Trainer", config=config, inputs=inputs, toolchain=toolchain,
         model_uri=model.uri, run_uri=model_run.uri,
     )  # fmt: skip
-    keras_io.save_serving(keras_model, code, passport.io, model.uri)
+    keras_io.save_serving(keras_model, code, passport.io, model.uri, transformed)
     model.set_string_custom_property("stage", "trained")

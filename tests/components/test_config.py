@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from edgeline import targets
 from edgeline.clusterer.config import CENTROID_INITIALIZATIONS, Cluster
 from edgeline.config import FineTuning, StepConfig, deviation_tag
+from edgeline.data_gate.config import Gate
 from edgeline.evaluator.config import DIRECTIONS, DROP_BOUNDS, OBJECTIVES, Budget, Evaluation
 from edgeline.pruner.config import SCHEDULES, Prune
 from edgeline.quantizer.config import IO_TYPES, SCHEMES, Quantize
@@ -15,7 +17,7 @@ from edgeline.representative_dataset.config import Sample
 from edgeline.tflite_exporter.config import Export
 from edgeline.trainer.config import Train
 
-CONFIGS: list[type[StepConfig]] = [Train, Prune, Cluster, Quantize, Sample, Export, Budget, Evaluation]
+CONFIGS: list[type[StepConfig]] = [Train, Prune, Cluster, Quantize, Sample, Export, Budget, Evaluation, Gate]
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -64,6 +66,11 @@ def drops(received: str) -> str:
     return f"Budget.max_slice_drops must be {expected}, received {received!r}"
 
 
+LIKE = "Evaluation.like must be deployed, none, or a JSON object with `of` and `contract`, received "
+GOOD_CONTRACT = '{"of": "x.tflite", "contract": {"inputs": [], "outputs": [], "labels": [], "target": null}}'
+BAD_CONTRACT = '{"of": "x.tflite", "contract": {"inputs": []}}'
+
+
 BAD_VALUES: list[tuple[type[StepConfig], str, Any, str]] = [
     *(
         bad
@@ -77,6 +84,7 @@ BAD_VALUES: list[tuple[type[StepConfig], str, Any, str]] = [
         )
     ),
     (Train, "early_stopping_patience", -1, "Train.early_stopping_patience must be at least 0, received -1"),
+    (Train, "warm_start_digest", "a", "Train.warm_start_digest must be empty without warm_start, received 'a'"),
     (Prune, "sparsity", 0, "Prune.sparsity must be above 0 and below 1, received 0.0"),
     (Prune, "sparsity", 1, "Prune.sparsity must be above 0 and below 1, received 1.0"),
     (Prune, "sparsity", 80, "Prune.sparsity must be above 0 and below 1, received 80.0"),
@@ -91,6 +99,63 @@ BAD_VALUES: list[tuple[type[StepConfig], str, Any, str]] = [
     (Prune, "ramp", 0, "Prune.ramp must be above 0 and at most 1, received 0.0"),
     (Prune, "ramp", 1.01, "Prune.ramp must be above 0 and at most 1, received 1.01"),
     (Prune, "min_layer_share", 1, "Prune.min_layer_share must be at least 0 and below 1, received 1.0"),
+    (Prune, "begin_step", -2, "Prune.begin_step must be at least 0, or -1 for the first, received -2"),
+    (Prune, "end_step", 0, "Prune.end_step must be above 0, or -1 for the ramp's end, received 0"),
+    (
+        Prune,
+        "frequency",
+        -1,
+        "Prune.frequency must be at least 1, or 0 to derive it from the number of steps, received -1",
+    ),
+    (Prune, "power", 0, "Prune.power must be above 0, received 0.0"),
+    (Prune, "block_size", "4", "Prune.block_size must be HEIGHTxWIDTH of at least 1, such as 1x4, received '4'"),
+    (Prune, "block_size", "0x4", "Prune.block_size must be HEIGHTxWIDTH of at least 1, such as 1x4, received '0x4'"),
+    (Prune, "block_pooling", "AVG", "Prune.block_pooling must be one of avg, max, received 'AVG'"),
+    (Prune, "policy", "gpu", "Prune.policy must be one of none, xnnpack, received 'gpu'"),
+    *(
+        (
+            Prune,
+            "m_by_n",
+            wrong,
+            f"Prune.m_by_n must be MxN with M below N, such as 2x4 for 2 zeros in every 4 weights, received {wrong!r}",
+        )
+        for wrong in ("2:4", "4x2", "2x2", "0x4", "axb")
+    ),
+    (Prune, "m_by_n", "1x4", "Prune.sparsity must be 0.25 where m_by_n is 1x4, received 0.5"),
+    *(
+        (
+            Prune,
+            "layer_sparsity",
+            wrong,
+            "Prune.layer_sparsity must be a JSON object from patterns over layer names or types to a sparsity above 0 "
+            f'and below 1, such as {{"Dense": 0.9}}, received {wrong!r}',
+        )
+        for wrong in ("{", '["Dense"]', '{"Dense": 1}', '{"": 0.5}', '{"Dense": true}')
+    ),
+    *(
+        (
+            Cluster,
+            "layer_clusters",
+            wrong,
+            "Cluster.layer_clusters must be a JSON object from patterns over layer names or types to a number of "
+            f'values of at least 2, such as {{"Dense": 8}}, received {wrong!r}',
+        )
+        for wrong in ('{"Dense": 1}', '{"Dense": 8.0}')
+    ),
+    *(
+        (
+            config,
+            name,
+            wrong,
+            f"{config.__name__}.{name} must be a JSON list of patterns over layer names or types, such as "
+            f'["stem*", "Dense"], received {wrong!r}',
+        )
+        for config in (Prune, Cluster)
+        for name in ("include", "exclude")
+        for wrong in ("Dense", '{"Dense": 1}', '[""]', "[1]")
+    ),
+    (Prune, "protect", "stem", "Prune.protect must be one of none, first, last, both, received 'stem'"),
+    (Cluster, "per_channel", 2, "Cluster.per_channel must be 0 or 1, received 2"),
     (Cluster, "clusters", 1, "Cluster.clusters must be at least 2, received 1"),
     (
         Cluster,
@@ -133,9 +198,15 @@ BAD_VALUES: list[tuple[type[StepConfig], str, Any, str]] = [
     (Budget, "min_slice_examples", 0, "Budget.min_slice_examples must be at least 1, received 0"),
     (Budget, "max_cold_start_ms", 0, "Budget.max_cold_start_ms must be above 0, or -1 for none, received 0.0"),
     (Budget, "max_peak_rss_bytes", 0, "Budget.max_peak_rss_bytes must be at least 1, or -1 for none, received 0"),
+    (Gate, "max_drift", 0, "Gate.max_drift must be above 0 and at most 1, or -1 for any, received 0.0"),
+    (Gate, "max_drift", 1.5, "Gate.max_drift must be above 0 and at most 1, or -1 for any, received 1.5"),
+    (Gate, "allow_drift", 2, "Gate.allow_drift must be 0 or 1, received 2"),
     (Evaluation, "max_bad_records", -1, "Evaluation.max_bad_records must be at least 0, received -1"),
     (Evaluation, "check_keras", 2, "Evaluation.check_keras must be 0 or 1, received 2"),
     (Budget, "objective", "size", "Budget.objective must be one of zlib_bytes, bytes, latency_ms, received 'size'"),
+    (Budget, "target", "tpu", "Budget.target must be one of cpu, gpu, edgetpu, dsp, micro, received 'tpu'"),
+    (Export, "one_example", 2, "Export.one_example must be 0 or 1, received 2"),
+    *((Evaluation, "like", text, LIKE + repr(text)) for text in ("", "x.tflite", "[]", '{"of": "x"}', BAD_CONTRACT)),
 ]
 
 
@@ -154,8 +225,13 @@ def test_a_bad_value_is_refused_with_field_expectation_and_value(
         (Prune, {"sparsity": 1e-9}),
         (Prune, {"sparsity": 0.5, "initial_sparsity": 0.5}),
         (Prune, {"ramp": 1, "min_layer_share": 0}),
+        (Prune, {"begin_step": 0, "end_step": 1, "frequency": 1, "power": 0.5, "protect": "both"}),
+        (Prune, {"m_by_n": "2x4", "include": '["Dense"]', "policy": "xnnpack"}),
+        (Prune, {"block_size": "8x1", "block_pooling": "max", "layer_sparsity": '{"conv*": 0.1, "Dense": 0.9}'}),
+        (Cluster, {"layer_clusters": '{"Dense": 2}', "per_channel": 1, "exclude": '["stem*"]'}),
         (Cluster, {"clusters": 2, "min_layer_share": 0.999}),
         (Train, {"epochs": 1, "batch_size": 1, "seed": 2**31 - 1}),
+        (Train, {"warm_start": "model.keras", "warm_start_digest": "a"}),
         (Sample, {"samples": 1, "seed": 2**31 - 1}),
         (Export, {"parity_samples": 1, "timeout_seconds": 1}),
         (Budget, {"max_drop": 0, "max_bytes": 1, "max_zlib_bytes": -1, "max_latency_ms": 1e-3}),
@@ -169,6 +245,9 @@ def test_a_bad_value_is_refused_with_field_expectation_and_value(
         (Budget, {"max_slice_drops": '{"camera,hour": 0, "label": 0.03}', "min_slice_examples": 1}),
         (Budget, {"metric": "loss", "direction": "min", "max_deployed_drop": -1, "max_peak_rss_bytes": 1}),
         (Evaluation, {"max_bad_records": 0, "check_keras": 1}),
+        *((Gate, {"max_drift": value, "allow_drift": 1}) for value in (-1, 0.001, 1)),
+        *((Evaluation, {"like": text}) for text in ("none", "deployed", GOOD_CONTRACT)),
+        *((Budget, {"target": name}) for name in targets.NAMES),
     ],
 )
 def test_the_edges_of_each_range_are_allowed(config: type[StepConfig], values: dict[str, Any]) -> None:
@@ -191,6 +270,8 @@ def test_integer_ports_need_integer_activations_of_8_bits(scheme: str, io_type: 
         (Prune(0.875), "prune87p5"),
         (Prune(0.999), "prune99p9"),
         (Prune(1e-7), "prune0p00001"),
+        (Prune(0.5, m_by_n="2x4"), "prune50_2by4"),
+        (Prune(0.25, m_by_n="1x4"), "prune25_1by4"),
         (Cluster(16), "cluster16"),
         (Quantize("int8"), "int8"),
         (Quantize("int8", "int8"), "int8_io"),
@@ -217,6 +298,14 @@ def test_different_requests_never_share_a_token() -> None:
         Prune(0.8, ramp=1.0),
         Prune(0.8, initial_sparsity=0.5),
         Prune(0.8, min_layer_share=0.0),
+        Prune(0.8, include='["Dense"]'),
+        Prune(0.8, exclude='["Dense"]'),
+        Prune(0.8, layer_sparsity='{"Dense": 0.5}'),
+        Prune(0.8, layer_sparsity='{"Dense": 0.5, "*": 0.6}'),
+        Prune(0.8, layer_sparsity='{"*": 0.6, "Dense": 0.5}'),  # the first that matches counts
+        Prune(0.8, block_size="1x4"),
+        Prune(0.5, m_by_n="2x4"),
+        Prune(0.5),
         Prune(0.8, "constant", min_layer_share=0.0),
         Cluster(16),
         Cluster(16, "linear"),
@@ -248,6 +337,15 @@ def test_run_settings_can_only_be_given_by_name() -> None:
         Prune(0.8, "constant", 0.5, 1, 0, 7)  # type: ignore[misc]
     with pytest.raises(TypeError):
         FineTuning(3)  # type: ignore[misc]
+
+
+def test_patterns_may_be_given_as_lists_and_objects() -> None:
+    spaced = Prune(0.8, include='[ "Dense" ]', layer_sparsity='{"b":0.5,"a":0.6}')
+    given = Prune(0.8, include=["Dense"], layer_sparsity={"b": 0.5, "a": 0.6})  # type: ignore[arg-type]
+    assert spaced == given
+    assert given.include == '["Dense"]'
+    assert given.layer_sparsity == '{"b": 0.5, "a": 0.6}'
+    assert Prune(0.8, include=()).token == "prune80"  # type: ignore[arg-type]
 
 
 def test_describe_reads_like_the_request() -> None:

@@ -12,13 +12,26 @@ from typing import Any
 
 import pytest
 from tfx.types import channel
-from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation, ModelRun
+from tfx.types.standard_artifacts import (
+    ExampleAnomalies,
+    Examples,
+    ExampleStatistics,
+    HyperParameters,
+    Model,
+    ModelBlessing,
+    ModelEvaluation,
+    ModelRun,
+    Schema,
+    TransformGraph,
+)
 
 import edgeline
 from edgeline.artifacts import RepresentativeDataset
 from edgeline.clusterer.component import Clusterer
 from edgeline.clusterer.config import Cluster
 from edgeline.config import StepConfig
+from edgeline.data_gate.component import DataGate
+from edgeline.data_gate.config import Gate
 from edgeline.evaluator.component import Evaluator
 from edgeline.evaluator.config import Budget, Evaluation
 from edgeline.model_importer.component import ModelImporter
@@ -42,18 +55,32 @@ COMPONENTS: dict[Any, type[StepConfig]] = {
     Quantizer: Quantize,
     RepresentativeDatasetGen: Sample,
     TFLiteExporter: Export,
+    DataGate: Gate,
 }
 MODULE = {"module": "m.py", "module_digest": "d", "toolchain": "t"}
 
 COMPRESSED = {"compressed": Model, "model_run": ModelRun}
 PORTS: dict[Any, tuple[dict[str, type], dict[str, type]]] = {
-    Trainer: ({"examples": Examples}, {"model": Model, "model_run": ModelRun}),
-    ModelImporter: ({"examples": Examples}, {"model": Model}),
+    Trainer: (
+        {"examples": Examples, "transform_graph": TransformGraph, "hyperparameters": HyperParameters},
+        {"model": Model, "model_run": ModelRun},
+    ),
+    ModelImporter: ({"examples": Examples, "trained": Model, "transform_graph": TransformGraph}, {"model": Model}),
     Pruner: ({"examples": Examples, "model": Model}, COMPRESSED),
     Clusterer: ({"examples": Examples, "model": Model}, COMPRESSED),
     Quantizer: ({"examples": Examples, "model": Model, "calibration": RepresentativeDataset}, COMPRESSED),
     RepresentativeDatasetGen: ({"examples": Examples, "model": Model}, {"calibration": RepresentativeDataset}),
     TFLiteExporter: ({"model": Model, "calibration": RepresentativeDataset}, {"tflite": Model}),
+    DataGate: (
+        {"statistics": ExampleStatistics, "schema": Schema, "anomalies": ExampleAnomalies},
+        {"drift": ExampleAnomalies},
+    ),
+}
+#: Without a model the samples are for the one that the module builds; the rest is for TFX's own components before ours.
+OPTIONAL = {
+    RepresentativeDatasetGen: {"model"},
+    Trainer: {"transform_graph", "hyperparameters"},
+    ModelImporter: {"trained", "transform_graph"},
 }
 
 every = pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.__name__)
@@ -78,9 +105,9 @@ def test_ports(component: Any) -> None:
     inputs, outputs = PORTS[component]
     assert {name: port.type for name, port in component.SPEC_CLASS.INPUTS.items()} == inputs
     assert {name: port.type for name, port in component.SPEC_CLASS.OUTPUTS.items()} == outputs
-    # without a model the samples are for the one that the module builds
-    optional = {"model"} if component is RepresentativeDatasetGen else set()
-    assert {name for name, port in component.SPEC_CLASS.INPUTS.items() if port.optional} == optional
+    assert {name for name, port in component.SPEC_CLASS.INPUTS.items() if port.optional} == OPTIONAL.get(
+        component, set()
+    )
 
 
 @every
@@ -171,7 +198,7 @@ edgeline.UserError, dir(edgeline)
 import edgeline.model_module, edgeline.passport, edgeline.errors, edgeline.progress
 import edgeline.trainer.config, edgeline.pruner.config, edgeline.clusterer.config, edgeline.quantizer.config
 import edgeline.representative_dataset.config, edgeline.tflite_exporter.config, edgeline.evaluator.config
-import edgeline.pipelines.recipe, edgeline.pipelines.recipes
+import edgeline.pipelines.recipe, edgeline.pipelines.recipes, edgeline.pipelines.new_data
 edgeline.model_module.locate("edgeline.pipelines.examples.digits.model")
 """
     assert heavy_modules(code) == set()

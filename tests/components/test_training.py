@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
 import tf_keras
 from tensorflow.python.framework import config as tf_config
 
-from edgeline import data, keras_io, model_module, progress, training
+from edgeline import data, keras_io, model_module, progress, quantization_aware, training
 from edgeline.errors import UserError
 from edgeline.model_module import ModelModule
 from edgeline.passport import Passport, Promise
@@ -110,6 +112,28 @@ def test_a_loss_that_is_no_number_stops_the_training(tiny_module: Path, tiny_exa
         train(module, tiny_examples, Train(epochs=3, batch_size=16), tmp_path)
 
 
+@pytest.mark.parametrize("technique", ["plain", "pruned", "quantized"])
+def test_outputs_keep_their_names_for_losses_where_their_layers_are_wrapped(technique: str, tiny_module: Path) -> None:
+    inputs = tf_keras.Input([4])
+    outputs = [tf_keras.layers.Dense(size, name=name)(inputs) for name, size in (("kind", 3), ("size", 1))]
+    model = tf_keras.Model(inputs, outputs)
+    if technique == "pruned":
+        model = tfmot.sparsity.keras.prune_low_magnitude(model)
+    elif technique == "quantized":
+        model = quantization_aware.wrap(quantization_aware.prepared(model), ["kind", "size"])
+    by_name = """
+def compile_model(model):
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss={"kind": cross_entropy, "size": "mse"}, metrics={"size": "mae"})
+"""
+    tiny_module.write_text(tiny_module.read_text() + by_name)
+    training._compile(model, model_module.load(str(tiny_module)))
+    callbacks = [tfmot.sparsity.keras.UpdatePruningStep()] if technique == "pruned" else []
+    labels = {"kind": np.zeros(2), "size": np.zeros(2)}
+    history = model.fit(np.zeros([2, 4]), labels, verbose=0, callbacks=callbacks).history
+    assert history.keys() == {"loss", "kind_loss", "size_loss", "size_mae"}
+
+
 def test_the_switch_for_determinism_holds_until_the_next_step() -> None:
     training.start(0)
     assert tf_config.is_op_determinism_enabled()
@@ -187,3 +211,17 @@ def test_compress_goes_from_folder_to_folder(small: Any, tmp_path: Path) -> None
     assert keras_io.digest(written) == entry["model"] != passport.steps[0]["model"]
     assert not written.get_layer("hidden").kernel.numpy().any()
     assert json.loads((tmp_path / "run" / "history.json").read_text())["history"] == {"loss": [1.0]}
+
+
+def test_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    grown = []
+
+    def grow(gpu: str, enable: bool) -> None:
+        if gpu == "busy":
+            raise RuntimeError("Physical devices cannot be modified after being initialized")
+        grown.append((gpu, enable))
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["busy", "free"] if kind == "GPU" else [])
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", grow)
+    training.start(0)
+    assert grown == [("free", True)]

@@ -1,8 +1,10 @@
 """`edgeline kubeflow compile`: what the user gives, gets and reads."""
 
+import json
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 import yaml
 
 from edgeline.pipelines import cli
@@ -42,6 +44,42 @@ def test_the_options_become_the_defaults(tmp_path: Path, capsys: pytest.CaptureF
     assert "pipeline digits-v2 for --target oss, 1 candidates" in capsys.readouterr().out
 
 
+def test_where_the_model_runs_and_whose_place_it_takes(tmp_path: Path) -> None:
+    """`--target` is the cluster here; of a file only its contract travels, as the file is not on the cluster."""
+    model = tf.lite.TFLiteConverter.from_concrete_functions(
+        [tf.function(lambda x: {"y": x + 1.0}).get_concrete_function(tf.TensorSpec([1, 2], name="x"))], tf.Module()
+    )
+    (tmp_path / "old.tflite").write_bytes(model.convert())
+    more = ("--runs-on", "micro", "--like", str(tmp_path / "old.tflite"))
+    assert compile_with(tmp_path, *more, recipe="prune80_int8_io") == 0
+    spec = yaml.safe_load((tmp_path / "pipeline.yaml").read_text())
+    assert spec["root"]["inputDefinitions"]["parameters"]["target"]["defaultValue"] == "micro"
+    tasks = spec["root"]["dag"]["tasks"]
+    [evaluator] = [task["inputs"]["parameters"] for task in tasks.values() if "like" in task["inputs"]["parameters"]]
+    like = json.loads(evaluator["like"]["runtimeValue"]["constant"])
+    assert (like["of"], like["contract"]["inputs"]) == (
+        "old.tflite", [{"name": "x", "shape": [1, 2], "dtype": "float32"}],
+    )  # fmt: skip
+    asked = [task["inputs"]["parameters"].get("one_example") for task in tasks.values()]
+    exporters = [value["runtimeValue"]["constant"] for value in asked if value]
+    assert exporters == [1, 1]
+
+
+def test_where_the_gate_keeps_the_last_statistics(tmp_path: Path) -> None:
+    def kept(*more: str, **changed: str) -> str:
+        assert compile_with(tmp_path, *more, schema="gs://b/schema", **changed) == 0
+        spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
+        found = spec["root"]["dag"]["tasks"]["DataGate"]["inputs"]["parameters"]
+        return str(found["last_statistics"]["runtimeValue"]["constant"])
+
+    assert kept() == ""
+    assert kept(last_statistics="gs://b/last") == "gs://b/last"
+    (tmp_path / "settings.yaml").write_text("steps: {DataGate: {volumes: [{claim: data, path: /mnt/data}]}}")
+    assert kept("--settings", str(tmp_path / "settings.yaml"), last_statistics="/mnt/data/last") == "/mnt/data/last"
+    vertex = {"target": "vertex", "pipeline_root": "gs://b/digits", "data": "gs://b/data"}
+    assert kept(**vertex) == "gs://b/digits/last_statistics"
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -56,6 +94,13 @@ def test_the_options_become_the_defaults(tmp_path: Path, capsys: pytest.CaptureF
         ({"recipe": "prune80_int9"}, "did you mean prune80_int8?"),
         ({"epochs": "0"}, "Train.epochs must be at least 1"),
         ({"push_to": "/mnt/models"}, "no volume is mounted there"),
+        ({"schema": "schema.pbtxt"}, "--schema must be gs://BUCKET/PATH or s3://BUCKET/PATH"),
+        ({"max_drift": "0.5"}, "--max-drift and --allow-drift need --schema"),
+        ({"last_statistics": "gs://b/last"}, "--last-statistics needs --schema"),
+        (
+            {"schema": "s3://b/schema", "last_statistics": "/mnt/last"},
+            "must be a gs:// URI or a path in a volume that the settings file mounts for the DataGate, received '/mnt",
+        ),
         ({"settings": "nowhere.yaml"}, "nowhere.yaml cannot be read"),
         ({"output": "nowhere/pipeline.yaml"}, "the folder nowhere does not exist"),
     ],
@@ -64,3 +109,17 @@ def test_mistakes(changed: dict[str, str], message: str, tmp_path: Path, capsys:
     assert compile_with(tmp_path, **changed) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "pipeline.yaml").exists()
+
+
+def test_weights_to_begin_with_travel_as_path_and_digest(tmp_path: Path) -> None:
+    assert compile_with(tmp_path, "--warm-start", "gs://b/run/model@sha256:" + "c" * 64) == 0
+    spec = yaml.safe_load((tmp_path / "pipeline.yaml").read_text())
+    tasks = spec["root"]["dag"]["tasks"].values()
+    [given] = [task["inputs"]["parameters"] for task in tasks if task["taskInfo"]["name"] == "Trainer"]
+    constants = {name: given[name]["runtimeValue"]["constant"] for name in ("warm_start", "warm_start_digest")}
+    assert constants == {"warm_start": "gs://b/run/model/Format-Keras/model.keras", "warm_start_digest": "c" * 64}
+
+
+def test_a_cluster_does_not_know_the_latest_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compile_with(tmp_path, "--warm-start", "latest") == 2
+    assert "give the path or URI of the Trainer's Model" in capsys.readouterr().err

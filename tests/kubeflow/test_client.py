@@ -593,6 +593,19 @@ def test_schedule_refuses(options: tuple[str, ...], message: str, cli: Cli, writ
     assert cli.api.requests == []
 
 
+def test_a_time_in_a_default_is_given_to_the_server_which_fills_it_in(cli: Cli, write: Callable[..., Path]) -> None:
+    timed = pipeline()
+    timed["root"]["inputDefinitions"]["parameters"]["data"]["defaultValue"] = "s3://b/[[ScheduledTime.2006-01-02]]"
+    assert cli("schedule", write(timed), "--cron", "@daily") == 0
+    [made] = cli.api.recurring
+    assert made["runtime_config"]["parameters"] == {"data": "s3://b/[[ScheduledTime.2006-01-02]]"}
+    # a run that is submitted has no such time
+    assert "only a schedule fills in the time [[...]] of data: give --param data=VALUE" in cli.refused(
+        "submit", write(timed)
+    )
+    assert cli("submit", write(timed), *DATA) == 0
+
+
 def test_schedule_warns_when_no_run_would_see_new_data(cli: Cli, write: Callable[..., Path]) -> None:
     fixed = pipeline()
     del fixed["deploymentSpec"]["executors"]["exec-Examples"]["importer"]["reimport"]

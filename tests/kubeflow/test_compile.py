@@ -90,7 +90,7 @@ def test_every_parameter_has_its_default(target: str, run: compression.Run) -> N
         "max_zlib_bytes": -1, "max_latency_ms": -1.0, "objective": "zlib_bytes", "drop_bound": "point",
         "max_deployed_drop": 0.0, "max_slice_drops": "{}", "min_slice_examples": 20, "max_latency_p90_ms": -1.0,
         "max_latency_p99_ms": -1.0, "max_latency_all_threads_ms": -1.0, "max_latency_without_xnnpack_ms": -1.0,
-        "max_cold_start_ms": -1.0, "max_peak_rss_bytes": -1,
+        "max_cold_start_ms": -1.0, "max_peak_rss_bytes": -1, "target": "cpu",
     }  # fmt: skip
     assert spec["defaultPipelineRoot"] == ROOT
     assert spec["schemaVersion"] == "2.1.0"
@@ -118,6 +118,18 @@ def test_everything_but_the_data_may_be_served_from_earlier_runs(run: compressio
     assert cached == set(spec["root"]["dag"]["tasks"]) - {"Examples"}
     [spec] = compiled(run, enable_cache=False)
     assert not any("cachingOptions" in task for task in spec["root"]["dag"]["tasks"].values())
+
+
+def test_a_schema_is_imported_and_the_data_are_checked_before_the_training(run: compression.Run) -> None:
+    [spec] = compiled(run, schema="gs://bucket/schema")
+    assert executor(spec, "Schema")["importer"]["reimport"] is True
+    assert spec["root"]["inputDefinitions"]["parameters"]["schema"]["defaultValue"] == "gs://bucket/schema"
+    tasks = spec["root"]["dag"]["tasks"]
+    for step in ("Trainer", "RepresentativeDatasetGen"):
+        assert "DataGate" in tasks[step]["dependentTasks"]
+    assert {"StatisticsGen", "ExampleValidator", "Schema"} <= set(tasks["DataGate"]["dependentTasks"])
+    [plain] = compiled(run)
+    assert not {"Schema", "StatisticsGen", "ExampleValidator", "DataGate"} & set(plain["root"]["dag"]["tasks"])
 
 
 def test_where_the_pusher_pushes_and_the_evaluator_looks(run: compression.Run) -> None:

@@ -4,12 +4,15 @@ import gzip
 import io
 import json
 import os
+import pickle
 import resource
 import shutil
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -632,3 +635,94 @@ def test_no_stamp_after_an_error(data_dir: Path, tmp_path: Path):
     with pytest.raises(UserError, match="is empty"):
         datasets.check_readable(data_dir, tmp_path / "stamp")
     assert not (tmp_path / "stamp").exists()
+
+
+# IMDB -----------------------------------------------------------------------------------------------------------------
+
+
+def write_imdb_file(path: Path, **changed: Any) -> Path:
+    """A file like tf-keras's: reviews as lists of word numbers, of 1 to 119 words."""
+    parts: dict[str, Any] = {}
+    for part, first in (("train", 1), ("test", 60)):
+        reviews = np.empty(60, object)
+        for number in range(60):
+            # numbers at both ends of the vocabulary: 19,996 is its last, 19,997 is unknown
+            reviews[number] = [1, *(19_996 + (i + number) % 3 for i in range(first + number - 1))]
+        parts |= {f"x_{part}": reviews, f"y_{part}": np.arange(60) % 2}
+    np.savez(path, **(parts | changed))
+    return path
+
+
+def test_imdb_is_what_keras_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tf_keras.src.datasets import imdb
+    from tf_keras.utils import pad_sequences
+
+    source = write_imdb_file(tmp_path / "imdb.npz")
+    summary = datasets.write_imdb(tmp_path / "data", source=source, shards=2)
+    assert (summary.name, summary.labels) == ("imdb", ("negative", "positive"))
+    assert summary.counts["eval"] == 60
+    assert summary.counts["train"] + summary.counts["validation"] == 60
+    monkeypatch.setattr(imdb, "get_file", lambda *given, **more: str(source))
+    for part, splits in zip(imdb.load_data(num_words=20_000), (("train", "validation"), ("eval",)), strict=True):
+        expected = {(tuple(x), y) for x, y in zip(pad_sequences(part[0], maxlen=100).tolist(), part[1], strict=True)}
+        written = {
+            (tuple(features["tokens"].int64_list.value), features["label"].int64_list.value[0])
+            for split in splits
+            for path in (tmp_path / "data" / split).iterdir()
+            for record in tf.data.TFRecordDataset(str(path), "GZIP").as_numpy_iterator()
+            for features in [tf.train.Example.FromString(record).features.feature]
+        }
+        assert written == expected
+    assert datasets._last_words([19_996, 19_997]).tolist() == [*[0] * 97, 1, 19_999, 2]
+    assert len(datasets._last_words([5] * 119)) == 100
+    assert not datasets.write_imdb(tmp_path / "data", source=source, shards=2).written
+
+
+def test_imdb_as_old_versions_pickled_it(tmp_path: Path) -> None:
+    source = write_imdb_file(tmp_path / "new.npz")
+    with zipfile.ZipFile(source) as new, zipfile.ZipFile(tmp_path / "old.npz", "w") as old:
+        for name in new.namelist():
+            content = new.read(name)
+            if name.startswith("x_"):
+                start = 10 + int.from_bytes(content[8:10], "little")
+                content = content[:start] + pickle.dumps(pickle.loads(content[start:]), protocol=2)
+            old.writestr(name, content)
+    one, two = datasets._read_imdb(source), datasets._read_imdb(tmp_path / "old.npz")
+    assert one == two
+
+
+class Harmful:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("harmed",)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x_train": np.array([Harmful()] * 60)}, r"it holds posix\.mkdir where lists of numbers are expected"),
+        ({"x_test": np.zeros([60, 100])}, "x_test is float64, not lists of words"),
+        ({"y_train": np.arange(60)}, r"60 reviews, 60 labels from \[0, 1, 2, 3, 4\]"),
+        ({"y_test": np.zeros(3, int)}, "60 reviews, 3 labels"),
+        ({"x_train": np.array([["word"]] * 60 + [[]], object)[:60]}, "invalid literal"),
+    ],
+)
+def test_imdb_files_that_are_none(
+    tmp_path: Path, changed: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write_imdb_file(tmp_path / "imdb.npz", **changed)
+    with pytest.raises(UserError, match=rf"imdb.npz is not the IMDB file of tf-keras .*{message}"):
+        datasets.write_imdb(tmp_path / "data", source=source)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_imdb_is_not_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"IMDB reviews were not found on this machine(.|\n)*--source FILE"):
+        datasets.write_imdb(tmp_path / "data")
+    (tmp_path / "imdb.npz").write_bytes(b"no zip")
+    with pytest.raises(UserError, match="is not the IMDB file of tf-keras"):
+        datasets.write_imdb(tmp_path / "data", source=tmp_path / "imdb.npz")
+    (tmp_path / ".keras" / "datasets").mkdir(parents=True)
+    write_imdb_file(tmp_path / ".keras" / "datasets" / "imdb.npz")
+    assert datasets.write_imdb(tmp_path / "data").counts["eval"] == 60

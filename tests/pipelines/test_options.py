@@ -3,18 +3,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgeline.errors import UserError
 from edgeline.evaluator.config import Budget, Evaluation
-from edgeline.pipelines import options
+from edgeline.pipelines import options, recipes
 
 
 def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    for add in (options.add_training, options.add_budget, options.add_evaluation):
+    for add in (
+        options.add_recipes,
+        options.add_training,
+        options.add_budget,
+        options.add_evaluation,
+        options.add_export,
+    ):
         add(parser)
     return parser.parse_args(arguments)
 
@@ -46,6 +53,7 @@ SAID: dict[str, tuple[list[str], Any]] = {
     "max_cold_start_ms": (["--max-cold-start-ms", "8"], 8.0),
     "max_peak_rss_bytes": (["--max-peak-rss-bytes", "9"], 9),
     "objective": (["--objective", "latency_ms"], "latency_ms"),
+    "target": (["--target", "micro"], "micro"),
 }
 
 
@@ -70,6 +78,71 @@ def test_evaluation() -> None:
     assert options.evaluation(parse("--max-bad-records", "3", "--check-keras")) == Evaluation(3, 1)
     with pytest.raises(UserError, match=r"Evaluation.max_bad_records must be at least 0, received -1"):
         options.evaluation(parse("--max-bad-records", "-1"))
+
+
+def test_the_target_may_be_asked_for_by_another_name() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--target")
+    options.add_budget(parser, target_flag="--runs-on")
+    assert options.budget(parser.parse_args(["--target", "vertex", "--runs-on", "dsp"])).target == "dsp"
+
+
+@pytest.mark.parametrize(("target", "one"), [("cpu", 0), ("gpu", 0), ("edgetpu", 1), ("dsp", 0), ("micro", 1)])
+def test_a_target_of_fixed_sizes_is_exported_for(target: str, one: int) -> None:
+    assert options.export(parse("--target", target)).one_example == one
+
+
+def test_recipes() -> None:
+    def names(*arguments: str) -> list[str]:
+        return [recipe.name for recipe in options.chosen(parse(*arguments))]
+
+    assert tuple(names()) == recipes.DEFAULT
+    assert names("--target", "gpu") == list(recipes.DEFAULT)
+    # of the default ones those of 8 bits, with integers at both ends
+    assert names("--target", "micro") == ["int8_io", "qat8_io", "prune80_int8_io", "prune80_cluster16_int8_io"]
+    assert all(recipe.steps[-1].token in ("int8_io", "qat8_io") for recipe in options.chosen(parse("--target", "dsp")))
+    assert names("--recipe", "prune80_int8_io", "--recipe", "int8_io") == ["prune80_int8_io", "int8_io"]
+    [made] = options.chosen(parse("--recipe", "int8_io"))
+    assert made == recipes.RECIPES["int8_io"]
+    assert names("--target", "edgetpu", "--recipe", "int8", "--recipe", "int8_io") == ["int8", "int8_io"]
+    with pytest.raises(UserError, match=r"unknown recipe 'int16x8_io'; did you mean"):
+        names("--recipe", "int16x8_io")
+
+
+def test_recipes_of_a_file_for_a_target_of_integers(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from edgeline.pipelines.recipe import Recipe\n"
+        "from edgeline.quantizer.config import Quantize\n"
+        "def bytes_in() -> Recipe:\n    return Recipe('bytes_in', (Quantize('int8', 'uint8'),))\n"
+        "def plain() -> Recipe:\n    return Recipe('plain', (Quantize('int8'),))\n"
+        "def half() -> Recipe:\n    return Recipe('half', (Quantize('float16'),))\n"
+    )
+    found = options.chosen(parse("--recipes-file", f"{tmp_path}/mine.py", "--target", "micro"))
+    assert [recipe.name for recipe in found] == ["bytes_in", "plain_io"]
+
+
+def test_recipes_that_no_target_of_integers_can_run() -> None:
+    with pytest.raises(UserError) as error:
+        options.chosen(parse("--target", "edgetpu", "--recipe", "float16", "--recipe", "prune80_int8"))
+    assert str(error.value) == (
+        "target edgetpu takes integers only, but of float16, prune80_int8 none has integer inputs and outputs; choose "
+        "prune80_int8_io"
+    )
+    with pytest.raises(UserError, match=r"of int16x8 none has integer inputs and outputs; choose int8_io$"):
+        options.chosen(parse("--target", "micro", "--recipe", "int16x8"))
+
+
+def test_like(tmp_path: Path) -> None:
+    for word in ("deployed", "none"):
+        assert options.evaluation(parse("--like", word)) == Evaluation(like=word)
+    with pytest.raises(UserError) as error:
+        options.evaluation(parse("--like", f"{tmp_path}/x.tflite"))
+    assert str(error.value) == (
+        f"--like {tmp_path}/x.tflite: there is no such file; give a .tflite file, deployed or none"
+    )
+    (tmp_path / "x.tflite").write_text("no model")
+    with pytest.raises(UserError, match=r"x.tflite: not a TFLite model"):
+        options.evaluation(parse("--like", f"{tmp_path}/x.tflite"))
 
 
 def test_a_slice_that_is_given_twice() -> None:
@@ -106,6 +179,7 @@ def test_what_argparse_refuses(capsys: pytest.CaptureFixture[str]) -> None:
         (["--max-slice-drop", "label"], "--max-slice-drop: expected 2 arguments"),
         (["--max-bytes", "1.5"], "--max-bytes: invalid int value: '1.5'"),
         (["--direction", "up"], "--direction: invalid choice: 'up'"),
+        (["--target", "tpu"], "--target: invalid choice: 'tpu' (choose from 'cpu', 'gpu', 'edgetpu', 'dsp', 'micro')"),
     ]:
         with pytest.raises(SystemExit):
             parse(*arguments)

@@ -25,6 +25,7 @@ from edgeline.pusher import Pusher
 SHA256 = {
     "one": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed",
     "two": "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3",
+    "three": "8b5b9db0c13db24256c829aa364aa90c6d2eba318b9232a4ab9313b954d3555f",
 }
 
 Run = Callable[..., session.Outcome]
@@ -239,6 +240,33 @@ def test_a_cached_push_is_not_claimed_once_another_model_is_deployed(run: Run, t
         f"another model (version {first.parent.name}) is deployed, qat8 is not pushed again (cached); "
         "use --no-cache to push it"
     )
+
+
+def test_what_was_rolled_back_is_not_pushed_again(run: Run, tmp_path: Path) -> None:
+    first, second = run().pushed, run("two", "qat8").pushed
+    assert first is not None
+    assert second is not None
+    push_to = str(tmp_path / "pushed")
+    deployed.roll_back(push_to, deployed.previous(push_to), by="ann", why="grey pictures")
+    text = (
+        f"another model (version {first.parent.name}) is deployed, qat8 is version {second.parent.name}, which ann "
+        "rolled back on "
+    )
+    cached = run("two", "qat8")
+    anew = run("two", "qat8", version=1)  # the Evaluator runs again and selects the same file
+    assert (cached.states, anew.states) == ({"cached": 3}, {"done": 2, "cached": 1})
+    for outcome in (cached, anew, run("two", "qat8", version=1)):
+        assert (outcome.pushed, outcome.pushed_now) == (None, False)
+        assert outcome.not_pushed is not None
+        assert outcome.not_pushed.startswith(text)
+        assert outcome.not_pushed.endswith(
+            f": grey pictures; `edgeline push --root {tmp_path} --rollback {second.parent.name}` deploys it again"
+        )
+    deployed.roll_back(push_to, second.parent.name, by="ann", why="")
+    for version in (1, 2):
+        again = run("two", "qat8", version=version)
+        assert (again.pushed, again.not_pushed) == (second, None)
+    assert run("three").pushed_now
 
 
 def test_the_same_content_under_another_version_is_deployed(run: Run) -> None:

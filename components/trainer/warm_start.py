@@ -1,0 +1,99 @@
+"""Beginning a training with the weights of a model that was trained before."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from edgeline import deployed
+from edgeline.errors import UserError
+from edgeline.model_module import ModelModule
+from edgeline.trainer.config import Train
+
+
+def begin(model: tf_keras.Model, module: ModelModule, config: Train) -> dict[str, Any]:
+    """Gives a model the weights of the file that the config names, all of them or none.
+
+    A file that is not there, cannot be read, or holds another model is no reason to stop: the model then keeps its
+    initial weights.
+
+    Args:
+      model: as the module builds it; changed in place.
+      module: for its custom objects.
+      config: its `warm_start` is not empty.
+
+    Returns:
+      What the passport says of it: `from`, `sha256` of the file (None where it could not be read), `taken`, and `note`
+      in words.
+
+    Raises:
+      UserError: the file is not the one that the pipeline was built with.
+    """
+    facts: dict[str, Any] = {"from": config.warm_start, "sha256": None, "taken": False}
+    try:
+        facts["sha256"] = deployed.sha256_of(config.warm_start)
+        if config.warm_start_digest not in ("", facts["sha256"]):
+            raise UserError(
+                f"warm start: {config.warm_start} is not the file this run began with (digest "
+                f"{facts['sha256'][:12]}, expected {config.warm_start_digest[:12]}): start the run again"
+            )
+        reason = _take(_load(config.warm_start, module), model)
+    except UserError:
+        raise
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = f"{config.warm_start} cannot be read: {first_line}"
+    if reason:
+        return {**facts, "note": f"starts from scratch because {reason}"}
+    return {**facts, "taken": True, "note": f"starts from the weights of {config.warm_start}"}
+
+
+def _load(path: str, module: ModelModule) -> tf_keras.Model:
+    with tempfile.TemporaryDirectory() as folder:
+        if deployed.is_uri(path):
+            copy = str(Path(folder, "model.keras"))
+            tf.io.gfile.copy(path, copy)
+            path = copy
+        return tf_keras.models.load_model(path, custom_objects=module.custom_objects(), compile=False, safe_mode=True)
+
+
+def _take(source: tf_keras.Model, model: tf_keras.Model) -> str:
+    """Copies all weights, layer by layer; returns why not where the layers differ, and then changes nothing."""
+    there, here = dict(_layers(source)), dict(_layers(model))
+    for name, layer in here.items():
+        if name not in there:
+            return f"layer {name} is only here"
+        ours, theirs = _weights(layer), _weights(there[name])
+        if len(ours) != len(theirs):
+            return f"layer {name}: {len(ours)} weights here, {len(theirs)} there"
+        for weight, found in zip(ours, theirs, strict=True):
+            if weight.shape != found.shape:
+                kind = weight.name.rsplit("/", 1)[-1].partition(":")[0]
+                return f"layer {name}: {kind} {tuple(weight.shape)} here, {tuple(found.shape)} there"
+    if extra := [name for name in there if name not in here]:
+        return f"layer {extra[0]} is only there"
+    for name, layer in here.items():
+        for weight, found in zip(_weights(layer), _weights(there[name]), strict=True):
+            weight.assign(found)
+        if isinstance(layer, tf_keras.layers.Normalization):
+            layer.finalize_state()  # what it computes with was made of its weights when it was built
+    return ""
+
+
+def _layers(model: tf_keras.Model, path: str = "") -> Iterator[tuple[str, tf_keras.layers.Layer]]:
+    """Yields the layers that have weights, those of models within a model by the path to them."""
+    for layer in model.layers:
+        if isinstance(layer, tf_keras.Model) and layer._is_graph_network:
+            yield from _layers(layer, f"{path}{layer.name}/")
+        elif layer.weights:
+            yield f"{path}{layer.name}", layer
+
+
+def _weights(layer: tf_keras.layers.Layer) -> list[tf.Variable]:
+    """Returns a layer's weights in an order that does not depend on what is trainable; `layer.weights` does."""
+    return [w for each in layer._flatten_layers() for w in each._trainable_weights + each._non_trainable_weights]

@@ -1,0 +1,1 @@
+"""A recurrent network on the IMDB reviews."""

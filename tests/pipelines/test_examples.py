@@ -1,0 +1,220 @@
+"""The model modules that are shipped: what they build, and that the pipeline takes them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from PIL import Image
+
+from edgeline import model_module
+from edgeline.litert import TFLiteModel
+from edgeline.pipelines import cli, datasets
+
+EXAMPLES = "edgeline.pipelines.examples"
+
+
+def load(name: str) -> model_module.ModelModule:
+    return model_module.load(f"{EXAMPLES}.{name}")
+
+
+def run(*arguments: object) -> int:
+    return cli.main(["run", *map(str, arguments)])
+
+
+def report_of(root: Path) -> dict[str, Any]:
+    return json.loads((root / "report" / "report.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "inputs", "outputs"),
+    [
+        ("fashion_mnist.model", 20_410, (28, 28), 10),
+        ("fashion_mnist.large", 3_274_762, (28, 28), 10),
+        ("imdb_gru.model", 1_290_497, (100,), 1),
+    ],
+)
+def test_size_and_shapes(name: str, parameters: int, inputs: tuple[int, ...], outputs: int) -> None:
+    module = load(name)
+    model = module.build_model()
+    assert model.count_params() == parameters
+    assert f"{parameters:,} parameters" in module._code.build_model.__doc__
+    assert (model.input_shape, model.output_shape) == ((None, *inputs), (None, outputs))
+    module.compile_model(model)
+
+
+# IMDB -----------------------------------------------------------------------------------------------------------------
+
+
+#: Numbers of words far below the vocabulary's, as they are in the file and in the records.
+FIRST, SECOND = 41, 42
+
+
+def test_imdb_reads_what_the_loader_writes(imdb: Path, tmp_path: Path) -> None:
+    datasets.write_imdb(tmp_path / "data", source=imdb, shards=1)
+    module = load("imdb_gru.model")
+    [shard] = (tmp_path / "data" / "eval").glob("*.gz")
+    records = next(iter(tf.data.TFRecordDataset(str(shard), "GZIP").batch(4)))
+    tokens, labels = module.preprocess(tf.io.parse_example(records, module.feature_spec()))
+    assert (tokens.shape, tokens.dtype) == ((4, 100), tf.int32)
+    assert module.build_model()(tokens).shape == (4, 1)
+    assert set(labels.numpy()) <= {0, 1}
+
+
+@pytest.fixture(scope="module")
+def imdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file like tf-keras's, of short reviews: positive where one word comes before another."""
+    random = np.random.default_rng(0)
+    parts: dict[str, Any] = {}
+    for part, count in (("train", 1600), ("test", 200)):
+        reviews, labels = np.empty(count, object), random.integers(0, 2, count)
+        for number, label in enumerate(labels):
+            words = random.integers(50, 60, 8)
+            early, late = sorted(random.choice(8, 2, replace=False))
+            words[early], words[late] = (FIRST, SECOND) if label else (SECOND, FIRST)
+            reviews[number] = [int(word) for word in words]
+        parts |= {f"x_{part}": reviews, f"y_{part}": labels}
+    path = tmp_path_factory.mktemp("imdb") / "imdb.npz"
+    np.savez(path, **parts)
+    return path
+
+
+RECIPES = '''
+from edgeline.pipelines.recipe import Recipe
+from edgeline.pruner.config import Prune
+from edgeline.quantizer.config import Quantize
+
+
+def prune68_dynamic_range():
+    """The published sparsity."""
+    return Recipe("prune68_dynamic_range", (Prune(0.68), Quantize("dynamic_range")))
+'''
+
+
+@pytest.mark.slow
+def test_imdb_through_the_pipeline(imdb: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipes.py").write_text(RECIPES)
+    assert cli.main(["data", "imdb", str(tmp_path / "data"), "--source", str(imdb)]) == 0
+    code = run(
+        "--module", f"{EXAMPLES}.imdb_gru.model", "--data", tmp_path / "data", "--root", tmp_path / "root",
+        "--recipes-file", tmp_path / "recipes.py", "--epochs", 4, "--finetune-epochs", 1,
+    )  # fmt: skip
+    assert code == 0
+    report = report_of(tmp_path / "root")
+    assert report["baseline"]["metrics"]["accuracy"] >= 0.95
+    [candidate] = report["candidates"]
+    assert candidate["metrics"]["accuracy"] >= 0.95
+    layers = {layer["name"]: layer for layer in candidate["layers"]}
+    assert layers["embedding"]["sparsity"] >= 0.679
+    assert candidate["sparsity"] >= 0.65
+    [pushed] = (tmp_path / "root" / "pushed").glob("*/model.tflite")
+    model = TFLiteModel(pushed)  # TFLite's own operators only: nothing else is linked
+    assert [port.name for port in model.inputs] == ["tokens"]
+    assert [port.name for port in model.outputs] == ["positive"]
+    assert candidate["zlib_bytes"] < report["baseline"]["zlib_bytes"] / 8
+
+
+# flowers --------------------------------------------------------------------------------------------------------------
+
+SMALL_FLOWERS = """
+from edgeline.pipelines.examples.flowers_mobilenet import model as flowers
+from edgeline.pipelines.examples.flowers_mobilenet.model import *
+
+
+def preprocess(features):
+    return flowers.preprocess(features, size=32)
+
+
+def build_model():
+    return flowers.build_model(size=32, classes=3, weights={weights!r}, alpha=0.35)
+
+
+def phases():
+    [(top, _, freeze), (fine_tuning, *rest)] = flowers.phases()
+    return [(top, 2, freeze), (fine_tuning, *rest)]
+
+
+def compile_model(model, phase=None):
+    flowers.compile_model(model, phase)
+    model.optimizer.learning_rate = 1e-2 if phase == "top" else 1e-4
+
+
+def class_names():
+    return ["green", "red", "yellow"]
+"""
+
+
+def photo(random: np.random.Generator, kind: int) -> bytes:
+    """Returns a noisy JPEG photo of a coloured square."""
+    pixels = random.integers(0, 120, [40, 48, 3], dtype=np.uint8)
+    left, top = random.integers(0, 16, 2)
+    for channel in ((1,), (0,), (0, 1))[kind]:
+        pixels[top : top + 24, left : left + 24, channel] = 250
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for kind, name in enumerate(("green", "red", "yellow")):
+        (folder / name).mkdir()
+        for number in range(40):
+            (folder / name / f"{number}.jpg").write_bytes(photo(random, kind))
+    return folder
+
+
+def test_flowers_decodes_photos_of_any_size() -> None:
+    random = np.random.default_rng(0)
+    module = load("flowers_mobilenet.model")
+    features = {"image": tf.constant([photo(random, 0), photo(random, 1)]), "label": tf.constant([0, 1])}
+    photos, _ = module.preprocess(features)
+    assert (photos.shape, photos.dtype) == ((2, 160, 160, 3), tf.float32)
+    assert -1 <= float(tf.reduce_min(photos)) < -0.9 < 0.9 < float(tf.reduce_max(photos)) <= 1
+    assert [(phase.name, phase.epochs) for phase in module.phases()] == [("top", 5), ("fine_tuning", None)]
+    assert len(module.class_names()) == 5
+
+
+@pytest.mark.slow
+def test_flowers_through_the_pipeline(photos: Path, tmp_path: Path) -> None:
+    # stands for pretraining, which no test can do: what is looked at is what is trained, not how well
+    base = tf_keras.applications.MobileNetV2([32, 32, 3], 0.35, include_top=False, weights=None)
+    random = np.random.default_rng(1)
+    images = tf.stack([tf.image.resize(tf.io.decode_jpeg(photo(random, i % 3)), [32, 32]) for i in range(60)])
+    for layer in base.layers:
+        if isinstance(layer, tf_keras.layers.BatchNormalization):
+            layer.momentum = 0.5
+    for _ in range(8):
+        base(images / 127.5 - 1.0, training=True)
+    base.save_weights(tmp_path / "base.h5")
+    (tmp_path / "flowers.py").write_text(SMALL_FLOWERS.format(weights=str(tmp_path / "base.h5")))
+    assert cli.main(["data", "images", str(photos), str(tmp_path / "data"), "--shards", "2"]) == 0
+    code = run(
+        "--module", tmp_path / "flowers.py", "--data", tmp_path / "data", "--root", tmp_path / "root",
+        "--recipe", "int8", "--epochs", 1, "--samples", 20, "--max-accuracy-drop", 1,
+    )  # fmt: skip
+    assert code == 0
+    report = report_of(tmp_path / "root")
+    [training] = report["training"]
+    assert training["phases"] == [{"name": "top", "epochs": 2}, {"name": "fine_tuning", "epochs": 1}]
+    assert len(training["history"]["val_loss"]) == 3
+    assert "fine_tuning, 1 epoch" in (tmp_path / "root" / "report" / "report.html").read_text()
+    # what was pretrained and frozen is what came out
+    [path] = (tmp_path / "root" / "artifacts" / "Trainer").glob("model/*/Format-Keras/model.keras")
+    trained = tf_keras.models.load_model(path, compile=False).layers[1]
+    changed = [
+        any(not np.array_equal(a, b) for a, b in zip(old.get_weights(), new.get_weights(), strict=True))
+        for old, new in zip(base.layers, trained.layers, strict=True)
+    ]
+    assert not any(changed[:100])
+    assert sum(changed[100:]) > 10
+    for old, new in zip(base.layers, trained.layers, strict=True):
+        if isinstance(old, tf_keras.layers.BatchNormalization):
+            np.testing.assert_array_equal(old.moving_mean, new.moving_mean)
