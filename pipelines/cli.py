@@ -441,7 +441,7 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
     def say(text: str, style: str = "") -> None:
         shown.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
 
-    for training in report["training"]:
+    for training in report.get("training", []):
         if training.get("warm_start"):
             say(f"warm start: {training['warm_start']['note']}")
     for c in report["candidates"]:

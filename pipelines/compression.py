@@ -219,9 +219,11 @@ def create_components(
 
 
 def import_examples(data_dir: Path) -> ImportExampleGen:
-    """Returns the stock component that ingests a data folder: `<data_dir>/<split>/*.tfrecord.gz`."""
+    """Returns TFX's component that ingests a data folder: `<data_dir>/<split>/*.tfrecord.gz`; it has our executor."""
     splits = [example_gen_pb2.Input.Split(name=split, pattern=f"{split}/*{SHARD_SUFFIX}") for split in SPLITS]
-    return _keyed(ImportExampleGen(input_base=str(data_dir), input_config=example_gen_pb2.Input(splits=splits)))
+    ingest = ImportExampleGen(input_base=str(data_dir), input_config=example_gen_pb2.Input(splits=splits))
+    ingest.executor_spec = SpanExampleGen.EXECUTOR_SPEC.copy()
+    return _keyed(ingest)
 
 
 def import_spans(window: Window) -> SpanExampleGen:

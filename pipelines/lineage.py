@@ -496,7 +496,11 @@ def _of_data(trace: Trace, steps: Mapping[int, Step]) -> Iterator[tuple[str, str
         if step and step.inputs:
             continue
         source = step.parameters.get("input_base", artifact.uri) if step else artifact.uri
-        known = [f"{name} {artifact.properties[name]}" for name in ("span", "spans", "version") if name in artifact.properties]
+        known = [
+            f"{name} {artifact.properties[name]}"
+            for name in ("span", "spans", "version")
+            if name in artifact.properties
+        ]
         yield "data", ", ".join([str(source), *known]), ""
         for line in str(artifact.properties.get("input_fingerprint", "none recorded")).splitlines():
             yield (

@@ -25,7 +25,11 @@ _SEPARATOR = "\n"
 
 
 class Executor(executor.Executor):
-    """TFX's executor, reading the patterns of every span of a split."""
+    """TFX's executor, reading the patterns of every span of a split, and always writing an example as the same bytes.
+
+    TFX's own writes its features in an order that differs from process to process, and by their bytes the calibration
+    samples are drawn.
+    """
 
     def GetInputSourceToExamplePTransform(self) -> beam.PTransform:  # noqa: N802
         """Returns what reads a split: TFX's own transform, once for each span."""
@@ -33,15 +37,19 @@ class Executor(executor.Executor):
 
         @beam.ptransform_fn
         @beam.typehints.with_input_types(beam.Pipeline)
-        @beam.typehints.with_output_types(tf.train.Example)
+        @beam.typehints.with_output_types(bytes)
         def ReadSpans(pipeline: beam.Pipeline, exec_properties: dict[str, Any], split_pattern: str) -> beam.PCollection:  # noqa: N802
             parts = [
                 pipeline | f"Span {number}" >> read_one(exec_properties, pattern)
                 for number, pattern in enumerate(split_pattern.split(_SEPARATOR))
             ]
-            return parts | beam.Flatten()
+            return parts | beam.Flatten() | "Serialize" >> beam.Map(_serialized)
 
         return ReadSpans
+
+
+def _serialized(example: tf.train.Example) -> bytes:
+    return example.SerializeToString(deterministic=True)
 
 
 class Driver(driver.FileBasedDriver):

@@ -42,13 +42,14 @@ def write_span(folder: Path, labels: Sequence[int], first: int = 0) -> Path:
 # the ingest -----------------------------------------------------------------------------------------------------------
 
 
-def ingest(root: Path, window: spans.Window) -> tuple[str, Any]:
+def ingest(root: Path, window: spans.Window | Path) -> tuple[str, Any]:
     metadata = tfx.orchestration.metadata.sqlite_metadata_connection_config(str(root / "metadata.db"))
-    node = compression.import_spans(window).with_beam_pipeline_args(list(BEAM_ARGS))
+    make = compression.import_examples if isinstance(window, Path) else compression.import_spans
+    node = make(window).with_beam_pipeline_args(list(BEAM_ARGS))
     pipeline = tfx.dsl.Pipeline("p", str(root / "artifacts"), metadata, [node], enable_cache=True)
     result = LocalRunner().run(pipeline)
-    [artifact] = result.outputs("SpanExampleGen", "examples")
-    return result.nodes["SpanExampleGen"].state, artifact
+    [artifact] = result.outputs(node.id, "examples")
+    return result.nodes[node.id].state, artifact
 
 
 def numbers(uri: str, split: str) -> list[int]:
@@ -71,6 +72,15 @@ def test_a_window_becomes_one_artifact_that_says_its_spans(tmp_path: Path) -> No
     write_span(tmp_path / "day-4", [0, 1], first=40)
     state, moved = ingest(tmp_path / "root", spans.resolve(pattern, 2))
     assert (state, numbers(moved.uri, "eval")) == ("done", [30, 31, 40, 41])
+
+
+def test_an_example_becomes_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    folder = write_span(tmp_path / "day-1", [0, 1])
+    for window in (folder, spans.resolve(tmp_path / "day-{SPAN}")):
+        _, artifact = ingest(tmp_path / "root", window)
+        for record in data.read_serialized(data.split_files(artifact.uri, "train")).as_numpy_iterator():
+            # of the five features' orders, there is one in which a process may write them
+            assert record == tf.train.Example.FromString(record).SerializeToString(deterministic=True)
 
 
 # nothing new ----------------------------------------------------------------------------------------------------------

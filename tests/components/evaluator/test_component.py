@@ -52,7 +52,12 @@ def save_export(folder: Path, content: bytes, passport: Passport) -> None:
     """The folder of a TFLiteExporter's output whose model was made here."""
     serving = folder / "Format-Serving"
     serving.mkdir(parents=True)
-    ports = {"inputs": passport.io["inputs"], "outputs": passport.io["outputs"]}
+    ports = {
+        side: [
+            {**port, "shape": [-1 if size is None else size for size in port["shape"]]} for port in passport.io[side]
+        ]
+        for side in ("inputs", "outputs")
+    }
     metadata = {
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
