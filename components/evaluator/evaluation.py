@@ -180,7 +180,9 @@ def _misfits(
     found = targets.misfits(budget.target, metadata)
     if like is not None:
         own = contract.of(metadata, candidate.passport.io["labels"], budget.target)
-        found += contract.differences(own, like[1], like[0])
+        changed = contract.differences(own, like[1], like[0])
+        # said once, with the last of them
+        found += [*changed[:-1], *(f"{last} (--like none allows a new contract)" for last in changed[-1:])]
     return found
 
 

@@ -386,14 +386,17 @@ def test_a_target_decides_what_is_blessed(run: Run) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("relabelled", ["label order: 1 is 'bottom', deployed has 'middle' (and 1 more)"]),
+        (
+            "relabelled",
+            ["label order: 1 is 'bottom', deployed has 'middle' (and 1 more) (--like none allows a new contract)"],
+        ),
         (
             "int8_io",
             [
                 "input image: shape [1, 8, 8, 1], deployed has [any, 8, 8, 1]",
                 "input image: dtype int8, deployed has float32",
                 "output logits: shape [1, 3], deployed has [any, 3]",
-                "output logits: dtype int8, deployed has float32",
+                "output logits: dtype int8, deployed has float32 (--like none allows a new contract)",
             ],
         ),
     ],
@@ -442,7 +445,7 @@ def test_another_target_is_another_contract(run: Run, push: Any) -> None:
     content["contract"]["target"] = "micro"
     pointer.write_text(json.dumps(content))
     [entry] = run(["int8_io"], Budget(max_drop=0.1, target="dsp"), deployed=folder).report["candidates"]
-    assert entry["reasons"] == ["target: dsp, deployed has micro"]
+    assert entry["reasons"] == ["target: dsp, deployed has micro (--like none allows a new contract)"]
 
 
 def test_the_contract_of_a_file_takes_the_place_of_the_deployed_one(made: Made, run: Run, push: Any) -> None:
