@@ -250,7 +250,9 @@ def test_ten_nights(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with here.nothing_pushed():
         outcome = here.night(1, "nothing fits")
     assert (outcome["selected"], outcome["pushed"]) == (None, None)
-    assert outcome["candidates"][0]["reasons"] == ["label order: 0 is '9', deployed has '0' (and 9 more)"]
+    assert outcome["candidates"][0]["reasons"] == [
+        "label order: 0 is '9', deployed has '0' (and 9 more) (--like none allows a new contract)"
+    ]
     assert "int8: label order: 0 is '9'" in (here.nights()[-1].why or "")
     assert here.report()["selected"] is None
 
