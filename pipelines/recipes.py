@@ -144,7 +144,7 @@ def prune80_cluster16_int8() -> Recipe:
 def prune50_2by4_int8() -> Recipe:
     """2 of every 4 weights zero, int8: the pattern that sparse tensor cores and some NPUs run faster.
 
-    Measured: not yet.
+    Measured: accuracy 0.8853 of 0.8787 (docs/quality.md), 15,071 zlib bytes, 5.1x smaller.
     """
     return Recipe("prune50_2by4_int8", (Prune(0.5, m_by_n="2x4"), Quantize("int8")))
 
@@ -152,7 +152,7 @@ def prune50_2by4_int8() -> Recipe:
 def prune85_cluster16_int8() -> Recipe:
     """85% of the weights zero, the others 15 shared values, int8: where prune80_cluster16_int8 has accuracy to spare.
 
-    Measured: not yet.
+    Measured: accuracy 0.8789 of 0.8787 (docs/quality.md), 5,514 zlib bytes, 14.1x smaller.
     """
     return Recipe("prune85_cluster16_int8", (Prune(0.85), Cluster(16), Quantize("int8")))
 
