@@ -159,7 +159,7 @@ class Journal:
         elif outcome.not_pushed is not None:
             self.write("not_pushed", why=outcome.not_pushed)
         elif outcome.report is not None and not outcome.report["selected"]:
-            self.write("not_pushed", why=_unmet(outcome.report))
+            self.write("not_pushed", why=unmet(outcome.report))
 
     def _evaluated(self, report: dict[str, Any]) -> None:
         metric, deployed = report["budget"]["metric"], report.get("deployed")
@@ -207,7 +207,7 @@ class Journal:
         )
 
 
-def _unmet(report: dict[str, Any]) -> str:
+def unmet(report: dict[str, Any]) -> str:
     """Returns why nothing was selected: what the closest candidate missed, else the first one."""
     candidates = sorted(report["candidates"], key=lambda c: c["name"] != report["closest"])
     missed = [f"{c['name']}: {'; '.join(c['reasons'])}" for c in candidates[:1]]

@@ -97,7 +97,8 @@ def nothing_new(
         return None
     where = f"{found.base}, {_range(now['spans'])}" if found else str(data)
     when = last["time"][:16].replace("T", " ")
-    return f"no new data since the run of {when} UTC ({where}): nothing trained, nothing pushed"
+    verdict = "; of that run no candidate met the budget" if last["exit_code"] == 1 else ""
+    return f"no new data since the run of {when} UTC ({where}): nothing trained, nothing pushed{verdict}"
 
 
 def _range(names: list[str]) -> str:

@@ -20,6 +20,7 @@ from tfx.dsl.components.base.base_node import BaseNode
 from edgeline import checkpoints, deployed
 from edgeline.errors import UserError
 from edgeline.evaluator.report import write_report
+from edgeline.pipelines import events
 from edgeline.pipelines.compression import Run, create_pipeline
 from edgeline.pipelines.console import LiveView
 from edgeline.pipelines.local_runner import BEAM_ARGS, Event, Listener, LocalRunner, RunResult
@@ -83,7 +84,7 @@ class Outcome:
         return {
             "selected": report.get("selected"),
             "pushed": self.pushed and str(self.pushed),
-            "not_pushed": self.not_pushed,
+            "not_pushed": self.not_pushed or (events.unmet(report) if report and not report["selected"] else None),
             "report": self.report_path and str(self.report_path.with_suffix(".json")),
             "steps": self.states,
             "failures": [failure.text for failure in self.failures],

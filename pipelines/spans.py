@@ -216,7 +216,7 @@ def fingerprint(folders: list[Path]) -> str:
 
 
 def last_finished(root: Path) -> Mapping[str, Any] | None:
-    """Returns the event `data` of the last run of a root that came to a verdict, None where there is none.
+    """Returns the event `data` and the `exit_code` of the last run of a root that came to a verdict, None without one.
 
     A verdict is exit code 0 or 1; runs that found no new data have no such event.
     """
@@ -230,6 +230,5 @@ def last_finished(root: Path) -> Mapping[str, Any] | None:
             runs.setdefault(event["run"], {})[event["event"]] = event
     for run in reversed(runs.values()):
         if "data" in run and run.get("finished", {}).get("exit_code") in (0, 1):
-            found: Mapping[str, Any] = run["data"]
-            return found
+            return {**run["data"], "exit_code": run["finished"]["exit_code"]}
     return None

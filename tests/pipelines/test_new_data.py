@@ -108,7 +108,10 @@ def test_spans_are_new_until_a_run_has_finished_with_them(tmp_path: Path) -> Non
     why = new_data.nothing_new(asked(), root, pattern, window, "request")
     assert why is not None
     assert why.startswith("no new data since the run of 2")
-    assert why.endswith(f"({tmp_path}, day-1): nothing trained, nothing pushed")
+    nothing = f"({tmp_path}, day-1): nothing trained, nothing pushed"
+    assert why.endswith(f"{nothing}; of that run no candidate met the budget")
+    finish(root, new_data.facts(pattern, window, "request"), code=0)
+    assert (new_data.nothing_new(asked(), root, pattern, window, "request") or "").endswith(nothing)
     # another request, a repaired file, one more span, and --no-cache are all something to do
     assert new_data.nothing_new(asked(), root, pattern, window, "other") is None
     assert new_data.nothing_new(asked(no_cache=True), root, pattern, window, "request") is None

@@ -295,6 +295,7 @@ def test_nothing_is_claimed_where_nothing_was_selected(run: Run) -> None:
     for _ in range(2):  # the second is served from the cache
         outcome = run(name=None)
         assert (outcome.pushed, outcome.not_pushed) == (None, None)
+        assert outcome.summary()["not_pushed"] == "no candidate met the budget; int8: too large"
         code, shown = show(outcome)
         assert code == 1
         assert "nothing is pushed" in shown
