@@ -18,9 +18,19 @@ def run(out: Path, *options: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "DenseNet121", "ResNet50V2"])
-def test_an_application_is_trained_for_quantization_and_becomes_integer(name: str, tmp_path: Path) -> None:
-    run(tmp_path, "--models", name, "--techniques", "qat8", "--input-size", "32")
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("MobileNetV2", 32),
+        # on images of 32x32 nothing is left for its last squeezes, untrained: no scale holds their biases
+        ("MobileNetV3Small", 64),
+        ("EfficientNetB0", 32),
+        ("DenseNet121", 32),
+        ("ResNet50V2", 32),
+    ],
+)
+def test_an_application_is_trained_for_quantization_and_becomes_integer(name: str, size: int, tmp_path: Path) -> None:
+    run(tmp_path, "--models", name, "--techniques", "qat8", "--input-size", str(size))
     cell = json.loads((tmp_path / f"{name}.qat8.json").read_text())
     assert cell["works"], cell["error"]
     assert cell["left_float"] == cell["float_ops"] == {}
