@@ -245,7 +245,7 @@ def compress(
     splits = open_splits(examples_uri, code, config)
     passport = Passport.read(model_uri)
     outcome = technique(keras_io.load(model_uri, code), code, splits, config, passport.promises, run_uri)
-    inputs = {"examples": data.fingerprint(examples_uri), "module": module_digest, "model": passport.steps[-1]["model"]}
+    inputs = {"examples": splits.fingerprint, "module": module_digest, "model": passport.steps[-1]["model"]}
     deliver(
         outcome, passport, step=step, config=config, inputs=inputs, toolchain=toolchain,
         model_uri=compressed_uri, run_uri=run_uri,

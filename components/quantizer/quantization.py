@@ -9,7 +9,7 @@ from typing import Any
 
 import tf_keras
 
-from edgeline import calibration_set, data, graph_model, keras_io, layers, quantization_aware, training
+from edgeline import calibration_set, graph_model, keras_io, layers, quantization_aware, training
 from edgeline.model_module import ModelModule
 from edgeline.passport import Passport, Promise
 from edgeline.quantizer import keeping, selection
@@ -148,7 +148,7 @@ def quantize(
             scheme["keep_float"] = {"layers": list(scheme["qat"]["left_float"]), "ops": []}
         keras_io.save_qat(outcome.model, compressed_uri)
         training.write_history("Quantizer", outcome.history, run_uri)
-        inputs["examples"] = data.fingerprint(examples_uri)
+        inputs["examples"] = splits.fingerprint
         facts: dict[str, Any] = {"metrics": outcome.metrics, "layers": outcome.layers}
         facts |= {"model": keras_io.digest(outcome.model), "history": outcome.history}
     elif graph_model.is_one(model_uri):

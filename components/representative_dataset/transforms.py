@@ -231,8 +231,8 @@ class MergeFilters(beam.CombineFn):
         return accumulator
 
 
-class SummarizeShards(_OverShards):
-    """From shards of the training split and the EvalFilter to their Summary.
+class _OverTraining(_OverShards):
+    """Goes over shards of the training split.
 
     Args:
       plan: what is drawn, and from what.
@@ -243,6 +243,10 @@ class SummarizeShards(_OverShards):
 
     def setup(self) -> None:
         self._reader = _Reader(self._plan)
+
+
+class SummarizeShards(_OverTraining):
+    """From shards of the training split and the EvalFilter to their Summary."""
 
     def over(self, shards: list[str], known: EvalFilter) -> Summary:
         config = self._plan.config
@@ -353,18 +357,8 @@ class MergeSummaries(beam.CombineFn):
         return accumulator
 
 
-class FetchShards(_OverShards):
-    """From shards of the training split and a Choice to a Summary that has the chosen examples drawn.
-
-    Args:
-      plan: what is drawn, and from what.
-    """
-
-    def __init__(self, plan: Plan):
-        self._plan = plan
-
-    def setup(self) -> None:
-        self._reader = _Reader(self._plan)
+class FetchShards(_OverTraining):
+    """From shards of the training split and a Choice to a Summary that has the chosen examples drawn."""
 
     def over(self, shards: list[str], known: Choice) -> Summary:
         found: dict[tuple[int, str], Drawn] = {}

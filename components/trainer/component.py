@@ -7,7 +7,7 @@ from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArti
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Examples, HyperParameters, Model, ModelRun, TransformGraph
 
-from edgeline import data, keras_io, model_module, training, transformation
+from edgeline import keras_io, model_module, training, transformation
 from edgeline.passport import Passport
 from edgeline.trainer import hyperparameters as tuned
 from edgeline.trainer import phases
@@ -56,7 +56,7 @@ def Trainer(
     if done:
         facts["phases"] = done
     outcome = training.Outcome(keras_model, history, training.evaluate(keras_model, code, splits), facts=facts)
-    inputs = {"examples": data.fingerprint(examples.uri), "module": module_digest}
+    inputs = {"examples": splits.fingerprint, "module": module_digest}
     training.deliver(
         outcome, passport, step="Trainer", config=config, inputs=inputs, toolchain=toolchain,
         model_uri=model.uri, run_uri=model_run.uri,
