@@ -78,7 +78,12 @@ class Checkpoints(tf_keras.callbacks.Callback):
 
         A checkpoint that cannot be read is a training that starts afresh.
         """
-        if self._folder is None or not (self._folder / _STATE_FILE).is_file():
+        if self._folder is None:
+            return
+        new = self._folder.with_suffix(".new")
+        if not self._folder.exists() and (new / _STATE_FILE).is_file():
+            new.rename(self._folder)  # it was killed between the two renames of _write
+        if not (self._folder / _STATE_FILE).is_file():
             return
         before = [variable.numpy() for variable in model.weights]
         try:

@@ -222,3 +222,13 @@ def test_without_a_folder_nothing_is_kept(
     monkeypatch.delenv(checkpoints.FOLDER_VARIABLE, raising=False)
     with mock.patch.object(checkpoints.Checkpoints, "_write", side_effect=AssertionError):
         trainer(epochs=1)
+
+
+def test_killed_between_the_renames(trainer: Callable[..., Result], folder: Path) -> None:
+    expected, _ = trainer(epochs=1)
+    [path] = folder.iterdir()
+    path.rename(path.with_suffix(".new"))
+    with watched() as killer:
+        weights, _ = trainer(epochs=1)
+    assert killer.epochs == []
+    np.testing.assert_array_equal(weights[0], expected[0])
