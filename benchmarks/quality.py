@@ -34,16 +34,20 @@ MODELS: dict[str, tuple[str, int, int, tuple[str, ...]]] = {
             "prune80_int8",
             "prune80_cluster16_int8",
             "prune85_cluster16_int8",
-            "prune88_cluster16_int8",
             "prune88_cluster8_int8",
             "prune90_cluster8_int8",
+            "prune80_d50_cluster16_d50_int8",
+            "prune85_d50_cluster16_d50_int8",
+            "prune88_d50_cluster8_d50_int8",
+            "prune90_d50_cluster8_d50_int8",
+            "prune93_d50_cluster8_d50_int8",
         ),
     ),
     "large": (
         "edgeline.pipelines.examples.fashion_mnist.large",
         10,
         4,
-        ("prune80_cluster16_int8", "prune90_cluster8_int8"),
+        ("int8", "prune90_d50_cluster8_d50_int8", "prune95_d50_cluster16_d50_int8"),
     ),
 }
 #: Of the plain script, which makes the named recipes of one training.

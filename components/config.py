@@ -82,7 +82,30 @@ class FineTuning(StepConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LayerChoice(FineTuning):
+class Distilling(FineTuning):
+    """What every fine-tuning that compresses may be asked: to learn from the model that goes in, too.
+
+    Attributes:
+      distillation: share of the loss that is the distance to the outputs of that model, in [0, 1]; 0: none.
+      temperature: by which both distributions over classes are softened for that distance, above 0.
+    """
+
+    distillation: float = 0.0
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check("distillation", 0 <= self.distillation <= 1, "in [0, 1]")
+        self.check("temperature", self.temperature > 0, "above 0")
+
+    @property
+    def distilled(self) -> str:
+        """What a step's name says of it: `_d50` for a share of one half, nothing for none."""
+        return f"_d{percent(self.distillation)}" if self.distillation else ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerChoice(Distilling):
     """What every step that works on some of a model's layers may be asked.
 
     A pattern is a glob over a layer's name or its type (`stem*`, `Dense`); capital and small letters differ. Lists and
@@ -137,6 +160,11 @@ class LayerChoice(FineTuning):
 
 #: What LayerChoice.protect may be.
 PROTECTED = ("none", "first", "last", "both")
+
+
+def percent(share: float) -> str:
+    """Returns a share in percent as part of a name, e.g. `80` or `82p5`: two shares that differ are two names."""
+    return f"{share * 100:.10f}".rstrip("0").rstrip(".").replace(".", "p")  # :g has six digits only
 
 
 def deviation_tag(config: StepConfig, named: tuple[str, ...]) -> str:

@@ -15,9 +15,9 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.python.framework import config as tf_config
 
-from edgeline import data, keras_io, model_module, progress
+from edgeline import data, distillation, keras_io, model_module, progress
 from edgeline.checkpoints import Checkpoints, DrawsByEpoch
-from edgeline.config import FineTuning
+from edgeline.config import Distilling, FineTuning
 from edgeline.data import TrainingData
 from edgeline.errors import UserError
 from edgeline.model_module import ModelModule
@@ -116,6 +116,7 @@ def fit(
     callbacks: Sequence[tf_keras.callbacks.Callback] = (),
     phase: str | None = None,
     span: range | None = None,
+    teacher: tf_keras.Model | None = None,
 ) -> dict[str, list[float]]:
     """Compiles the model by the module's hook and trains it; one that was killed before goes on after its last epoch.
 
@@ -130,6 +131,7 @@ def fit(
       callbacks: those of the step's own technique.
       phase: what is told to `compile_model`.
       span: which of the config's epochs, from 0; None: all.
+      teacher: whose outputs are learned too, as the config asks; shares no layer with the model. None: labels alone.
 
     Returns:
       Values by metric, one per epoch.
@@ -149,6 +151,8 @@ def fit(
     }  # fmt: skip
     checkpoints = Checkpoints(model, about, stopper, span.start)
     checkpoints.restore(model)
+    if teacher is not None and isinstance(config, Distilling):
+        distillation.teach(model, teacher, config.distillation, config.temperature)
     watchers: list[tf_keras.callbacks.Callback] = [
         DrawsByEpoch(config.seed),
         *callbacks,
@@ -167,6 +171,7 @@ def fit(
         callbacks=watchers,
         verbose=0,
     )
+    vars(model).pop("train_step", None)  # a distillation's, which holds the teacher
     return checkpoints.history
 
 

@@ -157,11 +157,20 @@ def prune85_cluster16_int8() -> Recipe:
     return Recipe("prune85_cluster16_int8", (Prune(0.85), Cluster(16), Quantize("int8")))
 
 
+def prune90_d50_cluster8_d50_int8() -> Recipe:
+    """90% of the weights zero, the others 7 shared values, each fine-tuning learning from the model it began with.
+
+    Measured: accuracy 0.8853 of 0.8787 (docs/quality.md), 15,071 zlib bytes, 5.1x smaller.
+    """
+    steps = Prune(0.9, distillation=0.5), Cluster(8, distillation=0.5), Quantize("int8")
+    return Recipe("prune90_d50_cluster8_d50_int8", steps)
+
+
 _FUNCTIONS = (
     float32, float16, dynamic_range, int8, int8_io, int8_uint8io, int16x8, auto, qat8,
     prune80_float32, prune80_dynamic_range, prune80_int8, prune50_2by4_int8,
     cluster16_float32, cluster16_dynamic_range,
-    prune80_cluster16_int8, prune85_cluster16_int8,
+    prune80_cluster16_int8, prune85_cluster16_int8, prune90_d50_cluster8_d50_int8,
 )  # fmt: skip
 
 RECIPES: dict[str, Recipe] = {function.__name__: function() for function in _FUNCTIONS}

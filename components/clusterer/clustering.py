@@ -16,7 +16,7 @@ from tensorflow_model_optimization.python.core.clustering.keras import (
     clustering_registry,
 )
 
-from edgeline import flatten, layers, training
+from edgeline import distillation, flatten, layers, training
 from edgeline.clusterer.config import Cluster
 from edgeline.errors import UserError
 from edgeline.model_module import ModelModule
@@ -27,7 +27,10 @@ class _Whole:
     """What tfmot's wrappers leave out: the mask of padded sequences, and whether the layer is being trained."""
 
     layer: tf_keras.layers.Layer
+    build_input_shape: Any
+    position_original_weights: dict[int, str]
     update_clustered_weights_associations: Callable[[], None]
+    get_weight_from_layer: Callable[[str], Any]
 
     def compute_mask(self, inputs: Any, mask: Any = None) -> Any:
         return self.layer.compute_mask(inputs, mask) if self.layer.supports_masking else None
@@ -119,14 +122,16 @@ def cluster(
             cluster_per_channel=plan.per_channel,
         )
 
+    teacher = distillation.teacher(model, config)
     wrapped = tf_keras.models.clone_model(model, clone_function=wrap)
     history = training.fit(
         wrapped, module, splits, config,
         step="Clusterer",
         log_dir=log_dir,
+        teacher=teacher,
         callbacks=[layers.KeepZeros(wrapped, promises)],
     )  # fmt: skip
-    clustered = tfmot.clustering.keras.strip_clustering(wrapped)
+    clustered = tf_keras.models.clone_model(wrapped, clone_function=_stripped)
     layers.check_promises(clustered, (*promises, *made), "Clusterer")
     notes = {
         name: reason or f"clustered to {clusters[name]} values{plans[name].note}" for name, reason in reasons.items()
@@ -134,6 +139,22 @@ def cluster(
     return training.Outcome(
         clustered, history, training.evaluate(clustered, module, splits), layers.facts(clustered, notes), made
     )
+
+
+def _stripped(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
+    """Returns what is in a wrapper, with its shared values; other layers as they are."""
+    if not isinstance(layer, _Whole):
+        return layer
+    layer.update_clustered_weights_associations()
+    weights = layer.layer.get_weights()  # those that are not clustered
+    for position, name in sorted(layer.position_original_weights.items()):
+        weights.insert(position, np.asarray(layer.get_weight_from_layer(name)))
+    plain = layer.layer.from_config(layer.layer.get_config())
+    plain.build(layer.build_input_shape)
+    # tfmot's function trusts `build` to say so: a layer of the user's own that does not is built, and drawn, again
+    plain.built = True
+    plain.set_weights(weights)
+    return plain
 
 
 def _is_clusterable(layer: tf_keras.layers.Layer) -> bool:

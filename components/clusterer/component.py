@@ -30,11 +30,14 @@ def Clusterer(
     include: Parameter[str],
     exclude: Parameter[str],
     protect: Parameter[str],
+    distillation: Parameter[float],
+    temperature: Parameter[float],
 ) -> None:
     """Gives each layer few shared weight values; verifies their number, and the zeros of a pruning before it."""
     config = Cluster(
         clusters=clusters, centroid_initialization=centroid_initialization, min_layer_share=min_layer_share,
         layer_clusters=layer_clusters, per_channel=per_channel, include=include, exclude=exclude, protect=protect,
+        distillation=distillation, temperature=temperature,
         epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
     )  # fmt: skip
     training.compress(

@@ -50,4 +50,4 @@ class Cluster(LayerChoice):
     @property
     def token(self) -> str:
         """The step in a recipe's name, e.g. `cluster16`: the number of shared values."""
-        return f"cluster{self.clusters}" + deviation_tag(self, ("clusters", *RUN_WIDE))
+        return f"cluster{self.clusters}{self.distilled}" + deviation_tag(self, ("clusters", "distillation", *RUN_WIDE))

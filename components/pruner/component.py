@@ -39,6 +39,8 @@ def Pruner(
     include: Parameter[str],
     exclude: Parameter[str],
     protect: Parameter[str],
+    distillation: Parameter[float],
+    temperature: Parameter[float],
 ) -> None:
     """Sets the smallest weights to zero while fine-tuning; verifies the sparsity of every pruned layer."""
     config = Prune(
@@ -46,6 +48,7 @@ def Pruner(
         min_layer_share=min_layer_share, layer_sparsity=layer_sparsity, begin_step=begin_step, end_step=end_step,
         frequency=frequency, power=power, block_size=block_size, block_pooling=block_pooling, m_by_n=m_by_n,
         policy=policy, include=include, exclude=exclude, protect=protect,
+        distillation=distillation, temperature=temperature,
         epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
     )  # fmt: skip
     training.compress(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from edgeline.config import RUN_WIDE, LayerChoice, deviation_tag
+from edgeline.config import RUN_WIDE, LayerChoice, deviation_tag, percent
 
 SCHEDULES = ("polynomial_decay", "constant")
 POOLINGS = ("avg", "max")
@@ -109,10 +109,10 @@ class Prune(LayerChoice):
     @property
     def token(self) -> str:
         """The step in a recipe's name, e.g. `prune80` or `prune50_2by4`: the final sparsity in percent, the pattern."""
-        # not :g, which has six digits: two sparsities that differ at all are two names
-        percent = f"{self.sparsity * 100:.10f}".rstrip("0").rstrip(".").replace(".", "p")
         pattern = f"_{self.m_by_n.replace('x', 'by')}" if self.m_by_n else ""
-        return f"prune{percent}{pattern}" + deviation_tag(self, ("sparsity", "m_by_n", *RUN_WIDE))
+        policy = f"_{self.policy}" if self.policy != "none" else ""
+        named = ("sparsity", "m_by_n", "policy", "distillation", *RUN_WIDE)
+        return f"prune{percent(self.sparsity)}{pattern}{policy}{self.distilled}" + deviation_tag(self, named)
 
 
 def _pair(text: str) -> tuple[int, int]:

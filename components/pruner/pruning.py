@@ -10,7 +10,7 @@ import tensorflow_model_optimization as tfmot
 import tf_keras
 from tensorflow_model_optimization.python.core.sparsity.keras import prunable_layer, prune_registry, pruning_wrapper
 
-from edgeline import flatten, layers, training
+from edgeline import distillation, flatten, layers, training
 from edgeline.errors import UserError
 from edgeline.model_module import ModelModule
 from edgeline.passport import Promise
@@ -42,6 +42,10 @@ class PruneLowMagnitude(pruning_wrapper.PruneLowMagnitude):
         if "mask" not in inspect.signature(self.layer.call).parameters:
             kwargs.pop("mask", None)
         return super().call(inputs, training=training, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns tfmot's, and the m_by_n pattern, without which a model that is loaded goes on unpatterned."""
+        return {**super().get_config(), "sparsity_m_by_n": self.sparsity_m_by_n}
 
 
 def schedule(config: Prune, steps: int, sparsity: float | None = None) -> tfmot.sparsity.keras.PruningSchedule:
@@ -153,6 +157,7 @@ def prune(
             sparsity_m_by_n=config.pattern,
         )
 
+    teacher = distillation.teacher(model, config)
     wrapped = tf_keras.models.clone_model(model, clone_function=wrap)
     history = training.fit(
         wrapped,
@@ -161,6 +166,7 @@ def prune(
         config,
         step="Pruner",
         log_dir=log_dir,
+        teacher=teacher,
         callbacks=[
             tfmot.sparsity.keras.UpdatePruningStep(),
             tfmot.sparsity.keras.PruningSummaries(log_dir, write_graph=False, profile_batch=0),

@@ -33,6 +33,8 @@ def Quantizer(
     keep_float_ops: Parameter[str],
     sensitivity_layers: Parameter[int],
     auto_max_drop: Parameter[float],
+    distillation: Parameter[float],
+    temperature: Parameter[float],
 ) -> None:
     """Decides how the model will be converted, and fine-tunes it for that if the scheme asks for it.
 
@@ -41,6 +43,7 @@ def Quantizer(
     config = Quantize(
         scheme=scheme, io_type=io_type, keep_float=keep_float, keep_float_ops=keep_float_ops,
         sensitivity_layers=sensitivity_layers, auto_max_drop=auto_max_drop,
+        distillation=distillation, temperature=temperature,
         epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
     )  # fmt: skip
     code = model_module.load(module, module_digest)

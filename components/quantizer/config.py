@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import json
 
-from edgeline.config import RUN_WIDE, FineTuning, deviation_tag
+from edgeline.config import RUN_WIDE, Distilling, deviation_tag
 
 #: Schemes that need no training. float32 changes nothing and stands here so that every recipe ends with one scheme.
 POST_TRAINING = ("float32", "dynamic_range", "float16", "int8", "int16x8", "auto")
@@ -18,7 +18,7 @@ IO_TYPES = ("float32", "int8", "uint8")
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantize(FineTuning):
+class Quantize(Distilling):
     """Choose the number types of the TFLite model; fine-tune for them where the scheme is a trained one.
 
     Attributes:
@@ -36,7 +36,7 @@ class Quantize(FineTuning):
         at only where int8 does not hold.
       auto_max_drop: for `auto`, how much worse than the float model the first compiled metric (the loss, where there is
         none) of the validation split may be, at least 0.
-      epochs, batch_size: of the fine-tuning of `qat8`; no other scheme trains.
+      epochs, batch_size, distillation, temperature: of the fine-tuning of `qat8`; no other scheme trains.
     """
 
     scheme: str = "int8"
@@ -74,6 +74,9 @@ class Quantize(FineTuning):
             raise ValueError(
                 f"{self.where('sensitivity_layers')} needs scheme int8 or auto, received scheme {self.scheme!r}"
             )
+        if self.distillation and not self.trains:
+            trained = ", ".join(TRAINED)
+            raise ValueError(f"{self.where('distillation')} needs scheme {trained}, received scheme {self.scheme!r}")
         self.check("auto_max_drop", self.auto_max_drop >= 0, "at least 0")
 
     @property
@@ -95,7 +98,8 @@ class Quantize(FineTuning):
     def token(self) -> str:
         """The step in a recipe's name: the scheme, then `_io` for int8 inputs and outputs, `_uint8io` for uint8."""
         io = {"float32": "", "int8": "_io", "uint8": "_uint8io"}[self.io_type]
-        return self.scheme + io + deviation_tag(self, ("scheme", "io_type", *RUN_WIDE))
+        named = ("scheme", "io_type", "distillation", *RUN_WIDE)
+        return self.scheme + io + self.distilled + deviation_tag(self, named)
 
 
 def _is_names(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import tf_keras
 
-from edgeline import calibration_set, graph_model, keras_io, layers, quantization_aware, training
+from edgeline import calibration_set, distillation, graph_model, keras_io, layers, quantization_aware, training
 from edgeline.model_module import ModelModule
 from edgeline.passport import Passport, Promise
 from edgeline.quantizer import keeping, selection
@@ -81,9 +81,10 @@ def train_aware(
     }[frozenset(kinds)]
     how = {"layers": chosen, "left_float": left_float, "scheme": scheme}
     types = {layer.name: type(layer).__name__ for layer in base.layers}
+    teacher = distillation.teacher(base, config)
     wrapped = quantization_aware.wrap(base, chosen)
     keep = keeping.Keep(wrapped, promises)
-    history = training.fit(wrapped, module, splits, config, step="Quantizer", log_dir=log_dir)
+    history = training.fit(wrapped, module, splits, config, step="Quantizer", log_dir=log_dir, teacher=teacher)
     keep.restore()
     layers.check_promises(wrapped, promises, "Quantizer")
     notes = {f"quant_{name}": "quantized to 8 bits" for name in chosen}
