@@ -75,7 +75,7 @@ def convert(
     Args:
       model: plain or, for `qat8`, wrapped.
       io: the passport's: names, shapes and dtypes of inputs and outputs.
-      scheme: the passport's: scheme, io_type, under keep_float the layers and kinds of ops that stay float; and
+      scheme: the passport's: scheme, io_type, sparse, under keep_float the layers and kinds of ops that stay float; and
         allow_select_tf_ops and allow_custom_ops, which models with layers kept float do without.
       calibration: samples by input name, shape [samples, ...].
 
@@ -105,6 +105,8 @@ def set_up(
     kind = scheme["scheme"]
     if kind != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if scheme.get("sparse"):
+        converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
     if kind == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if kind in ("int8", "int16x8"):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
+from edgeline import litert
 from edgeline.errors import UserError
 from edgeline.litert import DEFAULT_SIGNATURE
 
@@ -59,12 +60,11 @@ def facts(content: bytes) -> dict[str, Any]:
       foreign_ops: each of the last two kinds: op, kind, tensor (the first output) and layer.
       float_ops: likewise, the operators that compute on floats. QUANTIZE and DEQUANTIZE at the model's ends are not
         among them.
-      number_types: of all tensors, each with the names of the operators that use it.
-      weights: of each constant tensor name, layer, op (that uses it), shape, dtype, bytes, zlib_bytes, zeros (the
-        fraction of zeros, 0-1), values (distinct ones), channel_values (at most so many in an output channel), scales
-        (how many), axis (that they belong to), min_scale, max_scale and zero_points (distinct ones, at most 8). A
-        buffer that several tensors share comes once. zeros and values are None where NumPy lacks the number type or
-        the tensor is stored in a sparse format.
+      weights: of each constant tensor name, layer, op (that uses it), shape, dtype, bytes, zlib_bytes, sparse (whether
+        it is stored in a sparse format; its bytes are those of values and places), zeros (the fraction of zeros, 0-1),
+        values (distinct ones), channel_values (at most so many in an output channel), scales (how many), axis (that
+        they belong to), min_scale, max_scale and zero_points (distinct ones, at most 8). A buffer that several tensors
+        share comes once. zeros and values are None where NumPy lacks the number type.
       layers: bytes and zlib_bytes of the constants by layer, the largest first. A layer is what the converter's names
         of tensors say.
       violations: what breaks the TFLite quantization specification
@@ -319,9 +319,9 @@ def _weights(model: Any, ops: list[_Op]) -> Iterator[dict[str, Any]]:
         for tensor in op.inputs:
             if tensor is not None:
                 users.setdefault(id(tensor), op)
-    # float16 weights are made float32 first
+    # float16 weights are made float32 first, sparse ones dense
     for key, op in users.items():
-        if op.name == "DEQUANTIZE" and op.outputs:
+        if op.name in ("DEQUANTIZE", "DENSIFY") and op.outputs:
             users[key] = users.get(id(op.outputs[0]), op)
     seen: set[int] = set()
     for graph in model.subgraphs:
@@ -332,6 +332,7 @@ def _weights(model: Any, ops: list[_Op]) -> Iterator[dict[str, Any]]:
             seen.add(tensor.buffer)
             user = users.get(id(tensor))
             name, stored = _text(tensor.name), np.asarray(data, np.uint8).tobytes()
+            whole = stored + _places(tensor)
             scales = _scales(tensor)
             axis = int(tensor.quantization.quantizedDimension) if len(scales) > 1 else None
             yield {
@@ -340,8 +341,9 @@ def _weights(model: Any, ops: list[_Op]) -> Iterator[dict[str, Any]]:
                 "op": user.name if user else None,
                 "shape": _shape(tensor),
                 "dtype": _dtype(tensor),
-                "bytes": len(stored),
-                "zlib_bytes": len(zlib.compress(stored, 9)),
+                "bytes": len(whole),
+                "zlib_bytes": len(zlib.compress(whole, 9)),
+                "sparse": tensor.sparsity is not None,
                 **_counts(_array(tensor, stored), _zero_points(tensor), user.name if user else "", axis),
                 "scales": len(scales),
                 "axis": axis,
@@ -351,6 +353,13 @@ def _weights(model: Any, ops: list[_Op]) -> Iterator[dict[str, Any]]:
             }
 
 
+def _places(tensor: Any) -> bytes:
+    """Returns where the values of a sparse tensor stand, as it is stored; nothing of a dense one."""
+    levels = tensor.sparsity.dimMetadata or [] if tensor.sparsity is not None else []
+    vectors = [vector for level in levels for vector in (level.arraySegments, level.arrayIndices) if vector is not None]
+    return b"".join(np.asarray([] if v.values is None else v.values).tobytes() for v in vectors)
+
+
 def _array(tensor: Any, stored: bytes) -> np.ndarray | None:
     """Returns a constant's values, or None where they are not stored one by one in a type of NumPy's."""
     try:
@@ -358,7 +367,11 @@ def _array(tensor: Any, stored: bytes) -> np.ndarray | None:
     except TypeError:
         return None
     shape = [int(n) for n in tensor.shape] if tensor.shape is not None else []
-    if dtype.kind not in "fiub" or math.prod(shape) * dtype.itemsize != len(stored) or tensor.sparsity is not None:
+    if dtype.kind not in "fiub":
+        return None
+    if tensor.sparsity is not None:
+        return litert.densify(tensor.sparsity, shape, np.frombuffer(stored, dtype))
+    if math.prod(shape) * dtype.itemsize != len(stored):
         return None
     return np.frombuffer(stored, dtype).reshape(shape)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,13 +175,64 @@ def _padded(values: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([values, np.repeat(values[-1:], rows - len(values), axis=0)])
 
 
+def densify(sparsity: Any, shape: Sequence[int], values: np.ndarray) -> np.ndarray:
+    """Returns all values of a tensor that is stored in TFLite's sparse format.
+
+    The format is that of the Tensor Algebra Compiler: a tree of the values with a level for each dimension, and one
+    more for each that is cut into blocks. A dense level has all `denseSize` children of each node; a sparse (CSR) one
+    those whose positions `arrayIndices` lists, those of node i from `arraySegments[i]` to `arraySegments[i + 1]`.
+
+    Args:
+      sparsity: the tensor's SparsityParametersT. `traversalOrder` says for each level which dimension it is; from the
+        rank on, those within blocks, of which `blockMap` says the dimension.
+      shape: of the tensor.
+      values: those that are stored, in the order of the tree's leaves.
+
+    Returns:
+      An array of this shape, 0 where nothing is stored.
+
+    Raises:
+      ValueError: the parts do not fit each other.
+    """
+    order, blocks = _numbers(sparsity.traversalOrder), _numbers(sparsity.blockMap)
+    levels = list(sparsity.dimMetadata or [])
+    rank = len(shape)
+    if sorted(order) != list(range(rank + len(blocks))) or len(levels) != len(order):
+        raise ValueError(f"a sparse tensor of {rank} dimensions has {len(order)} of {len(blocks)} blocks to go through")
+    nodes = 1
+    places: dict[int, np.ndarray] = {}
+    for dimension, level in zip(order.tolist(), levels, strict=True):
+        if level.format == schema.DimensionType.SPARSE_CSR:
+            segments, indices = _numbers(level.arraySegments.values), _numbers(level.arrayIndices.values)
+            if len(segments) != nodes + 1 or segments[-1] != len(indices):
+                raise ValueError(f"a sparse tensor has {len(segments)} segments for {nodes} nodes")
+            parents = np.repeat(np.arange(nodes), np.diff(segments))
+        else:
+            parents, indices = np.repeat(np.arange(nodes), level.denseSize), np.tile(np.arange(level.denseSize), nodes)
+        places = {known: at[parents] for known, at in places.items()} | {dimension: indices}
+        nodes = len(indices)
+    if nodes != len(values):
+        raise ValueError(f"a sparse tensor has {nodes} places for {len(values)} values")
+    for block, dimension in enumerate(blocks.tolist(), rank):
+        size = levels[order.tolist().index(block)].denseSize
+        places[dimension] = places[dimension] * size + places[block]
+    dense = np.zeros(shape, values.dtype)
+    # it also refuses places outside of the shape
+    dense.flat[np.ravel_multi_index([places[dimension] for dimension in range(rank)], tuple(shape))] = values
+    return dense
+
+
+def _numbers(found: Any) -> np.ndarray:
+    return np.asarray([] if found is None else found, np.int64)
+
+
 @dataclasses.dataclass(frozen=True)
 class Weight:
     """A constant tensor of a flatbuffer.
 
     Attributes:
       name: the tensor's name in the file.
-      stored: the values as stored.
+      stored: the values as stored, those that a sparse format leaves out too.
       zero_point: what stands for zero, 0 for floats.
     """
 
@@ -217,7 +268,11 @@ def weights(content: bytes) -> Iterator[Weight]:
             if dtype is None or data is None or len(data) == 0 or tensor.buffer in seen:
                 continue
             seen.add(tensor.buffer)
-            stored = np.frombuffer(bytes(data), dtype).reshape(tensor.shape if tensor.shape is not None else ())
+            stored, shape = np.frombuffer(bytes(data), dtype), tensor.shape if tensor.shape is not None else ()
+            if tensor.sparsity is None:
+                stored = stored.reshape(shape)
+            else:
+                stored = densify(tensor.sparsity, [int(n) for n in shape], stored)
             points = tensor.quantization.zeroPoint if tensor.quantization is not None else None
             zero_point = int(points[0]) if points is not None and len(points) else 0
             yield Weight(tensor.name.decode(), stored, zero_point)

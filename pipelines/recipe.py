@@ -38,7 +38,8 @@ class Recipe:
       steps: in the order in which they are done; the last one is a Quantize.
 
     Raises:
-      ValueError: the name or the order of the steps is not allowed; names both steps and what may follow.
+      ValueError: the name or the order of the steps is not allowed; names both steps and what may follow. Or a sparse
+        file is asked for without the pruning that it needs.
     """
 
     name: str
@@ -62,6 +63,13 @@ class Recipe:
             raise ValueError(
                 f"recipe {self.name} must end with Quantize (scheme float32 changes nothing), received "
                 f"{' → '.join(type(step).__name__ for step in self.steps) or 'no steps'}"
+            )
+
+        pruned = any(isinstance(step, Prune) and step.policy == "xnnpack" for step in self.steps)
+        if any(isinstance(step, Quantize) and step.sparse for step in self.steps) and not pruned:
+            raise ValueError(
+                f"recipe {self.name}: Quantize.sparse needs a Prune with policy xnnpack before it; give the Prune that "
+                f"policy, or leave sparse at 0"
             )
 
     def prefixes(self) -> list[str]:

@@ -33,6 +33,7 @@ def Quantizer(
     keep_float_ops: Parameter[str],
     sensitivity_layers: Parameter[int],
     auto_max_drop: Parameter[float],
+    sparse: Parameter[int],
     distillation: Parameter[float],
     temperature: Parameter[float],
 ) -> None:
@@ -43,7 +44,7 @@ def Quantizer(
     config = Quantize(
         scheme=scheme, io_type=io_type, keep_float=keep_float, keep_float_ops=keep_float_ops,
         sensitivity_layers=sensitivity_layers, auto_max_drop=auto_max_drop,
-        distillation=distillation, temperature=temperature,
+        sparse=sparse, distillation=distillation, temperature=temperature,
         epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
     )  # fmt: skip
     code = model_module.load(module, module_digest)

@@ -36,6 +36,8 @@ class Quantize(Distilling):
         at only where int8 does not hold.
       auto_max_drop: for `auto`, how much worse than the float model the first compiled metric (the loss, where there is
         none) of the validation split may be, at least 0.
+      sparse: for `float32`, after a Prune with policy xnnpack: 1 stores of the pruned kernels only the other values and
+        their places, which XNNPACK's sparse kernels can run.
       epochs, batch_size, distillation, temperature: of the fine-tuning of `qat8`; no other scheme trains.
     """
 
@@ -45,6 +47,7 @@ class Quantize(Distilling):
     keep_float_ops: str = "[]"
     sensitivity_layers: int = 0
     auto_max_drop: float = 0.01
+    sparse: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,6 +81,12 @@ class Quantize(Distilling):
             trained = ", ".join(TRAINED)
             raise ValueError(f"{self.where('distillation')} needs scheme {trained}, received scheme {self.scheme!r}")
         self.check("auto_max_drop", self.auto_max_drop >= 0, "at least 0")
+        self.check("sparse", self.sparse in (0, 1), "0 or 1")
+        if self.sparse and self.scheme != "float32":
+            raise ValueError(
+                f"{self.where('sparse')} needs scheme float32, received scheme {self.scheme!r}: XNNPACK's sparse "
+                f"kernels compute on floats, and a file that is quantized too converts and then may fail to load"
+            )
 
     @property
     def trains(self) -> bool:
@@ -96,10 +105,11 @@ class Quantize(Distilling):
 
     @property
     def token(self) -> str:
-        """The step in a recipe's name: the scheme, then `_io` for int8 inputs and outputs, `_uint8io` for uint8."""
+        """The step in a recipe's name: the scheme, `_io` or `_uint8io` for integer inputs and outputs, `_sparse`."""
         io = {"float32": "", "int8": "_io", "uint8": "_uint8io"}[self.io_type]
-        named = ("scheme", "io_type", "distillation", *RUN_WIDE)
-        return self.scheme + io + self.distilled + deviation_tag(self, named)
+        sparse = "_sparse" if self.sparse else ""
+        named = ("scheme", "io_type", "sparse", "distillation", *RUN_WIDE)
+        return self.scheme + io + sparse + self.distilled + deviation_tag(self, named)
 
 
 def _is_names(text: str) -> bool:

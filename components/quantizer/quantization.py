@@ -10,6 +10,7 @@ from typing import Any
 import tf_keras
 
 from edgeline import calibration_set, distillation, graph_model, keras_io, layers, quantization_aware, training
+from edgeline.errors import UserError
 from edgeline.model_module import ModelModule
 from edgeline.passport import Passport, Promise
 from edgeline.quantizer import keeping, selection
@@ -25,12 +26,21 @@ def plan(config: Quantize, passport: Passport, manifest: dict[str, Any]) -> dict
       manifest: of the calibration samples.
 
     Returns:
-      scheme, io_type, and for a calibrated scheme what it is calibrated on: digest, number of samples and their ranges.
+      scheme, io_type, sparse (where it is asked for), and for a calibrated scheme what it is calibrated on: digest,
+      number of samples and their ranges.
 
     Raises:
-      UserError: the samples are those of another model's inputs.
+      UserError: the samples are those of another model's inputs, or a sparse file is asked for of a model that was not
+        pruned for it.
     """
     scheme: dict[str, Any] = {"scheme": config.scheme, "io_type": config.io_type}
+    if config.sparse:
+        if not any(step["step"] == "Pruner" and step["config"].get("policy") == "xnnpack" for step in passport.steps):
+            raise UserError(
+                f"Quantize.sparse needs a model that was pruned with policy xnnpack, but its steps are "
+                f"{', '.join(step['step'] for step in passport.steps)} without it; prune it so, or leave sparse at 0"
+            )
+        scheme["sparse"] = 1
     if config.scheme in CALIBRATED:
         calibration_set.check_fits(manifest, passport.io["inputs"])
         scheme["calibration"] = {key: manifest[key] for key in ("digest", "samples", "ranges")}

@@ -265,7 +265,8 @@ def techniques(facts: dict[str, Any], promises: tuple[Promise, ...]) -> dict[str
 
     Returns:
       tensors, bytes and zlib_bytes (level 9, each tensor for itself) by number type and techniques, such as `int8
-      pruned clustered`, the largest first. What the file has beside them is graph and names.
+      pruned clustered` or `float32 pruned sparse` (stored so), the largest first. What the file has beside them is
+      graph and names.
     """
     words = {"sparsity": "pruned", "clusters": "clustered"}  # blocks and patterns are of zeros too
     sizes: dict[str, dict[str, int]] = {}
@@ -276,6 +277,7 @@ def techniques(facts: dict[str, Any], promises: tuple[Promise, ...]) -> dict[str
             if f"/{promise.layer}/" in f"/{weight['name']}/" and _has_size(promise, tuple(weight["shape"]))
         }
         label = " ".join([weight["dtype"], *(word for kind, word in words.items() if kind in kinds)])
+        label += " sparse" if weight["sparse"] else ""
         entry = sizes.setdefault(label, {"tensors": 0, "bytes": 0, "zlib_bytes": 0})
         entry["tensors"] += 1
         entry["bytes"] += weight["bytes"]

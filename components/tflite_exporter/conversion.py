@@ -284,7 +284,8 @@ def _summary(passport: Passport) -> dict[str, Any]:
     """Returns what was done to a model, in a few lines; the passport beside it has it all."""
     return {
         "steps": [{"step": step["step"], "config": step["config"]} for step in passport.steps],
-        "scheme": {key: (passport.scheme or {}).get(key) for key in ("scheme", "io_type")},
+        "scheme": {key: (passport.scheme or {}).get(key) for key in ("scheme", "io_type")}
+        | ({"sparse": 1} if (passport.scheme or {}).get("sparse") else {}),
         "promises": [dataclasses.asdict(promise) for promise in passport.promises],
         "model": passport.steps[-1]["model"],
     }

@@ -206,6 +206,7 @@ BAD_VALUES: list[tuple[type[StepConfig], str, Any, str]] = [
     (Budget, "objective", "size", "Budget.objective must be one of zlib_bytes, bytes, latency_ms, received 'size'"),
     (Budget, "target", "tpu", "Budget.target must be one of cpu, gpu, edgetpu, dsp, micro, received 'tpu'"),
     (Export, "one_example", 2, "Export.one_example must be 0 or 1, received 2"),
+    (Quantize, "sparse", 2, "Quantize.sparse must be 0 or 1, received 2"),
     *((Evaluation, "like", text, LIKE + repr(text)) for text in ("", "x.tflite", "[]", '{"of": "x"}', BAD_CONTRACT)),
 ]
 
@@ -262,6 +263,12 @@ def test_integer_ports_need_integer_activations_of_8_bits(scheme: str, io_type: 
         Quantize(scheme=scheme, io_type=io_type)
 
 
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "float32"])
+def test_sparse_files_are_float32(scheme: str) -> None:
+    with pytest.raises(ValueError, match=f"Quantize.sparse needs scheme float32, received scheme '{scheme}': XN"):
+        Quantize(scheme, sparse=1)
+
+
 @pytest.mark.parametrize(
     ("config", "token"),
     [
@@ -277,6 +284,7 @@ def test_integer_ports_need_integer_activations_of_8_bits(scheme: str, io_type: 
         (Quantize("int8", "int8"), "int8_io"),
         (Quantize("qat8", "uint8"), "qat8_uint8io"),
         (Quantize("float32"), "float32"),
+        (Quantize("float32", sparse=1), "float32_sparse"),
         (Prune(0.8, epochs=9, batch_size=7, seed=3), "prune80"),
         (Cluster(16, epochs=9, batch_size=7, seed=3), "cluster16"),
         (Quantize("qat8", epochs=9, batch_size=7, seed=3), "qat8"),

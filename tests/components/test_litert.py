@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 
 from edgeline import litert
 from edgeline.litert import Port, TFLiteModel
@@ -224,6 +225,68 @@ def test_a_kernel_used_twice_counts_once() -> None:
 
 
 # signatures -----------------------------------------------------------------------------------------------------------
+
+
+def level(size: int = 0, segments: list[int] | None = None, indices: list[int] | None = None) -> Any:
+    """A level of the tree that a sparse tensor is: dense of this size, or sparse."""
+    made = schema.DimensionMetadataT()
+    made.denseSize = size
+    if segments is not None:
+        made.format = schema.DimensionType.SPARSE_CSR
+        made.arraySegments, made.arrayIndices = schema.Uint8VectorT(), schema.Uint8VectorT()
+        made.arraySegments.values, made.arrayIndices.values = segments, indices
+    return made
+
+
+def sparse(order: list[int], levels: list[Any], block_map: list[int] | None = None) -> Any:
+    made = schema.SparsityParametersT()
+    made.traversalOrder, made.blockMap, made.dimMetadata = order, block_map, levels
+    return made
+
+
+@pytest.mark.parametrize(
+    ("how", "values", "expected"),
+    [
+        # rows that are dense, columns that are not; the second row is empty
+        (sparse([0, 1], [level(3), level(0, [0, 2, 2, 3], [0, 2, 1])]), [1, 2, 3], [[1, 0, 2], [0, 0, 0], [0, 3, 0]]),
+        # column by column
+        (sparse([1, 0], [level(2), level(0, [0, 1, 3], [1, 0, 2])]), [7, 8, 9], [[0, 8], [7, 0], [0, 9]]),
+        # two levels that are sparse
+        (sparse([0, 1], [level(0, [0, 1], [2]), level(0, [0, 2], [0, 1])]), [4, 5], [[0, 0], [0, 0], [4, 5]]),
+        # blocks of 2x2, of which those on the diagonal are stored
+        (
+            sparse([0, 1, 2, 3], [level(2), level(0, [0, 1, 2], [0, 1]), level(2), level(2)], [0, 1]),
+            [1, 2, 3, 4, 5, 0, 0, 6],
+            [[1, 2, 0, 0], [3, 4, 0, 0], [0, 0, 5, 0], [0, 0, 0, 6]],
+        ),
+        # blocks of 1x2 in the rows alone
+        (
+            sparse([0, 1, 2], [level(2), level(0, [0, 1, 2], [1, 0]), level(2)], [1]),
+            [1, 2, 3, 4],
+            [[0, 0, 1, 2], [3, 4, 0, 0]],
+        ),
+        (sparse([0, 1], [level(1), level(0, [0, 0], [])]), [], [[0, 0]]),
+    ],
+)
+def test_sparse_tensors_by_hand(how: Any, values: list[float], expected: list[list[float]]) -> None:
+    found = litert.densify(how, np.shape(expected), np.float32(values))
+    np.testing.assert_array_equal(found, np.float32(expected))
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (sparse([0], [level(2)]), "a sparse tensor of 2 dimensions has 1 of 0 blocks"),
+        (sparse([0, 2], [level(2), level(2)]), "a sparse tensor of 2 dimensions"),
+        (sparse([0, 1], [level(2), level(2)]), "has 4 places for 3 values"),
+        (sparse([0, 1], [level(2), level(0, [0, 3], [0, 1, 2])]), "has 2 segments for 2 nodes"),
+        (sparse([0, 1], [level(2), level(0, [0, 1, 3], [0, 1, 2])]), "invalid entry in coordinates array"),
+    ],
+)
+def test_sparse_tensors_that_are_damaged(how: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        litert.densify(how, (2, 2), np.float32([1, 2, 3]))
 
 
 def signed(folder: Path, *names: str) -> bytes:

@@ -43,6 +43,14 @@ def test_a_name_must_serve_as_a_port(name: str) -> None:
         Recipe(name, (Quantize(),))
 
 
+def test_a_sparse_file_needs_the_pruning_for_it() -> None:
+    sparse = Quantize("float32", sparse=1)
+    for steps in ((sparse,), (Prune(0.85), sparse), (Prune(0.85), Cluster(16), sparse)):
+        with pytest.raises(ValueError, match=r"recipe x: Quantize\.sparse needs a Prune with policy xnnpack before it"):
+            Recipe("x", steps)
+    assert Recipe("x", (Prune(0.85, policy="xnnpack"), sparse)).prefixes()[-1].endswith("_float32_sparse")
+
+
 @pytest.mark.parametrize("recipe", list(recipes.RECIPES.values()), ids=list(recipes.RECIPES))
 def test_names_decode(recipe: Recipe) -> None:
     assert recipe.prefixes()[-1] == recipe.name

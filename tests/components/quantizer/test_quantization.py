@@ -42,6 +42,17 @@ def test_only_what_is_calibrated_depends_on_the_samples(scheme: str) -> None:
     assert quantization.plan(Quantize(scheme), PASSPORT, {}) == {"scheme": scheme, "io_type": "float32"}
 
 
+def test_a_sparse_file_needs_the_pruning_for_it() -> None:
+    config = Quantize("float32", sparse=1)
+    trained = PASSPORT.with_step("Trainer", {}, inputs={}, toolchain="")
+    dense = trained.with_step("Pruner", {"policy": "none"}, inputs={}, toolchain="")
+    with pytest.raises(UserError, match=r"pruned with policy xnnpack, but its steps are Trainer, Pruner without it"):
+        quantization.plan(config, dense, {})
+    pruned = trained.with_step("Pruner", {"policy": "xnnpack"}, inputs={}, toolchain="")
+    plan = quantization.plan(config, pruned, {})
+    assert plan == {"scheme": "float32", "io_type": "float32", "sparse": 1}
+
+
 def test_a_calibrated_scheme_says_on_what() -> None:
     calibration = {"digest": "d", "samples": 3, "ranges": {"image": [0.0, 1.0]}}
     for config in (Quantize("int8", "uint8"), Quantize("int16x8")):

@@ -168,7 +168,7 @@ def test_long_lists_are_cut() -> None:
 
 def test_bytes_by_technique() -> None:
     def weight(name: str, shape: list[int], dtype: str, size: int) -> dict[str, Any]:
-        return {"name": name, "shape": shape, "dtype": dtype, "bytes": size, "zlib_bytes": size // 2}
+        return {"name": name, "shape": shape, "dtype": dtype, "bytes": size, "zlib_bytes": size // 2, "sparse": False}
 
     weights = [
         weight("model/a/MatMul", [16, 8], "int8", 128),
