@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -20,6 +21,10 @@ from edgeline.model_module import ModelModule
 IN_MEMORY_BYTES = 4 * 2**30
 
 _PARSE_BATCH = 1024
+
+#: Bytes of inputs that a batch of `fitting_batch` has at most: there are some batches at once, parsed ahead, and the
+#: model's activations are of their size.
+_FITTING_BYTES = 8 * 2**20
 
 #: Threads that read and parse, and batches that may be ready ahead. Fixed, with autotuning off: closing an iterator
 #: sometimes waits for the tuner's thread, which sleeps up to as long again as the whole pass took.
@@ -155,6 +160,22 @@ def mapped_batches(files: list[str], parse: Callable[[tf.Tensor], Any], batch_si
     """Returns what `parse` makes of each batch of serialized records, in an order that depends on the files."""
     records = read_serialized(files, min(_THREADS, len(files)))
     return records.batch(batch_size).map(parse, _THREADS).prefetch(_AHEAD).with_options(_OPTIONS)
+
+
+def fitting_batch(inputs: Any, most: int) -> int:
+    """Returns how many examples to take at once, so that they take little memory: a power of two from 1, or `most`.
+
+    Args:
+      inputs: of a batch, as `preprocess` returns them; shapes and dtypes suffice.
+      most: examples in a batch however small they are.
+    """
+    size = 0
+    for tensor in tf.nest.flatten(inputs):
+        # where a size varies, a hundred stands for it
+        each = [100] if tensor.shape.rank is None else [100 if n is None else n for n in tensor.shape.as_list()[1:]]
+        size += tensor.dtype.size * math.prod(each)
+    fitting = _FITTING_BYTES // max(size, 1)
+    return min(most, 2 ** max(fitting.bit_length() - 1, 0))
 
 
 def records_until_damage(file: str, note: Callable[[tf.errors.OpError], None]) -> Iterator[bytes]:

@@ -172,8 +172,15 @@ def _form(input_dict: dict[str, Any], passport: Passport) -> ModelForm | None:
 def _open(name: str, uri: str) -> Candidate:
     folder = Path(uri, keras_io.SERVING_FOLDER)
     passport = Passport.read(folder)
-    metadata = None if passport.failure else json.loads((folder / "metadata.json").read_text())
-    return Candidate(name, folder, passport, metadata)
+    if passport.failure:
+        return Candidate(name, folder, passport, None)
+    path = folder / contract.METADATA_FILE
+    try:
+        return Candidate(name, folder, passport, json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}, which the TFLiteExporter wrote, cannot be read: {error}. Put it back, or run with another root"
+        ) from error
 
 
 def _bless(name: str | None, target: str, candidates: dict[str, Any], selected: Any, blessing: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from edgeline import targets
@@ -36,6 +37,22 @@ LIMITS = (
 # Metrics whose better direction is no matter of opinion.
 _LESS_IS_BETTER = ("loss", "error", "mae", "mse", "rmse", "mape", "msle", "crossentropy")
 _MORE_IS_BETTER = ("accuracy", "acc", "auc", "precision", "recall", "f1", "iou")
+
+
+def matches(values: Collection[tuple[str, Any]], asked: str) -> bool:
+    """Returns whether a slice is meant by a key of `max_slice_drops`: by its features, or by its very values.
+
+    Args:
+      values: (feature, value) of each of the slice's features.
+      asked: the key.
+    """
+    parts = sorted(part.strip() for part in asked.split(","))
+    return parts in (sorted(name for name, _ in values), sorted(f"{name}={value}" for name, value in values))
+
+
+def slice_limit(values: Collection[tuple[str, Any]], drops: Mapping[str, float]) -> float | None:
+    """Returns the strictest drop that a slice may have; None where none of the drops' keys means it."""
+    return min((drop for asked, drop in drops.items() if matches(values, asked)), default=None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from edgeline.deployed import Deployed
 from edgeline.errors import UserError
 from edgeline.evaluator import comparison, selection, slices
 from edgeline.evaluator.comparison import GROUPS
-from edgeline.evaluator.config import NO_LIMIT, Budget
+from edgeline.evaluator.config import NO_LIMIT, Budget, matches, slice_limit
 from edgeline.evaluator.findings import DEPLOYED, Findings
 from edgeline.evaluator.metrics import State
 from edgeline.evaluator.report import SCHEMA_VERSION
@@ -198,14 +198,14 @@ class _Judge:
         self._baseline = baseline
         self._slices = {key: self._value(state) for key, state in baseline.slices.items()}
         for asked in budget.slice_drops:
-            if not any(slices.matches(key, asked) for key in baseline.slices):
+            if not any(matches(key, asked) for key in baseline.slices):
                 near = difflib.get_close_matches(asked, [slices.spell(key) for key in baseline.slices], n=1)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
                 raise UserError(
                     f"the budget limits the drop in slices by {asked!r}{hint}, but the eval split has no example in one"
                 )
         if budget.slice_drops and not any(
-            state.examples >= budget.min_slice_examples and any(slices.matches(key, a) for a in budget.slice_drops)
+            state.examples >= budget.min_slice_examples and slice_limit(key, budget.slice_drops) is not None
             for key, state in baseline.slices.items()
         ):
             raise UserError(
@@ -259,8 +259,7 @@ class _Judge:
         judged = [
             SliceDrop(slices.spell(key), result.slices[key].examples, drops[key], limit)
             for key in enough
-            for limit in [min((v for a, v in self._budget.slice_drops.items() if slices.matches(key, a)), default=None)]
-            if limit is not None
+            if (limit := slice_limit(key, self._budget.slice_drops)) is not None
         ]
         worse = []
         if field is not None:

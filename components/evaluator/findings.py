@@ -11,10 +11,11 @@ import tensorflow as tf
 import tf_keras
 
 from edgeline import data, device_cost, progress
+from edgeline.evaluator import transforms
 from edgeline.evaluator.classification import Task
 from edgeline.evaluator.metrics import CompiledMetrics, State
 from edgeline.evaluator.slices import Slicer
-from edgeline.evaluator.transforms import Evaluated, Plan, Results, batch_size
+from edgeline.evaluator.transforms import Evaluated, Plan, Results
 from edgeline.litert import TFLiteModel
 from edgeline.model_module import ModelModule
 
@@ -127,7 +128,7 @@ def check_keras(model: tf_keras.Model, plan: Plan, module: ModelModule, files: l
     """
     metrics, baseline, state, largest = CompiledMetrics(module), TFLiteModel(plan.models[plan.baseline]), State(), 0.0
     parser = data.ExampleParser(module)
-    size = batch_size(parser.compiled.get_concrete_function().structured_outputs[0])
+    size = data.fitting_batch(parser.compiled.get_concrete_function().structured_outputs[0], transforms.BATCH_SIZE)
     run = tf.function(lambda inputs: model(inputs, training=False), reduce_retracing=True)
     for inputs, label, weight in data.parsed_batches(files, parser, size):
         outputs = [output.numpy() for output in tf.nest.flatten(run(inputs))]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgeline.evaluator.config import slice_limit
+
 VERDICTS = {"selected": "Selected", "fits": "Meets budget", "misses": "Misses budget", "failed": "Failed"}
 """What a candidate's verdict is called."""
 
@@ -301,9 +303,10 @@ def worst_slices(
     """
     metric = budget.metric
     before = {_key(each): each["metrics"].get(metric) for each in baseline["slices"]}
+    limits = budget.facts.get("max_slice_drops") or {}
     found = []
     for each in row["slices"]:
-        limit, drop = _slice_limit(each["features"], budget), each.get("drop")
+        limit, drop = slice_limit(each["features"].items(), limits), each.get("drop")
         few = each["examples"] < (budget.limit("min_slice_examples") or 0)
         if limit is None:
             verdict = ""
@@ -328,14 +331,6 @@ def worst_slices(
 
 def _key(entry: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(entry["features"].items()))
-
-
-def _slice_limit(features: dict[str, Any], budget: Budget) -> float | None:
-    """The strictest of the budget's limits that name the slice: by its features, or by its very values."""
-    names, values = sorted(features), sorted(f"{name}={value}" for name, value in features.items())
-    limits = budget.facts.get("max_slice_drops") or {}
-    found = [limit for asked, limit in limits.items() if sorted(p.strip() for p in asked.split(",")) in (names, values)]
-    return min(found, default=None)
 
 
 def warnings(

@@ -107,12 +107,6 @@ def spell(key: Key) -> str:
     return ",".join(f"{name}={value}" for name, value in key)
 
 
-def matches(key: Key, asked: str) -> bool:
-    """Returns whether a slice is meant by a key of `max_slice_drops`: by its features, or by its very values."""
-    parts = sorted(part.strip() for part in asked.split(","))
-    return parts in (sorted(name for name, _ in key), sorted(f"{name}={value}" for name, value in key))
-
-
 def check_asked(asked: Iterable[str], module: ModelModule, labelled: bool = True) -> None:
     """Checks before any training that the examples can be sliced, and that a budget's slices will be made.
 

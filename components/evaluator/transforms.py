@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import functools
 import itertools
-import math
 import os
 import pickle
 from collections.abc import Iterable, Iterator
@@ -31,10 +30,8 @@ from edgeline.evaluator.slices import Key, Slicer
 from edgeline.litert import TFLiteModel
 from edgeline.model_form import ModelForm
 
-#: Large enough that Python's part per batch vanishes; smaller where the inputs of a batch, and with them the model's
-#: activations, would take more memory than this.
+#: Most examples in a batch: enough that Python's part per batch vanishes.
 BATCH_SIZE = 256
-_BATCH_BYTES = 8 * 2**20
 
 #: The metrics are computed on this many batches at once: one call costs a third of what a small model costs per batch.
 BATCHES_PER_STATE = 8
@@ -188,20 +185,6 @@ class _Ran:
     predicted: np.ndarray | None = None
 
 
-def batch_size(inputs: Any) -> int:
-    """Returns how many examples are evaluated at once: a power of two from 1 to BATCH_SIZE.
-
-    Args:
-      inputs: of a batch, as `preprocess` returns them; shapes and dtypes suffice.
-    """
-    total = 0
-    for tensor in tf.nest.flatten(inputs):
-        # where a size varies, a hundred stands for it
-        total += tensor.dtype.size * math.prod(100 if n is None else n for n in tensor.shape.as_list()[1:])
-    fitting = _BATCH_BYTES // max(total, 1)
-    return min(BATCH_SIZE, 2 ** max(fitting.bit_length() - 1, 0))
-
-
 class EvaluateShards(beam.DoFn):
     """Runs all models on the shards of a bundle in one pass, and yields their Results.
 
@@ -223,7 +206,7 @@ class EvaluateShards(beam.DoFn):
         self._task = Task.of(self._metrics.model, list(plan.outputs))
         self._slicer = Slicer(self._module, self._task.classes if self._task else None)
         self._parse = tf.function(self._parse_batch, input_signature=[tf.TensorSpec([None], tf.string)])
-        self._batch = batch_size(self._parse.get_concrete_function().structured_outputs[0])
+        self._batch = data.fitting_batch(self._parse.get_concrete_function().structured_outputs[0], BATCH_SIZE)
         # others are compared with these two as they go
         first = [name for name in (plan.deployed, plan.baseline) if name in plan.models]
         self._models: dict[str, TFLiteModel] = {}

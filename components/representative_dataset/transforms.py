@@ -27,12 +27,8 @@ from edgeline.representative_dataset.config import LABEL, Sample
 from edgeline.representative_dataset.findings import EvalFilter, Summary
 from edgeline.representative_dataset.selection import Choice, Drawn, Pool
 
-#: Examples per batch, and the bytes of inputs that it may have: there are some batches at once, parsed ahead.
+#: Most examples in a batch.
 _BATCH = 512
-_BATCH_BYTES = 8 * 2**20
-
-#: Where an example's size is not known before it is parsed.
-_BATCH_OF_UNKNOWN = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +87,7 @@ class _Reader:
         self._features = [config.by] if config.strategy == "stratified" and config.by != LABEL else []
         self._extremes = config.strategy == "diverse"
         self._parse = tf.function(self._examine, input_signature=[tf.TensorSpec([None], tf.string)])
-        leaves = tf.nest.flatten(self._parse.get_concrete_function().structured_outputs[2])
-        sizes = [leaf.shape[1:].num_elements() for leaf in leaves]
-        if None in sizes:
-            self.batch_size = _BATCH_OF_UNKNOWN
-        else:
-            size = sum(count * leaf.dtype.size for count, leaf in zip(sizes, leaves, strict=True))
-            self.batch_size = max(1, min(_BATCH, _BATCH_BYTES // max(size, 1)))
+        self.batch_size = data.fitting_batch(self._parse.get_concrete_function().structured_outputs[2], _BATCH)
 
     def _examine(self, serialized: tf.Tensor) -> tuple[Any, ...]:
         inputs, label, _, features = self._parser.with_features(serialized, self._features)

@@ -98,6 +98,23 @@ def test_parsed_batches_cover_the_split(files: list[str], module: ModelModule) -
     assert sorted(int(x[0]) for batch in batches for x in batch[0]) == list(range(COUNT))
 
 
+@pytest.mark.parametrize(
+    ("shape", "examples"),
+    [
+        ([None, 4], 256),
+        ([None, 2**18], 8),  # a MiB each
+        ([None, 3 * 2**18], 2),  # 2.7 in 8 MiB
+        ([None, 2**22], 1),  # 16 MiB
+        ([None, None, 2**10], 16),  # a hundred for what varies: 20 of 409,600 bytes
+        (None, 256),
+    ],
+)
+def test_large_examples_come_in_small_batches(shape: list[int | None] | None, examples: int) -> None:
+    inputs = tf.TensorSpec(shape, tf.float32)
+    assert data.fitting_batch(inputs, 256) == examples
+    assert data.fitting_batch({"a": inputs, "b": [inputs]}, 7) == min(7, max(examples // 2, 1))
+
+
 # files ----------------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from tfx.utils import proto_utils
 from edgeline import contract, data, deployed, keras_io, pusher
 from edgeline.errors import UserError
 from edgeline.evaluator import findings
-from edgeline.evaluator.component import Executor
+from edgeline.evaluator.component import Executor, _open
 from edgeline.evaluator.config import Budget, Evaluation
 from edgeline.litert import TFLiteModel
 from edgeline.model_module import ModelModule
@@ -458,3 +458,14 @@ def test_the_contract_of_a_file_takes_the_place_of_the_deployed_one(made: Made, 
     assert "input image: dtype float32, model.tflite has int8" in found["float16"]
     assert outcome.report["like"]["of"] == "model.tflite"
     assert outcome.report["deployed"]["name"] == "float32"
+
+
+@pytest.mark.parametrize("content", [None, '{"sha256": "12'])
+def test_an_export_that_was_damaged_is_named(made: Made, tmp_path: Path, content: str | None) -> None:
+    folder = tmp_path / "Format-Serving"
+    shutil.copytree(Path(made.exported["float32"], "Format-Serving"), folder)
+    (folder / "metadata.json").unlink()
+    if content is not None:
+        (folder / "metadata.json").write_text(content)
+    with pytest.raises(UserError, match=rf"^{folder}/metadata\.json, which the TFLiteExporter wrote, cannot be read: "):
+        _open("float32", str(tmp_path))

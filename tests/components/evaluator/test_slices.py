@@ -8,7 +8,8 @@ import pytest
 from edgeline import model_module
 from edgeline.errors import UserError
 from edgeline.evaluator import slices
-from edgeline.evaluator.slices import Slicer, check_asked, matches, spell
+from edgeline.evaluator.config import matches, slice_limit
+from edgeline.evaluator.slices import Slicer, check_asked, spell
 from edgeline.model_module import ModelModule
 
 SPEC = """
@@ -181,6 +182,13 @@ def test_a_slice_is_meant_by_its_features_and_by_its_values(asked: str) -> None:
 def test_other_slices_are_not_meant(asked: str) -> None:
     assert not matches(FRONT_SEVEN, asked)
     assert not matches((("label", 17),), "label=7")
+
+
+def test_the_strictest_limit_of_a_slice() -> None:
+    drops = {"label": 0.01, "camera,label": 0.3, "label=7,camera=front": 0.2}
+    assert slice_limit(FRONT_SEVEN, drops) == 0.2
+    assert slice_limit((("camera", "front"), ("label", 8)), drops) == 0.3
+    assert slice_limit((("camera", "front"),), drops) is None
 
 
 def test_slices_that_are_made(tiny_module: Path) -> None:
