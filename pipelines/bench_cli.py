@@ -17,6 +17,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from edgeline.errors import UserError
+from edgeline.pipelines import options
 
 _DONE, _USERS_MISTAKE = 0, 2
 
@@ -50,7 +51,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--benchmark-model", metavar="BINARY", help="TFLite's benchmark_model: says which operations the time goes to"
     )
-    bench.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
+    options.add_output(bench)
 
 
 def _bench(arguments: argparse.Namespace) -> int:

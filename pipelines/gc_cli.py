@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from edgeline.errors import UserError
-from edgeline.pipelines import events
+from edgeline.pipelines import events, options
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         help="keep only what models in pushed/ were made of, not what every model was that once met the budget",
     )
     gc.add_argument("--dry-run", action="store_true", help="delete nothing, say what would be")
-    gc.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
+    options.add_output(gc)
 
 
 def _gc(arguments: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeline.errors import UserError
-from edgeline.pipelines import events
+from edgeline.pipelines import events, options
 from edgeline.pipelines.console import format_seconds
 
 _FILE_WIDTH = 220
@@ -46,7 +46,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="also draw a page of it (default: report/history.html in ROOT)",
     )
-    history.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
+    options.add_output(history)
 
 
 def _history(arguments: argparse.Namespace) -> int:
@@ -103,7 +103,7 @@ def _table(nights: list[events.Night]) -> Table:
             _written("{:+.4f}", night.drop),
             _written("{:,}", night.zlib_bytes),
             "" if night.seconds is None else format_seconds(night.seconds),
-            night.pushed or (night.why or "").partition("\n")[0],
+            night.pushed or (night.why or "").partition("\n")[0].removesuffix(":"),
         )
         table.add_row(*map(Text, cells), style=_STYLES.get(night.verdict, ""))
     return table

@@ -48,7 +48,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     inspect.set_defaults(command=_inspect)
     inspect.add_argument("file", type=Path, metavar="FILE.tflite|SAVEDMODEL")
     options.add_target(inspect, default=None)
-    inspect.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
+    options.add_output(inspect)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -32,6 +32,16 @@ from edgeline.tflite_exporter.config import Export
 from edgeline.trainer.config import Train
 
 
+def _add(parser: Any, flag: str, default: float | str, text: str, **settings: Any) -> None:
+    """Adds an option of the default's type whose help ends with the default."""
+    parser.add_argument(flag, type=type(default), default=default, help=f"{text} (default: %(default)s)", **settings)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that chooses between output for people and for machines."""
+    parser.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
+
+
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Adds the options for what of the data is read, and when."""
     group = parser.add_argument_group("data")
@@ -59,14 +69,13 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def add_gate(parser: Any) -> None:
     """Adds the options that `gate` reads."""
-    unset = Gate()
-    parser.add_argument(
+    _add(
+        parser,
         "--max-drift",
-        type=float,
-        default=unset.max_drift,
+        Gate().max_drift,
+        "with --schema: how far a feature of the training split may be from the last run's, and from the eval split, "
+        "where the schema has no comparator for it; 0-1, -1: any",
         metavar="X",
-        help="with --schema: how far a feature of the training split may be from the last run's, and from the eval "
-        "split, where the schema has no comparator for it; 0-1, -1: any (default: %(default)s)",
     )
     parser.add_argument("--allow-drift", action="store_true", help="say what has drifted, and go on")
 
@@ -101,7 +110,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         ("--seed", 0, "of every random draw"),
         ("--samples", Sample().samples, "for calibration"),
     ):
-        group.add_argument(flag, type=int, default=default, metavar="N", help=f"{text} (default: %(default)s)")
+        _add(group, flag, default, text, metavar="N")
     group.add_argument(
         "--non-deterministic",
         dest="deterministic",
@@ -111,32 +120,14 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         help="let operations sum in any order: may be faster on a GPU, and two runs differ in the last digits",
     )
     unset = Sample()
-    group.add_argument(
-        "--calibration",
-        choices=STRATEGIES,
-        default=unset.strategy,
-        help="which training examples quantization is calibrated on (default: %(default)s)",
-    )
-    group.add_argument(
-        "--calibration-by",
-        default=unset.by,
-        metavar="FEATURE",
-        help=f"for stratified: {LABEL}, or a feature with one string or int64 (default: %(default)s)",
-    )
-    group.add_argument(
-        "--winsor-percent",
-        type=float,
-        default=unset.winsor_percent,
-        metavar="X",
-        help="for diverse: share at each end of a range that counts as outliers, in %% (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max-bad-fraction",
-        type=float,
-        default=unset.max_bad_fraction,
-        metavar="X",
-        help="share of training examples that may hold NaN or infinite values (default: %(default)s)",
-    )
+    what = "which training examples quantization is calibrated on"
+    _add(group, "--calibration", unset.strategy, what, choices=STRATEGIES)
+    what = f"for stratified: {LABEL}, or a feature with one string or int64"
+    _add(group, "--calibration-by", unset.by, what, metavar="FEATURE")
+    what = "for diverse: share at each end of a range that counts as outliers, in %%"
+    _add(group, "--winsor-percent", unset.winsor_percent, what, metavar="X")
+    what = "share of training examples that may hold NaN or infinite values"
+    _add(group, "--max-bad-fraction", unset.max_bad_fraction, what, metavar="X")
 
 
 def training(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -179,27 +170,13 @@ def add_budget(parser: argparse.ArgumentParser, *, target_flag: str = "--target"
         metavar="X",
         help="below the float32 baseline, in the metric's unit (default: %(default)s)",
     )
-    group.add_argument("--metric", default=unset.metric, help="the compiled metric that counts (default: %(default)s)")
-    group.add_argument(
-        "--direction",
-        choices=DIRECTIONS,
-        default=unset.direction,
-        help="whether more (max) or less (min) of it is better (default: %(default)s)",
-    )
-    group.add_argument(
-        "--drop-bound",
-        choices=DROP_BOUNDS,
-        default=unset.drop_bound,
-        help="what must be within the drop: the measured one, or the upper end of its 95%% interval (default: "
-        "%(default)s)",
-    )
-    group.add_argument(
-        "--max-deployed-drop",
-        type=float,
-        default=unset.max_deployed_drop,
-        metavar="X",
-        help="below the model that was pushed last, on the same data; -1: do not compare (default: %(default)s)",
-    )
+    _add(group, "--metric", unset.metric, "the compiled metric that counts")
+    what = "whether more (max) or less (min) of it is better"
+    _add(group, "--direction", unset.direction, what, choices=DIRECTIONS)
+    what = "what must be within the drop: the measured one, or the upper end of its 95%% interval"
+    _add(group, "--drop-bound", unset.drop_bound, what, choices=DROP_BOUNDS)
+    what = "below the model that was pushed last, on the same data; -1: do not compare"
+    _add(group, "--max-deployed-drop", unset.max_deployed_drop, what, metavar="X")
     group.add_argument(
         "--max-slice-drop",
         dest="max_slice_drops",
@@ -209,13 +186,8 @@ def add_budget(parser: argparse.ArgumentParser, *, target_flag: str = "--target"
         metavar=("SLICE", "X"),
         help="likewise in each slice by features (label, camera, or camera,label) or in one (label=7); may be repeated",
     )
-    group.add_argument(
-        "--min-slice-examples",
-        type=int,
-        default=unset.min_slice_examples,
-        metavar="N",
-        help="slices with fewer are not judged (default: %(default)s)",
-    )
+    what = "slices with fewer are not judged"
+    _add(group, "--min-slice-examples", unset.min_slice_examples, what, metavar="N")
     for name, words, unit in LIMITS:
         group.add_argument(
             f"--{name.replace('_', '-')}",
@@ -224,12 +196,8 @@ def add_budget(parser: argparse.ArgumentParser, *, target_flag: str = "--target"
             metavar="N" if unit == "bytes" else "MS",
             help=f"most that the {words} may be (default: no limit)",
         )
-    group.add_argument(
-        "--objective",
-        choices=OBJECTIVES,
-        default=unset.objective,
-        help="what the selected candidate has least of (default: %(default)s)",
-    )
+    what = "what the selected candidate has least of"
+    _add(group, "--objective", unset.objective, what, choices=OBJECTIVES)
     add_target(group, target_flag)
 
 
@@ -269,13 +237,8 @@ def budget(arguments: argparse.Namespace) -> Budget:
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `evaluation` reads."""
     group = parser.add_argument_group("evaluation")
-    group.add_argument(
-        "--max-bad-records",
-        type=int,
-        default=Evaluation().max_bad_records,
-        metavar="N",
-        help="records of the eval split that may be unreadable; they are left out (default: %(default)s)",
-    )
+    what = "records of the eval split that may be unreadable; they are left out"
+    _add(group, "--max-bad-records", Evaluation().max_bad_records, what, metavar="N")
     group.add_argument("--check-keras", action="store_true", help="also evaluate the baseline's Keras model")
     group.add_argument(
         "--like",

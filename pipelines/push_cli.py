@@ -17,7 +17,7 @@ from rich.text import Text
 
 from edgeline import deployed
 from edgeline.errors import UserError
-from edgeline.pipelines import events, prometheus
+from edgeline.pipelines import events, options, prometheus
 
 #: Wide enough for whole digests where the output is not a terminal.
 _FILE_WIDTH = 220
@@ -56,7 +56,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     push.add_argument("--why", default="", metavar="TEXT", help="the reason, which is kept with the rollback")
     push.add_argument("--by", metavar="NAME", help="who does it (default: this user)")
-    push.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
+    options.add_output(push)
 
 
 def _push(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeline.errors import UserError
-from edgeline.pipelines import compare
+from edgeline.pipelines import compare, options
 from edgeline.pipelines.compare import Comparison, Part
 
 REPORT_FILE = "report.json"
@@ -63,7 +63,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     both.set_defaults(command=_compare)
     both.add_argument("a", type=Path, metavar="RUN_A")
     both.add_argument("b", type=Path, metavar="RUN_B")
-    both.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
+    options.add_output(both)
 
 
 def find(path: Path) -> Path:

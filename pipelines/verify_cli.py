@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from edgeline.errors import UserError
-from edgeline.pipelines import console
+from edgeline.pipelines import console, options
 
 _SOUND, _DIFFERENT = 0, 2
 #: Of a float output, as a fraction of its largest value: another processor adds in another order.
@@ -44,7 +44,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "path", type=Path, metavar="FILE_OR_FOLDER", help="a .tflite file with its bundle beside it, or the folder"
     )
-    verify.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
+    options.add_output(verify)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ def root(tmp_path: Path) -> Path:
         not_pushed={"why": "no candidate met the budget"}, finished={"exit_code": 1, "seconds": 3.0, "error": None},
     )  # fmt: skip
     events.append(root, "rollback", **{"from": "1790000000", "to": "1780000000", "by": "ann", "why": "<i>grey</i>"})
-    write(root, "n3", started=started, finished={"exit_code": 2, "seconds": 0.1, "error": "a/b.gz is damaged\nmore"})
+    write(root, "n3", started=started, finished={"exit_code": 2, "seconds": 0.1, "error": "a/b.gz is damaged:\n  more"})
     write(root, "n4", started=started, no_new_data={"why": "as before"}, finished={"exit_code": 0, "seconds": 0.1})
     return root
 
