@@ -45,7 +45,8 @@ OPTIONAL_HOOKS = {
 }
 _HOOKS = REQUIRED_HOOKS | OPTIONAL_HOOKS
 
-#: Beam's worker threads load the module at the same time: none may see it half imported.
+#: Beam's worker threads load the module at the same time: none may see it half imported, and CPython 3.11 counts the
+#: depth of all threads' parsers in one place.
 _IMPORTING = threading.RLock()
 
 
@@ -308,7 +309,7 @@ def locate(reference: str, *, needs_model: bool = True) -> Source:
     if not path.is_file():
         raise UserError(f"model module {reference}: no such file ({path})")
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+        tree = _parse(path.read_bytes(), str(path))
     except SyntaxError as error:
         raise UserError(f"model module {reference} is not valid Python: line {error.lineno}: {error.msg}") from None
     _check_hooks(tree, reference, needs_model)
@@ -431,6 +432,11 @@ def _arity(hook: str) -> int:
     return len([a for a in arguments.split(",") if a.strip()])
 
 
+def _parse(content: bytes, file: str) -> ast.Module:
+    with _IMPORTING:
+        return ast.parse(content, filename=file)
+
+
 def _check_hooks(tree: ast.Module, reference: str, needs_model: bool) -> None:
     """Checks what the source alone shows.
 
@@ -489,7 +495,7 @@ def _local_code(path: Path, root: Path, package: str | None) -> tuple[str, tuple
             return
         seen[key] = file.read_bytes()
         try:
-            tree = ast.parse(seen[key])
+            tree = _parse(seen[key], str(file))
         except SyntaxError as error:
             raise UserError(f"{file}, imported by the model module, is not valid Python: {error}") from None
         for node in ast.walk(tree):

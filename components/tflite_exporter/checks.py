@@ -61,7 +61,7 @@ def parity(expected: dict[str, np.ndarray], received: dict[str, np.ndarray]) -> 
         if got is None or got.shape != want.shape:
             shape = None if got is None else got.shape
             raise ExportError(f"output {name!r} has shape {shape}, expected {want.shape}; outputs: {sorted(received)}")
-        for whose, values in (("", got), (" of the Keras model", want)):
+        for whose, values in (("", got), (" of the source model", want)):
             broken = int((~np.isfinite(values)).sum())
             if broken:
                 raise ExportError(f"output {name!r}{whose} has {broken} values that are NaN or infinite")
@@ -97,12 +97,12 @@ def check_parity(scheme: str, closeness: dict[str, dict[str, float]], steps: Map
             continue
         if facts["relative"] > limits.get("relative", np.inf):
             raise ExportError(
-                f"output {name!r} differs from the Keras model's by {facts['max_abs']:.3g}, {facts['relative']:.2%} of "
-                f"its largest value, with {kernels}; {scheme} may differ by {limits['relative']:.2%}"
+                f"output {name!r} differs from the source model's by {facts['max_abs']:.3g}, {facts['relative']:.2%} "
+                f"of its largest value, with {kernels}; {scheme} may differ by {limits['relative']:.2%}"
             )
         if facts["cosine"] < limits.get("cosine", -1.0):
             raise ExportError(
-                f"output {name!r} has little to do with the Keras model's, with {kernels}: their cosine is "
+                f"output {name!r} has little to do with the source model's, with {kernels}: their cosine is "
                 f"{facts['cosine']:.3f}, {scheme} needs at least {limits['cosine']:g}"
             )
 

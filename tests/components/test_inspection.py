@@ -102,8 +102,8 @@ def test_a_float_model(files: Any) -> None:
     expected = np.moveaxis(FILTERS, 3, 0).tobytes()
     assert conv | {"name": ""} == {
         "name": "", "layer": "conv", "op": "CONV_2D", "shape": [2, 3, 3, 1], "dtype": "float32", "bytes": 72,
-        "zlib_bytes": len(zlib.compress(expected, 9)), "sparse": False, "zeros": 4 / 18, "values": 10, "channel_values": 9,
-        "scales": 0, "axis": None, "min_scale": None, "max_scale": None, "zero_points": [],
+        "zlib_bytes": len(zlib.compress(expected, 9)), "sparse": False, "zeros": 4 / 18, "values": 10,
+        "channel_values": 9, "scales": 0, "axis": None, "min_scale": None, "max_scale": None, "zero_points": [],
     }  # fmt: skip
     # kernel and bias of each in bytes, and what the dense layer's input is reshaped to
     assert {layer: sizes["bytes"] for layer, sizes in facts["layers"].items() if layer in ("conv", "dense")} == {

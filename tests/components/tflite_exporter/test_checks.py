@@ -57,7 +57,7 @@ def test_parity_over_positions() -> None:
         ([[1.0]], None, r"output 'y' has shape None, expected \(1, 1\); outputs: \[\]"),
         ([[1.0]], [[1.0, 2.0]], r"output 'y' has shape \(1, 2\), expected \(1, 1\); outputs: \['y'\]"),
         ([[1.0, 2.0]], [[math.nan, math.inf]], "output 'y' has 2 values that are NaN or infinite"),
-        ([[1.0, math.nan]], [[1.0, 2.0]], "output 'y' of the Keras model has 1 values that are NaN or infinite"),
+        ([[1.0, math.nan]], [[1.0, 2.0]], "output 'y' of the source model has 1 values that are NaN or infinite"),
     ],
 )
 def test_outputs_that_cannot_be_compared(expected: Any, received: Any, message: str) -> None:
@@ -69,10 +69,10 @@ def test_outputs_that_cannot_be_compared(expected: Any, received: Any, message: 
 @pytest.mark.parametrize(
     ("scheme", "fact", "message"),
     [
-        ("float32", {"relative": 2e-3}, r"'y' differs from the Keras model's by 0.5, 0.20% of its largest value, "
+        ("float32", {"relative": 2e-3}, r"'y' differs from the source model's by 0.5, 0.20% of its largest value, "
          r"with k; float32 may differ by 0.10%"),
         ("float16", {"relative": 0.03}, "float16 may differ by 2.00%"),
-        ("dynamic_range", {"cosine": 0.97}, r"'y' has little to do with the Keras model's, with k: their cosine is "
+        ("dynamic_range", {"cosine": 0.97}, r"'y' has little to do with the source model's, with k: their cosine is "
          r"0.970, dynamic_range needs at least 0.98"),
         ("int16x8", {"cosine": 0.97}, "int16x8 needs at least 0.98"),
         ("int8", {"cosine": 0.89}, "int8 needs at least 0.9"),

@@ -269,7 +269,7 @@ def test_export_refuses_what_differs_from_keras(
 ) -> None:
     monkeypatch.setitem(checks.LIMITS, "float32", {"relative": -1.0})
     with pytest.raises(
-        ExportError, match=r"output 'logits' differs from the Keras model's by .*; float32 may differ by"
+        ExportError, match=r"output 'logits' differs from the source model's by .*; float32 may differ by"
     ):
         export(small, calibration, tmp_path / "out", "float32")
     assert not list((tmp_path / "out").iterdir())
