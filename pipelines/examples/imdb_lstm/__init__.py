@@ -1,0 +1,1 @@
+"""An LSTM on the IMDB reviews."""
