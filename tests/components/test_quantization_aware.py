@@ -153,16 +153,20 @@ def test_models_within_the_model() -> None:
 
 
 @SLOW
-def test_layers_without_an_integer_operator_stay_float() -> None:
+@pytest.mark.parametrize(
+    ("kind", "ops"), [("LSTM", {"UNIDIRECTIONAL_SEQUENCE_LSTM", "ELU"}), ("GRU", {"LOGISTIC", "TANH", "ELU"})]
+)
+def test_layers_without_an_integer_operator_stay_float(kind: str, ops: set[str]) -> None:
     model = sequential(
-        _L.Conv1D(4, 3, name="conv"), _L.LSTM(4, name="memory"), _L.Dense(4, activation="elu", name="dense"),
+        _L.Conv1D(4, 3, name="conv"), getattr(_L, kind)(4, name="memory"), _L.Dense(4, activation="elu", name="dense"),
         _L.LayerNormalization(name="norm"), _L.Dense(3, name="logits"), shape=(12, 4),
     )  # fmt: skip
     samples = np.random.default_rng(0).uniform(-1, 1, [16, 12, 4]).astype(np.float32)
     facts, left_float = converted(model, samples, batch=1)
-    assert left_float == {"memory": "LSTM", "dense_activation": "Activation elu", "norm": "LayerNormalization"}
-    assert {"UNIDIRECTIONAL_SEQUENCE_LSTM", "ELU"} <= float_ops(facts)
-    assert not {"CONV_2D", "FULLY_CONNECTED"} & float_ops(facts)
+    assert left_float == {"memory": kind, "dense_activation": "Activation elu", "norm": "LayerNormalization"}
+    assert ops <= float_ops(facts)
+    assert "CONV_2D" not in float_ops(facts)
+    assert [w["dtype"] for w in facts["weights"] if w["shape"] == [3, 4]] == ["int8"]  # of the logits
 
 
 @SLOW
@@ -207,6 +211,32 @@ def test_other_reasons() -> None:
         "rows": "BatchNormalization over other axes than the last one", "tf.math.exp": "operator tf.math.exp",
         "own": "Lambda",
     }  # fmt: skip
+
+
+class Own(tf_keras.layers.Layer):
+    """A layer of the user's own."""
+
+
+def test_sequence_models_are_never_refused() -> None:
+    """What tfmot refuses a whole model for is a reason for one layer, and only where it has no integer operator."""
+    x = tf_keras.Input([6], dtype=tf.int32, name="x")
+    y = _L.Embedding(20, 4, name="embedding")(x)
+    y = _L.Conv1D(4, 3, name="conv")(y)
+    y = _L.LayerNormalization(name="norm")(y)
+    y = _L.MultiHeadAttention(2, 2, name="attention")(y, y)
+    y = _L.GRU(4, return_sequences=True, name="gru")(y)
+    y = _L.LSTM(4, name="lstm")(y)
+    y = _L.Rescaling(2.0, name="rescaling")(y)
+    y = _L.Normalization(mean=0.0, variance=1.0, name="normalization")(y)
+    y = _L.BatchNormalization(name="batch")(y)
+    inner = tf_keras.Sequential([tf_keras.Input([4]), Own(name="own"), _L.Dense(3, name="within")], name="inner")
+    wrapped, left_float = wrap(tf_keras.Model(x, inner(y) * 2.0))
+    assert left_float == {
+        "embedding": "Embedding", "norm": "LayerNormalization", "attention": "MultiHeadAttention", "gru": "GRU",
+        "lstm": "LSTM", "own": "Own",
+    }  # fmt: skip
+    quantized = {layer.name.removeprefix("quant_") for layer in wrapped.layers if layer.name.startswith("quant_")}
+    assert quantized == {"conv", "rescaling", "normalization", "batch", "within", "tf.math.multiply"}
 
 
 # what is simulated ----------------------------------------------------------------------------------------------------

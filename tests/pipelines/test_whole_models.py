@@ -96,6 +96,7 @@ def write_data(folder: Path) -> None:
 
 
 RECIPES = """
+from edgeline.clusterer.config import Cluster
 from edgeline.pipelines.recipe import Recipe
 from edgeline.pruner.config import Prune
 from edgeline.quantizer.config import Quantize
@@ -103,6 +104,10 @@ from edgeline.quantizer.config import Quantize
 
 def prune50_int8():
     return Recipe("prune50_int8", (Prune(0.5), Quantize("int8")))
+
+
+def prune50_cluster16_qat8():
+    return Recipe("prune50_cluster16_qat8", (Prune(0.5), Cluster(16), Quantize("qat8")))
 """
 
 
@@ -116,6 +121,7 @@ def test_two_inputs_two_outputs_and_a_layer_of_the_users_own(tmp_path: Path) -> 
         "run", "--module", tmp_path / "model.py", "--data", tmp_path / "data", "--root", root, "--epochs", 8,
         "--metric", "kind_accuracy", "--max-accuracy-drop", 0.05, "--recipes-file", tmp_path / "recipes.py",
         "--recipe", "int8", "--recipe", "prune50_int8",
+        "--recipe", "prune50_cluster16_qat8",
     )  # fmt: skip
     assert cli.main([str(argument) for argument in asked]) == 0
     report = json.loads((root / "report" / "report.json").read_text())
@@ -127,7 +133,10 @@ def test_two_inputs_two_outputs_and_a_layer_of_the_users_own(tmp_path: Path) -> 
         assert candidate["metrics"]["size_mae"] < 0.4
     layers = {layer["name"]: layer for layer in by_name["prune50_int8"]["layers"]}
     assert layers["shared"]["sparsity"] >= 0.5 - 1 / 320
-    assert "gate" in layers
+    assert layers["gate"]["note"] == "tfmot has nothing to prune in Gate"
+    trained = {layer["name"]: layer["note"] for layer in by_name["prune50_cluster16_qat8"]["layers"]}
+    assert trained["gate"] == "left float: Gate"
+    assert trained["quant_shared"] == trained["quant_kind"] == trained["quant_size"] == "quantized to 8 bits"
     [pushed] = (root / "pushed").glob("*/model.tflite")
     model = TFLiteModel(pushed)
     assert {port.name for port in model.inputs} == {"left", "right"}

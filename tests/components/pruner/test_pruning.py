@@ -135,7 +135,10 @@ def test_an_earlier_promise_is_checked_too(small: Any, tmp_path: Path) -> None:
 
 
 def test_logs_are_written(pruned: Any) -> None:
-    assert any(Path(pruned.folder).rglob("events.out.tfevents*"))
+    [metrics] = Path(pruned.folder, "metrics").glob("events.out.tfevents*")
+    content = metrics.read_bytes()
+    for layer in ("conv2", "hidden", "logits"):
+        assert f"{layer}/mask:0/sparsity".encode() in content
     assert np.isfinite(pruned.outcome.history["loss"]).all()
 
 
@@ -441,6 +444,31 @@ def test_a_wrapped_model_is_saved_and_loaded_in_the_middle_of_its_training(tmp_p
     np.testing.assert_array_equal(loaded.layers[0].layer.kernel, wrapped.layers[0].layer.kernel)
 
 
+def test_a_pattern_is_loaded_in_the_middle_of_its_training(tmp_path: Path) -> None:
+    training.start(0)
+    model = tf_keras.Sequential([tf_keras.Input([8]), tf_keras.layers.Dense(4, name="hidden")])
+    config = Prune(0.5, m_by_n="2x4")
+    wrapped = tf_keras.models.clone_model(
+        model,
+        clone_function=lambda layer: pruning.PruneLowMagnitude(
+            layer, pruning_schedule=pruning.schedule(config, 8), sparsity_m_by_n=config.pattern
+        ),
+    )
+    wrapped.compile("adam", "mse")
+    random = np.random.default_rng(0)
+    x, y = random.normal(size=[64, 8]).astype(np.float32), random.normal(size=[64, 4]).astype(np.float32)
+    wrapped.fit(x, y, batch_size=16, verbose=0, callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])  # 4 of 8 steps
+    path = str(tmp_path / "wrapped.keras")
+    wrapped.save(path)
+    with tfmot.sparsity.keras.prune_scope():
+        loaded = tf_keras.models.load_model(path)
+    loaded.fit(x, y, batch_size=16, verbose=0, callbacks=[tfmot.sparsity.keras.UpdatePruningStep()])
+    before, after = (model.layers[0].layer.kernel.numpy() for model in (wrapped, loaded))
+    assert ((before.reshape(2, 4, 4) == 0).sum(axis=1) == 2).all()
+    np.testing.assert_array_equal(after == 0, before == 0)
+    assert not np.array_equal(after, before)
+
+
 # XNNPACK --------------------------------------------------------------------------------------------------------------
 
 
@@ -498,3 +526,43 @@ def test_xnnpack_prunes_1x1_convolutions_alone() -> None:
     }
     wrong = "is no 1x1 Conv2D, which XNNPACK's sparse kernels are for"
     assert reasons == {"stem": wrong, "point": None, "head": wrong}
+
+
+MOBILE_MODULE = """
+
+def preprocess(features):
+    images = tf.reshape(features["image"], [-1, 8, 8, 1])
+    return tf.repeat(tf.repeat(tf.repeat(images, 2, 1), 2, 2), 3, 3), features["label"]
+
+
+def build_model():
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input([16, 16, 3], name="image"),
+            layers.ZeroPadding2D(1),
+            layers.Conv2D(4, 3, strides=2, activation="relu", name="stem"),
+            layers.DepthwiseConv2D(3, padding="same", activation="relu", name="depth"),
+            layers.Conv2D(8, 1, activation="relu", name="point"),
+            layers.GlobalAveragePooling2D(keepdims=True),
+            layers.Flatten(),
+            layers.Dense(3, name="head"),
+        ]
+    )
+"""
+
+
+@pytest.mark.slow
+def test_xnnpack_from_training_to_file(small: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mobile.py"
+    path.write_text(Path(small.path).read_text() + MOBILE_MODULE)
+    module = model_module.load(str(path))
+    config = Prune(0.75, policy="xnnpack", **ONCE)
+    training.start(0)
+    splits = training.open_splits(small.examples, module, config)
+    outcome = pruning.prune(module.build_model(), module, splits, config, (), str(tmp_path / "logs"))
+    assert zeros(outcome.model) == {"stem": 0, "point": 24, "head": 0}
+    assert [(p.layer, p.value) for p in outcome.promises] == [("point", 0.75)]
+    notes = {fact["name"]: fact["note"] for fact in outcome.layers}
+    assert notes["stem"] == notes["head"] == "is no 1x1 Conv2D, which XNNPACK's sparse kernels are for"
+    in_file(outcome.model, module, outcome.promises)
