@@ -1,8 +1,9 @@
 # make run    everything set up, then the whole pipeline on the bundled digits
 # make test   everything set up, then the tests
 
-# tests of one file share what they made; each process takes up to 2 GB
-PARALLEL = -n 2 --dist loadfile
+# tests of one file share what they made, and tests/conftest.py says which files come first; each process takes up to
+# 2 GB
+PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test test-all lint setup clean
 

@@ -1,25 +1,37 @@
 """What all tests share. The environment is set before anything imports TensorFlow."""
 
+from __future__ import annotations
+
 import os
 import shutil
+import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from edgeline.model_module import ModelModule
+
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
-with warnings.catch_warnings():
-    # what TensorFlow, TFX and Beam say of themselves at import is not ours to fail on
-    warnings.simplefilter("ignore")
-    import apache_beam  # noqa: F401
-    import tensorflow  # noqa: F401
-    import tensorflow_model_optimization  # noqa: F401
-    import tf_keras  # noqa: F401
-    import tfx.v1  # noqa: F401
+# the process that deals tests to the workers of pytest-xdist runs none: they need not wait for its imports
+if "PYTEST_XDIST_WORKER" in os.environ or "-n" not in sys.argv:
+    with warnings.catch_warnings():
+        # what TensorFlow, TFX and Beam say of themselves at import is not ours to fail on
+        warnings.simplefilter("ignore")
+        import apache_beam  # noqa: F401
+        import tensorflow  # noqa: F401
+        import tensorflow_model_optimization  # noqa: F401
+        import tf_keras  # noqa: F401
+        import tfx.v1  # noqa: F401
 
-from edgeline import model_module
-from edgeline.pipelines import datasets
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # whole runs come first: a long file must not be what one worker still has to do at the end
+    items.sort(key=lambda item: "pipelines" not in item.path.parts)
+
 
 DIGITS_MODULE = "edgeline.pipelines.examples.digits.model"
 
@@ -27,6 +39,8 @@ DIGITS_MODULE = "edgeline.pipelines.examples.digits.model"
 @pytest.fixture(scope="session")
 def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with scikit-learn's digits: 1,461 train, 163 validation, 173 eval."""
+    from edgeline.pipelines import datasets
+
     folder = tmp_path_factory.mktemp("data") / "digits"
     datasets.write_digits(folder, shards=3)
     return folder
@@ -35,6 +49,8 @@ def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def digits_examples(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The uri of an Examples artifact of the digits."""
+    from edgeline.pipelines import datasets
+
     root = tmp_path_factory.mktemp("examples")
     for split in datasets.SPLITS:
         shutil.copytree(digits_data / split, root / f"Split-{split}")
@@ -42,7 +58,9 @@ def digits_examples(digits_data: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def digits_module() -> model_module.ModelModule:
+def digits_module() -> ModelModule:
+    from edgeline import model_module
+
     return model_module.load(DIGITS_MODULE)
 
 

@@ -96,7 +96,9 @@ def steps(small: Any, pruned: Any, tmp_path: Path) -> dict[str, Step]:
     return {"Pruner": prune, "Clusterer": cluster, "Quantizer": quantize}
 
 
-@pytest.mark.parametrize("step", ["Pruner", "Clusterer", pytest.param("Quantizer", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "step", ["Pruner", *(pytest.param(step, marks=pytest.mark.slow) for step in ("Clusterer", "Quantizer"))]
+)
 def test_a_step_that_was_killed_ends_as_if_it_were_not(step: str, steps: dict[str, Step], folder: Path) -> None:
     with pytest.raises(Killed), watched(epoch=1, batch=2):
         steps[step]()

@@ -17,6 +17,8 @@ from edgeline.pipelines import cli, datasets
 
 Edit = Callable[[int], dict[str, tf.train.Feature]]
 
+SLOW = pytest.mark.slow
+
 
 def floats(*values: float) -> tf.train.Feature:
     return tf.train.Feature(float_list=tf.train.FloatList(value=values))
@@ -134,11 +136,13 @@ def test_truncated_shard_is_named(case: Case) -> None:
     ("edit", "messages"),
     [
         (lambda row: {"x": floats(1, 2, 3)}, ["do not fit the model module", "x: float32 [4]"]),
-        (lambda row: {"x": ints(1, 2, 3, 4)}, ["do not fit the model module", "x: float32 [4]"]),
+        pytest.param(
+            lambda row: {"x": ints(1, 2, 3, 4)}, ["do not fit the model module", "x: float32 [4]"], marks=SLOW
+        ),
         (lambda row: {"y": ints(7 if row == 5 else 0)}, ["1 training examples have labels outside [0, 3)", "7"]),
-        (lambda row: {"y": ints(-1)}, ["96 training examples have labels outside [0, 3)"]),
+        pytest.param(lambda row: {"y": ints(-1)}, ["96 training examples have labels outside [0, 3)"], marks=SLOW),
         (lambda row: {"x": floats(1, 2, math.nan if row < 2 else 3, 4)}, ["NaN or infinite", "2 in input 'x'"]),
-        (lambda row: {"x": floats(1, 2, math.inf, 4)}, ["NaN or infinite", "96 in input 'x'"]),
+        pytest.param(lambda row: {"x": floats(1, 2, math.inf, 4)}, ["NaN or infinite", "96 in input 'x'"], marks=SLOW),
     ],
 )
 def test_bad_examples_stop_the_run_before_the_training(case: Case, edit: Edit, messages: list[str]) -> None:
