@@ -23,12 +23,13 @@ from typing import Any
 
 import record
 
-#: Model module, epochs of training and of each fine-tuning, recipes.
-MODELS: dict[str, tuple[str, int, int, tuple[str, ...]]] = {
+#: Model module, epochs of training and of each fine-tuning, batch size, recipes.
+MODELS: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
     "small": (
         "edgeline.pipelines.examples.fashion_mnist.model",
         4,
         2,
+        32,
         (
             "int8",
             "prune80_int8",
@@ -47,6 +48,7 @@ MODELS: dict[str, tuple[str, int, int, tuple[str, ...]]] = {
         "edgeline.pipelines.examples.fashion_mnist.large",
         10,
         4,
+        128,
         ("int8", "prune90_d50_cluster8_d50_int8", "prune95_d50_cluster16_d50_int8"),
     ),
 }
@@ -64,12 +66,12 @@ def main() -> None:
     parser.add_argument("--no-plain", action="store_true", help="leave the plain script out")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    module, epochs, finetune, recipes = MODELS[arguments.model]
+    module, epochs, finetune, batch, recipes = MODELS[arguments.model]
     ours: dict[str, list[dict[str, float]]] = {}
     plain: dict[str, list[dict[str, float]]] = {}
     for seed in range(arguments.seeds):
         root = (arguments.folder / f"{arguments.model}-{seed}").absolute()
-        report = edgeline(module, epochs, finetune, recipes, seed, arguments.data, root)
+        report = edgeline(module, epochs, finetune, batch, recipes, seed, arguments.data, root)
         baseline = report["baseline"]
         for c in report["candidates"]:
             if c["metrics"]:
@@ -85,19 +87,25 @@ def main() -> None:
     for row in rows:
         print("| {by} | {recipe} | {accuracy:.4f} | {drop:+.4f} ({drops}) | {ratio:.1f}x |".format(**row))
     output = arguments.output or record.RESULTS / f"quality_{arguments.model}.json"
-    settings = {"module": module, "epochs": epochs, "finetune_epochs": finetune, "seeds": arguments.seeds}
+    settings = {
+        "module": module,
+        "epochs": epochs,
+        "finetune_epochs": finetune,
+        "batch_size": batch,
+        "seeds": arguments.seeds,
+    }
     output.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 def edgeline(
-    module: str, epochs: int, finetune: int, recipes: tuple[str, ...], seed: int, data: Path, root: Path
+    module: str, epochs: int, finetune: int, batch: int, recipes: tuple[str, ...], seed: int, data: Path, root: Path
 ) -> dict[str, Any]:
     """Returns the report of a run."""
     chosen = [word for name in recipes for word in ("--recipe", name)]
     command = [
         sys.executable, "-m", "edgeline.pipelines.cli", "run", "--module", module, "--data", str(data),
-        "--root", str(root), "--epochs", str(epochs), "--finetune-epochs", str(finetune), "--seed", str(seed),
-        "--recipes-file", str(Path(__file__).with_name("quality_recipes.py")), *chosen,
+        "--root", str(root), "--epochs", str(epochs), "--finetune-epochs", str(finetune), "--batch-size", str(batch),
+        "--seed", str(seed), "--recipes-file", str(Path(__file__).with_name("quality_recipes.py")), *chosen,
     ]  # fmt: skip
     print(shlex.join(command), file=sys.stderr, flush=True)
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL)  # 1: no candidate met the budget

@@ -132,7 +132,7 @@ def _print(out: Console, facts: dict[str, Any]) -> None:
         table.add_row(
             escape(weight["name"].split(";")[0]),
             escape(weight["layer"]),
-            weight["dtype"],
+            weight["dtype"] + (" sparse" if weight["sparse"] else ""),
             escape(str(weight["shape"])),
             f"{weight['bytes']:,}",
             f"{weight['zlib_bytes']:,}",
