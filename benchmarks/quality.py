@@ -49,7 +49,13 @@ MODELS: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
         10,
         4,
         128,
-        ("int8", "prune90_d50_cluster8_d50_int8", "prune95_d50_cluster16_d50_int8"),
+        (
+            "int8",
+            "prune90_from50_float32",
+            "prune90_from50_dynamic_range",
+            "prune90_d50_cluster8_d50_int8",
+            "prune95_d50_cluster16_d50_int8",
+        ),
     ),
 }
 #: Of the plain script, which makes the named recipes of one training.

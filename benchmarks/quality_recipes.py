@@ -21,6 +21,16 @@ def prune95_cluster16_int8() -> Recipe:
     return Recipe("prune95_cluster16_int8", (Prune(0.95), Cluster(16), Quantize("int8")))
 
 
+def prune90_from50_float32() -> Recipe:
+    """As the field's notebooks prune the large CNN: from 50% to 90%."""
+    return Recipe("prune90_from50_float32", (Prune(0.9, initial_sparsity=0.5), Quantize("float32")))
+
+
+def prune90_from50_dynamic_range() -> Recipe:
+    """And what they then quantize."""
+    return Recipe("prune90_from50_dynamic_range", (Prune(0.9, initial_sparsity=0.5), Quantize("dynamic_range")))
+
+
 def prune80_d50_cluster16_d50_int8() -> Recipe:
     """Whether distillation helps a mild compression too."""
     return _distilled(0.8, 16)
