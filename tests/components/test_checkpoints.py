@@ -151,6 +151,7 @@ def trainer(small: Any, tmp_path: Path) -> Callable[..., Result]:
     return train
 
 
+@pytest.mark.slow
 def test_random_layers_and_augmentation_go_on_where_they_were(
     trainer: Callable[..., Result], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +169,7 @@ def test_random_layers_and_augmentation_go_on_where_they_were(
     assert not np.array_equal(weights[0], different[0])
 
 
+@pytest.mark.slow
 def test_patience_goes_on_where_it_was(trainer: Callable[..., Result], folder: Path) -> None:
     asked = {"epochs": 60, "early_stopping_patience": 2, "seed": 3}
     expected, all_epochs = trainer(**asked)
@@ -192,6 +194,7 @@ def test_patience_goes_on_where_it_was(trainer: Callable[..., Result], folder: P
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_another_training_never_finds_it(trainer: Callable[..., Result], folder: Path) -> None:
     with pytest.raises(Killed), watched(epoch=1):
         trainer(epochs=2)
@@ -201,7 +204,7 @@ def test_another_training_never_finds_it(trainer: Callable[..., Result], folder:
         assert killer.epochs[0] == 0
 
 
-@pytest.mark.parametrize("damage", ["variables.index", "state.json"])
+@pytest.mark.parametrize("damage", [pytest.param("variables.index", marks=pytest.mark.slow), "state.json"])
 def test_a_damaged_checkpoint_is_a_fresh_start(
     trainer: Callable[..., Result], folder: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -108,9 +108,8 @@ def mislabelled(tmp_path_factory: pytest.TempPathFactory, small: Any, write_spli
     return str(folder)
 
 
-@pytest.mark.parametrize(
-    "kind", [Prune, pytest.param(Cluster, marks=pytest.mark.slow), pytest.param(Quantize, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Prune, Cluster, Quantize])
 def test_every_technique_learns_from_the_model_that_it_begins_with(
     small: Any, mislabelled: str, tmp_path: Path, kind: type[Distilling]
 ) -> None:

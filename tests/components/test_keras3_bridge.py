@@ -409,6 +409,7 @@ def test_other_arguments_of_compile_come_back() -> None:
     assert keras3_bridge.compile_arguments(keras.losses.mean_squared_error) == "mean_squared_error"
 
 
+@pytest.mark.slow
 def test_keras_3_is_not_imported_before_it_is_needed() -> None:
     code = "import sys\nfrom edgeline import keras3_bridge\nprint('keras' in sys.modules, 'keras.src' in sys.modules)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -296,8 +296,8 @@ def write_words(root: Path, write_split: Any) -> str:
 @pytest.mark.parametrize(
     ("kind", "masked"),
     [
-        ("LSTM", False),
         # each conversion of a loop takes 10 s
+        pytest.param("LSTM", False, marks=pytest.mark.slow),
         pytest.param("LSTM", True, marks=pytest.mark.slow),
         pytest.param("GRU", False, marks=pytest.mark.slow),
         pytest.param("GRU", True, marks=pytest.mark.slow),

@@ -102,6 +102,7 @@ def train_aware(source: Any, small: Any, log_dir: Path, epochs: int = 1) -> tupl
     return quantization.train_aware(base, small.module, splits, config, promises, str(log_dir))
 
 
+@pytest.mark.slow
 def test_zeros_of_a_pruning_survive_the_training(small: Any, pruned: Any, tmp_path: Path) -> None:
     outcome, how = train_aware(pruned, small, tmp_path)
     assert how["scheme"] == "keep_zeros"
