@@ -214,3 +214,71 @@ def calibration(small: Small, tmp_path_factory: pytest.TempPathFactory) -> str:
     examples = list(data.read_serialized(data.split_files(small.examples, "validation")).as_numpy_iterator())
     calibration_set.write(folder, {"image": images}, {}, examples)
     return folder
+
+
+PORTS_MODULE = """
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras as keras
+
+
+class Gate(keras.layers.Layer, tfmot.sparsity.keras.PrunableLayer, tfmot.clustering.keras.ClusterableLayer):
+    def build(self, shape):
+        self.mix = self.add_weight("mix", [shape[-1], shape[-1]])
+        self.free = self.add_weight("free", [shape[-1], shape[-1]])
+
+    def call(self, x):
+        return tf.matmul(x, self.mix) + tf.matmul(x, self.free)
+
+    def get_prunable_weights(self):
+        return [self.mix]
+
+    def get_clusterable_weights(self):
+        return [("mix", self.mix)]
+
+
+class Plain(keras.layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight("scale", [shape[-1]])
+
+    def call(self, x):
+        return x * self.scale
+
+
+def feature_spec():
+    shapes = {"left": [4], "right": [4], "a": [], "b": []}
+    return {name: tf.io.FixedLenFeature(shape, tf.float32) for name, shape in shapes.items()}
+
+
+def preprocess(features):
+    return {n: features[n] for n in ("left", "right")}, {n: features[n] for n in ("a", "b")}
+
+
+def build_model():
+    left, right = keras.Input([4], name="left"), keras.Input([4], name="right")
+    inner = keras.Sequential([keras.Input([4]), keras.layers.Dense(4, name="within")], name="inner")
+    joined = keras.layers.Concatenate(name="joined")([inner(left), right])
+    x = Plain(name="plain")(Gate(name="gate")(joined))
+    x = keras.layers.Dense(8, name="body")(x * 2.0)
+    return keras.Model([left, right], [keras.layers.Dense(1, name="a")(x), keras.layers.Dense(1, name="b")(x)])
+
+
+def compile_model(model):
+    model.compile("adam", {"a": "mse", "b": "mse"})
+
+
+def custom_objects():
+    return {"Gate": Gate, "Plain": Plain}
+"""
+
+
+@pytest.fixture
+def ports(tmp_path: Path, write_split: WriteSplit) -> tuple[ModelModule, str]:
+    """A module whose model has two inputs, two outputs, layers of its own and a model within; and Examples for it."""
+    path = tmp_path / "ports.py"
+    path.write_text(PORTS_MODULE)
+    random = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        rows = random.normal(size=[16, 10]).astype(np.float32)
+        write_split(tmp_path, split, [{"left": r[:4], "right": r[4:8], "a": r[8], "b": r[9]} for r in rows])
+    return model_module.load(str(path)), str(tmp_path)

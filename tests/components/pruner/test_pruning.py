@@ -344,64 +344,13 @@ def test_the_mask_of_padded_sequences_reaches_the_layers_behind(tmp_path: Path) 
     assert not np.allclose(model(np.float32([[3, 4, 1, 1, 1, 1]])), expected)
 
 
-PORTS_MODULE = """
-import tensorflow as tf
-import tensorflow_model_optimization as tfmot
-import tf_keras as keras
-
-
-class Gate(keras.layers.Layer, tfmot.sparsity.keras.PrunableLayer):
-    def build(self, shape):
-        self.mix = self.add_weight("mix", [shape[-1], shape[-1]])
-        self.free = self.add_weight("free", [shape[-1], shape[-1]])
-
-    def call(self, x):
-        return tf.matmul(x, self.mix) + tf.matmul(x, self.free)
-
-    def get_prunable_weights(self):
-        return [self.mix]
-
-
-def feature_spec():
-    shapes = {"left": [4], "right": [4], "a": [], "b": []}
-    return {name: tf.io.FixedLenFeature(shape, tf.float32) for name, shape in shapes.items()}
-
-
-def preprocess(features):
-    return {n: features[n] for n in ("left", "right")}, {n: features[n] for n in ("a", "b")}
-
-
-def build_model():
-    left, right = keras.Input([4], name="left"), keras.Input([4], name="right")
-    inner = keras.Sequential([keras.Input([4]), keras.layers.Dense(4, name="within")], name="inner")
-    joined = keras.layers.Concatenate(name="joined")([inner(left), right])
-    x = Gate(name="gate")(joined)
-    x = keras.layers.Dense(8, name="body")(x * 2.0)
-    return keras.Model([left, right], [keras.layers.Dense(1, name="a")(x), keras.layers.Dense(1, name="b")(x)])
-
-
-def compile_model(model):
-    model.compile("adam", {"a": "mse", "b": "mse"})
-
-
-def custom_objects():
-    return {"Gate": Gate}
-"""
-
-
-def test_several_ports_a_layer_of_ones_own_and_a_model_within(tmp_path: Path, write_split: Any) -> None:
-    path = tmp_path / "ports.py"
-    path.write_text(PORTS_MODULE)
-    module = model_module.load(str(path))
-    random = np.random.default_rng(0)
-    for split in ("train", "validation"):
-        rows = random.normal(size=[16, 10]).astype(np.float32)
-        write_split(tmp_path, split, [{"left": r[:4], "right": r[4:8], "a": r[8], "b": r[9]} for r in rows])
+def test_several_ports_a_layer_of_ones_own_and_a_model_within(ports: Any, tmp_path: Path) -> None:
+    module, examples = ports
     config = Prune(
         0.5, "constant", epochs=1, batch_size=16, layer_sparsity='{"gate": 0.75}', protect="last", exclude='["body"]'
     )
     training.start(0)
-    splits = training.open_splits(str(tmp_path), module, config)
+    splits = training.open_splits(examples, module, config)
     outcome = pruning.prune(module.build_model(), module, splits, config, (), str(tmp_path / "logs"))
     assert {(p.layer, p.weight, p.value) for p in outcome.promises} == {
         ("gate", "mix", 0.75),
