@@ -60,6 +60,7 @@ def facts(content: bytes) -> dict[str, Any]:
       foreign_ops: each of the last two kinds: op, kind, tensor (the first output) and layer.
       float_ops: likewise, the operators that compute on floats. QUANTIZE and DEQUANTIZE at the model's ends are not
         among them.
+      number_types: of all tensors, each with the names of the operators that use it.
       weights: of each constant tensor name, layer, op (that uses it), shape, dtype, bytes, zlib_bytes, sparse (whether
         it is stored in a sparse format; its bytes are those of values and places), zeros (the fraction of zeros, 0-1),
         values (distinct ones), channel_values (at most so many in an output channel), scales (how many), axis (that
