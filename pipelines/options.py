@@ -175,6 +175,8 @@ def add_budget(parser: argparse.ArgumentParser, *, target_flag: str = "--target"
     _add(group, "--direction", unset.direction, what, choices=DIRECTIONS)
     what = "what must be within the drop: the measured one, or the upper end of its 95%% interval"
     _add(group, "--drop-bound", unset.drop_bound, what, choices=DROP_BOUNDS)
+    what = "the worst value that the metric may have, whatever the baseline has"
+    _add(group, "--value-threshold", unset.value_threshold, what, metavar="X")
     what = "below the model that was pushed last, on the same data; -1: do not compare"
     _add(group, "--max-deployed-drop", unset.max_deployed_drop, what, metavar="X")
     group.add_argument(

@@ -15,7 +15,7 @@ DIRECTIONS = ("max", "min")
 OBJECTIVES = ("zlib_bytes", "bytes", "latency_ms")
 DROP_BOUNDS = ("point", "upper")
 
-#: Values of Evaluation.like that are no contract.
+#: Values of Evaluation.like that are no contract; the latter also of a value_threshold that is not set.
 DEPLOYED, NONE = "deployed", "none"
 
 #: Limits are off at this value: a component's parameters can be neither optional nor None.
@@ -69,6 +69,8 @@ class Budget(StepConfig):
         of accuracy), at least 0.
       drop_bound: what must be within max_drop: `point`, the measured drop, or `upper`, the upper end of its 95%
         interval (paired samples).
+      value_threshold: the worst value that the metric may have, whatever the baseline has, as a decimal number, or
+        `none`. It keeps a run from being pushed whose training failed as a whole.
       max_deployed_drop: how much worse than the model deployed now the metric may be, at least 0, or -1 for any.
       max_slice_drops: JSON object from slices to how much worse than the baseline the metric may be there, at least 0.
         A slice is the name of a feature of the module's `slice_features` or `label` (then each of its values is one),
@@ -94,6 +96,7 @@ class Budget(StepConfig):
     direction: str = "max"
     max_drop: float = 0.01
     drop_bound: str = "point"
+    value_threshold: str = NONE
     max_deployed_drop: float = 0.0
     max_slice_drops: str = "{}"
     min_slice_examples: int = 20
@@ -116,6 +119,7 @@ class Budget(StepConfig):
         self._check_direction()
         self.check("max_drop", self.max_drop >= 0, "at least 0")
         self.check_choice("drop_bound", DROP_BOUNDS)
+        self.check("value_threshold", self._is_threshold(), "a finite number, or none")
         self.check(
             "max_deployed_drop",
             self.max_deployed_drop >= 0 or self.max_deployed_drop == NO_LIMIT,
@@ -141,6 +145,17 @@ class Budget(StepConfig):
     def limits(self) -> dict[str, float]:
         """The limits that are set, by field."""
         return {name: getattr(self, name) for name, _, _ in LIMITS if getattr(self, name) != NO_LIMIT}
+
+    @property
+    def threshold(self) -> float | None:
+        """The worst value that the metric may have; None for any."""
+        return None if self.value_threshold == NONE else float(self.value_threshold)
+
+    def _is_threshold(self) -> bool:
+        try:
+            return self.threshold is None or math.isfinite(self.threshold)
+        except ValueError:
+            return False
 
     def _check_direction(self) -> None:
         words = self.metric.lower().replace("-", "_").split("_")

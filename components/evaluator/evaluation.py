@@ -149,6 +149,7 @@ def report(
         "dataset": {**dataset, "examples": reference.overall.examples},
         "budget": {
             **{k: None if v == NO_LIMIT and k.startswith("max_") else v for k, v in budget.parameters().items()},
+            "value_threshold": budget.threshold,
             "max_slice_drops": budget.slice_drops,
         },
         "like": like and {"of": like[0], "contract": like[1]},

@@ -65,11 +65,14 @@ class Budget:
         """
         sign = -1 if budget["direction"] == "min" else 1
         max_drop = budget.get("max_drop")
+        limits = [] if max_drop is None or baseline is None else [baseline - sign * max_drop]
+        if budget.get("value_threshold") is not None:
+            limits.append(budget["value_threshold"])
         return cls(
             metric=budget["metric"],
             sign=sign,
             max_drop=max_drop,
-            metric_limit=None if max_drop is None or baseline is None else baseline - sign * max_drop,
+            metric_limit=max(limits, key=lambda limit: sign * limit, default=None),
             objective=_OBJECTIVES.get(budget["objective"], budget["objective"]),
             upper=budget.get("drop_bound") == "upper",
             facts=budget,

@@ -38,7 +38,7 @@ _ADDED: dict[str, dict[str, Any]] = {
     "budget": {
         **dict.fromkeys(("max_bytes", "max_zlib_bytes", "max_latency_ms", "max_latency_p90_ms", "max_latency_p99_ms")),
         **dict.fromkeys(("max_latency_all_threads_ms", "max_latency_without_xnnpack_ms", "max_cold_start_ms")),
-        **dict.fromkeys(("max_peak_rss_bytes", "max_deployed_drop", "min_slice_examples")),
+        **dict.fromkeys(("max_peak_rss_bytes", "max_deployed_drop", "min_slice_examples", "value_threshold")),
         **{"max_drop": None, "drop_bound": "point", "max_slice_drops": {}, "target": None},
     },
 }

@@ -98,6 +98,11 @@ def reasons(budget: Budget, baseline: float, candidate: Measured) -> list[str]:
                 f"{budget.metric} drop {lost:.4g} may be up to {candidate.drop_interval[1]:.4g} (95% interval), which "
                 f"exceeds {budget.max_drop:g}; more eval examples would narrow it"
             )
+    if budget.threshold is not None and exceeds(drop(budget, budget.threshold, candidate.quality), 0.0):
+        found.append(
+            f"{budget.metric} {candidate.quality:.4g} is worse than {budget.threshold:g} (--value-threshold); the "
+            f"baseline has {baseline:.4g}"
+        )
     found += _slice_reasons(budget, candidate.slices)
     if (
         candidate.deployed_drop is not None
@@ -168,7 +173,8 @@ def closest(budget: Budget, baseline: float, candidates: list[Measured]) -> str 
     """Returns the name of the candidate that misses the budget by the least: the smallest sum of relative excesses.
 
     An excess is the part above a limit as a fraction of that limit; of a drop, of its limit or of one point (0.01),
-    whichever is larger. Of all slices the worst excess counts. A misfit counts as the whole of a limit.
+    whichever is larger; of the threshold, in points. Of all slices the worst excess counts. A misfit counts as the
+    whole of a limit.
     """
 
     def above(value: float, limit: float) -> float:
@@ -179,6 +185,8 @@ def closest(budget: Budget, baseline: float, candidates: list[Measured]) -> str 
         if budget.drop_bound == "upper" and c.drop_interval is not None:
             lost = c.drop_interval[1]
         total = above(lost, budget.max_drop)
+        if budget.threshold is not None:
+            total += above(drop(budget, budget.threshold, c.quality), 0.0)
         total += max((above(s.drop, s.limit) for s in c.slices), default=0.0)
         if c.deployed_drop is not None and budget.max_deployed_drop != NO_LIMIT:
             total += above(c.deployed_drop, budget.max_deployed_drop)

@@ -190,6 +190,15 @@ BAD_VALUES: list[tuple[type[StepConfig], str, Any, str]] = [
     (Budget, "max_latency_ms", 0, "Budget.max_latency_ms must be above 0, or -1 for none, received 0.0"),
     (Budget, "max_latency_ms", -0.5, "Budget.max_latency_ms must be above 0, or -1 for none, received -0.5"),
     (Budget, "drop_bound", "lower", "Budget.drop_bound must be one of point, upper, received 'lower'"),
+    *(
+        (
+            Budget,
+            "value_threshold",
+            text,
+            f"Budget.value_threshold must be a finite number, or none, received '{text}'",
+        )
+        for text in ("", "high", "nan", "inf")
+    ),
     (Budget, "max_deployed_drop", -0.5, "Budget.max_deployed_drop must be at least 0, or -1 for any, received -0.5"),
     (Budget, "max_slice_drops", "{", drops("{")),
     (Budget, "max_slice_drops", "[1]", drops("[1]")),
@@ -244,6 +253,7 @@ def test_a_bad_value_is_refused_with_field_expectation_and_value(
         *((Budget, {"objective": name}) for name in OBJECTIVES),
         *((Budget, {"drop_bound": name}) for name in DROP_BOUNDS),
         (Budget, {"max_slice_drops": '{"camera,hour": 0, "label": 0.03}', "min_slice_examples": 1}),
+        *((Budget, {"value_threshold": text}) for text in ("none", "0", "-0.5", "1e-3")),
         (Budget, {"metric": "loss", "direction": "min", "max_deployed_drop": -1, "max_peak_rss_bytes": 1}),
         (Evaluation, {"max_bad_records": 0, "check_keras": 1}),
         *((Gate, {"max_drift": value, "allow_drift": 1}) for value in (-1, 0.001, 1)),

@@ -91,6 +91,7 @@ def test_every_parameter_has_its_default(target: str, run: compression.Run) -> N
         "max_deployed_drop": 0.0, "max_slice_drops": "{}", "min_slice_examples": 20, "max_latency_p90_ms": -1.0,
         "max_latency_p99_ms": -1.0, "max_latency_all_threads_ms": -1.0, "max_latency_without_xnnpack_ms": -1.0,
         "max_cold_start_ms": -1.0, "max_peak_rss_bytes": -1, "target": "cpu",
+        "value_threshold": "none",
     }  # fmt: skip
     assert spec["defaultPipelineRoot"] == ROOT
     assert spec["schemaVersion"] == "2.1.0"

@@ -37,6 +37,7 @@ SAID: dict[str, tuple[list[str], Any]] = {
     "direction": (["--direction", "min"], "min"),
     "max_drop": (["--max-drop", "0.5"], 0.5),
     "drop_bound": (["--drop-bound", "upper"], "upper"),
+    "value_threshold": (["--value-threshold", "0.85"], "0.85"),
     "max_deployed_drop": (["--max-deployed-drop", "-1"], -1.0),
     "max_slice_drops": (
         ["--max-slice-drop", "label", "0.03", "--max-slice-drop", "camera,label", "0"],

@@ -83,6 +83,7 @@ def build(candidates: int = 13, classes: int = 10, *, nodes: bool = True) -> dic
             **{"metric": "accuracy", "direction": "max", "max_drop": 0.01, "drop_bound": "point"},
             **{"objective": "zlib_bytes", "max_bytes": None, "max_zlib_bytes": 20000, "max_latency_ms": 0.2},
             **{"max_slice_drops": {"label": 0.05, "label=6": 0.02, "camera,light": 0.03}, "min_slice_examples": 30},
+            **{"value_threshold": 0.8},
             **{"max_deployed_drop": 0.005, "max_latency_p90_ms": None, "max_latency_p99_ms": 0.25},
             **{"max_latency_all_threads_ms": None, "max_latency_without_xnnpack_ms": None},
             **{"max_cold_start_ms": 20.0, "max_peak_rss_bytes": 30_000_000, "target": "cpu"},

@@ -549,6 +549,7 @@ def test_limits_that_are_off_are_none_in_the_report(report: Reporter) -> None:
         "direction": "max",
         "max_drop": 0.01,
         "drop_bound": "point",
+        "value_threshold": None,
         "max_deployed_drop": None,
         "max_slice_drops": {},
         "min_slice_examples": 20,

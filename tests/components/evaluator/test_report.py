@@ -747,7 +747,7 @@ def test_budget_and_lineage_are_complete(make_report):
     words = " ".join(" ".join(page(report).xpath("//div[@class='facts']//text()")).split())
     for part in (
         "Drop at most 0.0100, the upper end of its 95% interval",
-        "Drop from the deployed model at most 0.0050",
+        "accuracy at least 0.8000 Drop from the deployed model at most 0.0050",
         "Drop in label=6 at most 0.0200 Drop in camera,light at most 0.0300 Slices judged from 30 examples",
         "99th percentile of latency at most 0.25 ms Cold start at most 20 ms Peak memory at most 30,000,000 bytes",
         "Unreadable records 3",

@@ -229,6 +229,32 @@ def test_worse_than_the_deployed_model() -> None:
     assert selection.reasons(ACCURACY, 0.9, make(deployed_drop=math.nan))
 
 
+# a threshold ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_threshold_holds_whatever_the_baseline_has() -> None:
+    budget = Budget(value_threshold="0.85")
+    assert selection.reasons(budget, 0.1, make(quality=0.1)) == [
+        "accuracy 0.1 is worse than 0.85 (--value-threshold); the baseline has 0.1"
+    ]
+    assert selection.reasons(budget, 0.85, make(quality=0.85)) == []
+    assert selection.reasons(Budget(), 0.1, make(quality=0.1)) == []
+    assert selection.reasons(budget, 0.9, make(quality=math.nan))
+
+
+def test_a_threshold_of_a_metric_of_which_less_is_better() -> None:
+    budget = Budget(metric="loss", direction="min", value_threshold="0.5")
+    assert selection.reasons(budget, 0.6, make(quality=0.5)) == []
+    assert selection.reasons(budget, 0.6, make(quality=0.6)) == [
+        "loss 0.6 is worse than 0.5 (--value-threshold); the baseline has 0.6"
+    ]
+
+
+def test_closest_counts_what_a_threshold_is_missed_by() -> None:
+    candidates = [make("small", 0.80), make("better", 0.84)]
+    assert selection.closest(Budget(max_drop=0.5, value_threshold="0.85"), 0.9, candidates) == "better"
+
+
 # Pareto ---------------------------------------------------------------------------------------------------------------
 
 
