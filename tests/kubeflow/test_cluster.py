@@ -392,7 +392,7 @@ def test_parameters_arrive_as_in_a_local_run(tmp_path: Path) -> None:
             max_slice_drops='{"label": 1}', min_slice_examples=7, max_bytes=2**40, max_zlib_bytes=9, max_latency_ms=1.5,
             max_latency_p90_ms=2.0, max_latency_p99_ms=3.0, max_latency_all_threads_ms=4.0,
             max_latency_without_xnnpack_ms=5.0, max_cold_start_ms=6.0, max_peak_rss_bytes=8, objective="bytes",
-            target="gpu",
+            target="gpu", value_threshold="0.5",
         ),
     )  # fmt: skip
     values = {
