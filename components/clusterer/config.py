@@ -20,8 +20,8 @@ class Cluster(LayerChoice):
       centroid_initialization: how the first shared values are chosen: `linear` (evenly between the smallest and the
         largest weight), `random`, `density_based` or `kmeans_plus_plus`, which is `linear` where there is too little
         to choose from.
-      min_layer_share: layers that hold less than this fraction of the model's weights are left alone, in [0, 1).
-        `include` and `layer_clusters` overrule it.
+      min_layer_share: layers that hold less than this fraction of the model's weights are left alone, in [0, 1); of
+        many such layers the smallest, five times this fraction in all. `include` and `layer_clusters` overrule it.
       layer_clusters: JSON object from patterns to the number of values of the layers that they match, at least 2; the
         first pattern that matches counts.
       per_channel: 1 gives each output channel of a Conv2D its own `clusters` values: closer to the weights, and no

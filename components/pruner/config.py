@@ -24,7 +24,8 @@ class Prune(LayerChoice):
       ramp: fraction of the optimizer steps in which the final sparsity is reached, in (0, 1]; the rest recovers
         accuracy. The steps are counted on the real training split, so that a short fine-tuning prunes too.
       min_layer_share: layers that hold less than this fraction of the model's weights are left alone, in [0, 1): a
-        first convolution of 108 weights costs accuracy and saves nothing. `include` and `layer_sparsity` overrule it.
+        first convolution of 108 weights costs accuracy and saves nothing. Of many such layers the smallest, five times
+        this fraction in all. `include` and `layer_sparsity` overrule it.
       layer_sparsity: JSON object from patterns to the sparsity of the layers that they match, in (0, 1); the first
         pattern that matches counts.
       begin_step: optimizer step of the first mask update, counted from 1; -1: the first.

@@ -64,6 +64,32 @@ def test_selection_says_why_a_layer_is_left_alone() -> None:
 ALL = ["conv", "wide", "head"]
 
 
+def test_of_many_small_layers_the_smallest_are_left_alone() -> None:
+    widths = [20] * 10 + [30, 30] + [200]
+    net = tf_keras.Sequential(
+        [
+            tf_keras.Input([10]),
+            *(
+                layer
+                for number, width in enumerate(widths)
+                for layer in (
+                    tf_keras.layers.Dense(width, use_bias=False, name=f"layer_{number}"),
+                    tf_keras.layers.Dense(10, use_bias=False, name=f"back_{number}"),
+                )
+            ),
+        ]
+    )
+    names = [f"layer_{number}" for number in range(len(widths))]
+    assert net.count_params() == 2 * 10 * sum(widths)
+    # a layer of 20 holds 200 of 9,200 weights, 2.17%
+    left = [name for name, why in select(net, names, 0.022).items() if why and "under" in why]
+    assert left == [f"layer_{number}" for number in range(5)]  # 10.87%; a sixth would be over 5 * 2.2%
+    # the larger ones are kept first
+    left = [name for name, why in select(net, names[9:], 0.04).items() if why and "under" in why]
+    assert left == ["layer_9", "layer_10", "layer_11"]
+    assert not [why for why in select(net, names, 0.022, include=["layer_*"]).values() if why and "under" in why]
+
+
 @pytest.mark.parametrize(
     ("asked", "chosen", "reasons"),
     [
