@@ -92,9 +92,7 @@ def selection(
             return f"is protected as {guarded[layer.name]} layer"
         if include and not any(matches(pattern, layer) for pattern in include):
             return "is not included"
-        if problem := unfit(layer):
-            return problem
-        return None
+        return unfit(layer)
 
     reasons = {layer.name: reason(layer) for layer in weighted}
     shares = {
