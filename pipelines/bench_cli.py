@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,9 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from edgeline.errors import UserError
-from edgeline.pipelines import options
+from edgeline.pipelines import console, options
 
 _DONE, _USERS_MISTAKE = 0, 2
-
-#: Wide enough for whole paths where the output is not a terminal.
-_FILE_WIDTH = 220
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -69,25 +65,23 @@ def _bench(arguments: argparse.Namespace) -> int:
             result = _result(path, arguments.seconds, arguments.benchmark_model)
         results.append(result)
         if result["error"]:
-            _say(err, f"edgeline: {path}: {result['error']}", "red")
+            console.say(err, f"edgeline: {path}: {result['error']}", "red")
     code = _USERS_MISTAKE if any(result["error"] for result in results) else _DONE
-    out = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    out = console.for_tables()
     if arguments.output == "json":
-        _say(out, json.dumps({"exit_code": code, "files": results}))
+        console.say(out, json.dumps({"exit_code": code, "files": results}))
     else:
         _print_tables(out, results)
     return code
-
-
-def _say(shown: Console, text: str, style: str = "") -> None:
-    shown.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
 
 
 def _warn_if_busy(err: Console) -> None:
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     # one core is for the thread that is timed; on a machine with no other, its last minute cannot have been empty
     if load > max(cores - 1, 0.5):
-        _say(err, f"edgeline: the machine is busy (load {load:.1f} on {cores} cores): the times are noise", "yellow")
+        console.say(
+            err, f"edgeline: the machine is busy (load {load:.1f} on {cores} cores): the times are noise", "yellow"
+        )
 
 
 def _result(path: Path, seconds: float, binary: str | None) -> dict[str, Any]:
@@ -136,7 +130,9 @@ def _print_costs(out: Console, results: list[dict[str, Any]]) -> None:
             for name, cell in cells.items():
                 narrow.add_row(name, cell)
             out.print(narrow)
-    _say(out, "times in ms, one example at a time; noise: how far the medians of blocks of runs lie apart, at worst")
+    console.say(
+        out, "times in ms, one example at a time; noise: how far the medians of blocks of runs lie apart, at worst"
+    )
 
 
 def _cells(result: dict[str, Any]) -> dict[str, str]:

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    Console(stderr=True).print(f"edgeline: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    console.say(Console(stderr=True), f"edgeline: {message}", "red")
     return code
 
 
@@ -324,9 +324,9 @@ def _run_pipeline(
 def _nothing_new(why: str, window: Any, arguments: argparse.Namespace) -> int:
     notes = window.notes if window else ()
     for note in notes:
-        Console(stderr=True).print(f"edgeline: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console.say(Console(stderr=True), f"edgeline: {note}", "yellow")
     line = json.dumps({"exit_code": PUSHED, "no_new_data": True, "why": why}) if arguments.output == "json" else why
-    Console().print(line, soft_wrap=True, markup=False, highlight=False)
+    console.say(Console(), line)
     return PUSHED
 
 
@@ -375,7 +375,7 @@ def _show(outcome: Any, log: Path, arguments: argparse.Namespace, terminal: cons
     if outcome.report is None:
         return code
     if not terminal.out.is_terminal:
-        terminal.out.width = 2 * _WIDE  # a file has no width that could be too small
+        terminal.out.width = console.FILE_WIDTH  # a file has no width that could be too small
     terminal.out.print(_table(outcome.report, terminal.out.width))
     _print_verdict(outcome, terminal.out)
     return code
@@ -494,7 +494,7 @@ def _runs(arguments: argparse.Namespace) -> int:
             "selected": entry.selected or "",
         }
         table.add_row(*map(str, cells.values()))
-    Console(width=None if sys.stdout.isatty() else 2 * _WIDE).print(table)
+    console.for_tables().print(table)
     return PUSHED
 
 
@@ -503,7 +503,7 @@ def _lineage(arguments: argparse.Namespace) -> int:
 
     found = lineage.render(lineage.trace(arguments.target, arguments.root))
     # what reads a pipe wants whole paths and digests
-    Console(width=None if sys.stdout.isatty() else 2 * _WIDE).print(found)
+    console.for_tables().print(found)
     return PUSHED
 
 

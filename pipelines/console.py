@@ -26,6 +26,20 @@ if TYPE_CHECKING:  # the runner imports TFX, which takes nine seconds
     from edgeline.pipelines.local_runner import Event, State
 
 
+#: Columns where the output is not a terminal: wide enough for whole paths, names and digests.
+FILE_WIDTH = 220
+
+
+def for_tables() -> Console:
+    """Returns a console on stdout, as wide as the terminal."""
+    return Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
+
+
+def say(shown: Console, text: str, style: str = "") -> None:
+    """Prints a text as it is: its lines unbroken, nothing in it taken for markup."""
+    shown.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
+
+
 class Terminal(NamedTuple):
     """Consoles on the user's own stdout and stderr."""
 

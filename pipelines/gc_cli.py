@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from edgeline.errors import UserError
-from edgeline.pipelines import events, options
+from edgeline.pipelines import console, events, options
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -55,22 +52,18 @@ def _gc(arguments: argparse.Namespace) -> int:
     counts = {"folders": len(garbage.folders), "logs": len(garbage.logs), "bytes": garbage.bytes}
     if not dry:
         events.append(root, "gc", runs=garbage.runs, kept=garbage.kept, **counts)
-    out = Console(width=None if sys.stdout.isatty() else 220)
+    out = console.for_tables()
     if arguments.output == "json":
         paths = [str(path) for path in (*garbage.folders, *garbage.logs)]
         facts = {"exit_code": 0, "dry_run": dry, "runs": garbage.runs, "kept": garbage.kept, **counts, "paths": paths}
-        _say(out, json.dumps(facts))
+        console.say(out, json.dumps(facts))
         return 0
     if dry:
         for path in (*garbage.folders, *garbage.logs):
-            _say(out, str(path))
-    _say(
+            console.say(out, str(path))
+    console.say(
         out,
         f"{'would free' if dry else 'freed'} {garbage.bytes:,} bytes: {counts['folders']} folders of artifacts and "
         f"{counts['logs']} logs; {garbage.kept} of {garbage.runs} runs are kept whole",
     )
     return 0
-
-
-def _say(shown: Console, text: str) -> None:
-    shown.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -6,20 +6,16 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from edgeline.errors import UserError
-from edgeline.pipelines import events, options
-from edgeline.pipelines.console import format_seconds
+from edgeline.pipelines import console, events, options
 
-_FILE_WIDTH = 220
 _STYLES = {"pushed": "green", "nothing fits": "yellow", "refused": "red", "failed": "red", "killed": "red"}
 
 
@@ -58,17 +54,17 @@ def _history(arguments: argparse.Namespace) -> int:
     if arguments.html is not None:
         page = root / "report" / "history.html" if arguments.html == Path() else arguments.html
         _draw(page, root.absolute().name, nights, log)
-    out = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    out = console.for_tables()
     if arguments.output == "json":
         runs = [dataclasses.asdict(n) | {"started": n.started.isoformat(timespec="seconds")} for n in nights]
-        _say(out, json.dumps({"exit_code": 0, "runs": runs, "rollbacks": back, "page": page and str(page)}))
+        console.say(out, json.dumps({"exit_code": 0, "runs": runs, "rollbacks": back, "page": page and str(page)}))
         return 0
     out.print(_table(nights))
     for event in back:
         why = f": {event['why']}" if event["why"] else ""
-        _say(out, f"rollback  {event['time'][:16]} UTC, {event['from']} → {event['to']}, by {event['by']}{why}")
+        console.say(out, f"rollback  {event['time'][:16]} UTC, {event['from']} → {event['to']}, by {event['by']}{why}")
     if page:
-        _say(out, f"page      {page}")
+        console.say(out, f"page      {page}")
     return 0
 
 
@@ -102,7 +98,7 @@ def _table(nights: list[events.Night]) -> Table:
             _written("{:.4f}", night.value),
             _written("{:+.4f}", night.drop),
             _written("{:,}", night.zlib_bytes),
-            "" if night.seconds is None else format_seconds(night.seconds),
+            "" if night.seconds is None else console.format_seconds(night.seconds),
             night.pushed or (night.why or "").partition("\n")[0].removesuffix(":"),
         )
         table.add_row(*map(Text, cells), style=_STYLES.get(night.verdict, ""))
@@ -111,7 +107,3 @@ def _table(nights: list[events.Night]) -> Table:
 
 def _written(style: str, value: float | None) -> str:
     return "" if value is None else style.format(value)
-
-
-def _say(shown: Console, text: str) -> None:
-    shown.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,10 @@ from rich.table import Table
 
 from edgeline import targets
 from edgeline.errors import UserError
-from edgeline.pipelines import options
+from edgeline.pipelines import console, options
 
 _DONE, _MISFIT = 0, 1
 
-#: Wide enough for whole names where the output is not a terminal.
-_FILE_WIDTH = 220
 #: Constants with fewer values are biases, shapes and lookup tables.
 _SMALLEST_WEIGHT = 32
 
@@ -64,7 +61,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         misfits = targets.misfits(arguments.runs_on, {**facts, "float_ops": counted})
         facts["target"] = {"name": arguments.runs_on, "misfits": misfits}
         code = _MISFIT if misfits else _DONE
-    out = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    out = console.for_tables()
     if arguments.output == "json":
         out.print(json.dumps({"exit_code": code, **facts}), soft_wrap=True, markup=False, highlight=False)
     else:
@@ -78,14 +75,14 @@ def _inspect_saved_model(arguments: argparse.Namespace) -> int:
     if arguments.runs_on is not None:
         raise UserError(f"--target is for .tflite files, but {arguments.file} is a folder")
     found = saved_model.signatures(arguments.file)
-    out = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    out = console.for_tables()
     if arguments.output == "json":
         facts = {"exit_code": _DONE, "file": str(arguments.file), "signatures": found}
         out.print(json.dumps(facts), soft_wrap=True, markup=False, highlight=False)
         return _DONE
-    _say(out, f"{arguments.file}: a SavedModel with {len(found)} signatures\n")
+    console.say(out, f"{arguments.file}: a SavedModel with {len(found)} signatures\n")
     for signature in found:
-        _say(out, f"signature {signature['name']}")
+        console.say(out, f"signature {signature['name']}")
         out.print(_ports_table(signature))
     return _DONE
 
@@ -106,10 +103,10 @@ def _passport(folder: Path) -> dict[str, Any] | None:
 
 
 def _print(out: Console, facts: dict[str, Any]) -> None:
-    _say(out, f"{facts['file']}: {facts['bytes']:,} bytes, {facts['zlib_bytes']:,} after zlib\n")
+    console.say(out, f"{facts['file']}: {facts['bytes']:,} bytes, {facts['zlib_bytes']:,} after zlib\n")
     if len(facts["signatures"]) > 1:
         for signature in facts["signatures"]:
-            _say(out, f"signature {signature['name']}")
+            console.say(out, f"signature {signature['name']}")
             out.print(_ports_table(signature))
     else:
         out.print(_ports_table(facts))
@@ -145,15 +142,15 @@ def _print(out: Console, facts: dict[str, Any]) -> None:
         out.print(table)
     others = len(facts["weights"]) - len(weights)
     if others:
-        _say(out, f"and {others} constants of fewer than {_SMALLEST_WEIGHT} values")
+        console.say(out, f"and {others} constants of fewer than {_SMALLEST_WEIGHT} values")
     for violation in facts["violations"]:
-        _say(out, f"against the quantization specification: {violation}", "yellow")
+        console.say(out, f"against the quantization specification: {violation}", "yellow")
     _print_passport(out, facts["passport"])
     if target := facts.get("target"):
         for misfit in target["misfits"]:
-            _say(out, misfit, "yellow")
+            console.say(out, misfit, "yellow")
         if not target["misfits"]:
-            _say(out, f"fits target {target['name']}", "green")
+            console.say(out, f"fits target {target['name']}", "green")
 
 
 def _ports_table(ends: dict[str, Any]) -> Table:
@@ -178,12 +175,12 @@ def _print_passport(out: Console, passport: dict[str, Any] | None) -> None:
     if passport is None:
         return
     if "error" in passport:
-        _say(out, passport["error"], "yellow")
+        console.say(out, passport["error"], "yellow")
         return
     for step in passport["steps"]:
-        _say(out, f"{step['step']}: " + " ".join(f"{name}={value}" for name, value in step["config"].items()))
+        console.say(out, f"{step['step']}: " + " ".join(f"{name}={value}" for name, value in step["config"].items()))
     if passport["failure"]:
-        _say(out, f"failed: {passport['failure']}", "yellow")
+        console.say(out, f"failed: {passport['failure']}", "yellow")
 
 
 def _table(*columns: str, right: Any = ()) -> Table:
@@ -191,7 +188,3 @@ def _table(*columns: str, right: Any = ()) -> Table:
     for position, column in enumerate(columns):
         table.add_column(column, justify="right" if position in right else "left", overflow="fold")
     return table
-
-
-def _say(shown: Console, text: str, style: str = "") -> None:
-    shown.print(text, style=style, soft_wrap=True, markup=False, highlight=False)

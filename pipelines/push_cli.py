@@ -6,21 +6,16 @@ import argparse
 import getpass
 import json
 import posixpath
-import sys
 from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from edgeline import deployed
 from edgeline.errors import UserError
-from edgeline.pipelines import events, options, prometheus
-
-#: Wide enough for whole digests where the output is not a terminal.
-_FILE_WIDTH = 220
+from edgeline.pipelines import console, events, options, prometheus
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -92,12 +87,12 @@ def _list(arguments: argparse.Namespace, push_to: str) -> int:
         }
         for version in found
     ]
-    out = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    out = console.for_tables()
     if arguments.output == "json":
-        _say(out, json.dumps({"exit_code": 0, "pushed": push_to, "versions": entries}))
+        console.say(out, json.dumps({"exit_code": 0, "pushed": push_to, "versions": entries}))
         return 0
     if not entries:
-        _say(out, f"{push_to} has no versions")
+        console.say(out, f"{push_to} has no versions")
         return 0
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for name in ("version", "candidate", "sha256", "bytes", "pushed", "state"):
@@ -138,13 +133,13 @@ def _roll_back(arguments: argparse.Namespace, push_to: str) -> int:
     if arguments.root is not None:
         events.append(arguments.root, "rollback", **facts)
         prometheus.write(arguments.root)
-    out = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    out = console.for_tables()
     if arguments.output == "json":
-        _say(out, json.dumps({"exit_code": 0, "pushed": push_to, **facts}))
+        console.say(out, json.dumps({"exit_code": 0, "pushed": push_to, **facts}))
     else:
-        _say(out, f"deployed  {posixpath.join(push_to, target, 'model.tflite')}")
+        console.say(out, f"deployed  {posixpath.join(push_to, target, 'model.tflite')}")
         if before:
-            _say(out, f"before    {before}")
+            console.say(out, f"before    {before}")
     return 0
 
 
@@ -153,7 +148,3 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return "unknown"
-
-
-def _say(shown: Console, text: str, style: str = "") -> None:
-    shown.print(text, style=style, soft_wrap=True, markup=False, highlight=False)

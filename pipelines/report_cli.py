@@ -7,7 +7,6 @@ import dataclasses
 import difflib
 import json
 import os
-import sys
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -19,14 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeline.errors import UserError
-from edgeline.pipelines import compare, options
+from edgeline.pipelines import compare, console, options
 from edgeline.pipelines.compare import Comparison, Part
 
 REPORT_FILE = "report.json"
 
 _DEFAULT_ROOT = Path("runs/digits")
-#: Wide enough for whole paths where the output is not a terminal.
-_FILE_WIDTH = 220
 #: Longer values are shortened in the table; the JSON has them whole.
 _MOST_LETTERS = 60
 
@@ -116,9 +113,9 @@ def _report(arguments: argparse.Namespace) -> int:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise UserError(f"{out} cannot be written: {error.strerror}; choose another file with -o") from None
-    _say(Console(), str(out))
+    console.say(Console(), str(out))
     if arguments.open and not _open(out):
-        _say(Console(stderr=True), f"edgeline: there is no browser to open here; open {out} in one", "yellow")
+        console.say(Console(stderr=True), f"edgeline: there is no browser to open here; open {out} in one", "yellow")
     return 0
 
 
@@ -129,23 +126,19 @@ def _open(page: Path) -> bool:
     return webbrowser.open(page.as_uri())
 
 
-def _say(shown: Console, text: str, style: str = "") -> None:
-    shown.print(text, style=style, soft_wrap=True, markup=False, highlight=False)
-
-
 def _compare(arguments: argparse.Namespace) -> int:
     (path_a, a), (path_b, b) = _read(arguments.a), _read(arguments.b)
     found = compare.compare(a, b)
-    out = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    out = console.for_tables()
     if arguments.output == "json":
         runs = {
             key: {"report": str(path), **{name: report[name] for name in ("pipeline", "created")}}
             for key, path, report in (("a", path_a, a), ("b", path_b, b))
         }
-        _say(out, json.dumps({**runs, **dataclasses.asdict(found)}))
+        console.say(out, json.dumps({**runs, **dataclasses.asdict(found)}))
         return 0
     for letter, path, report in (("A", path_a, a), ("B", path_b, b)):
-        _say(out, f"{letter}  {report['pipeline']}, {report['created']}  {path}")
+        console.say(out, f"{letter}  {report['pipeline']}, {report['created']}  {path}")
     _print_parts(found, out)
     _print_results(found, out)
     if found.slices:
@@ -163,12 +156,12 @@ def _print_parts(found: Comparison, out: Console) -> None:
             before = name
         out.print(table)
     if same := [name for name, part in found.parts.items() if part == Part(())]:
-        _say(out, f"unchanged  {', '.join(same)}")
+        console.say(out, f"unchanged  {', '.join(same)}")
     if unknown := [f"{name} ({', '.join(part.unknown)})" for name, part in found.parts.items() if part.unknown]:
-        _say(out, f"not compared, as a report does not know it  {', '.join(unknown)}")
+        console.say(out, f"not compared, as a report does not know it  {', '.join(unknown)}")
     for letter, names in (("A", found.only_a), ("B", found.only_b)):
         if names:
-            _say(out, f"only in {letter}  {', '.join(names)}")
+            console.say(out, f"only in {letter}  {', '.join(names)}")
 
 
 def _brief(value: Any) -> str:
@@ -197,7 +190,7 @@ def _print_results(found: Comparison, out: Console) -> None:
         table.add_row(*map(Text, cells), style=style)
     out.print(table)
     selected = found.selected
-    _say(out, f"selected  {_both(str, selected.a or 'none', selected.b or 'none')}", "bold")
+    console.say(out, f"selected  {_both(str, selected.a or 'none', selected.b or 'none')}", "bold")
 
 
 def _print_slices(found: Comparison, out: Console) -> None:
@@ -213,7 +206,7 @@ def _print_slices(found: Comparison, out: Console) -> None:
         table.add_row(*map(Text, cells), style="yellow" if each.loss > 0 else "")
     out.print(table)
     more = f"; {found.more_slices} not shown" if found.more_slices else ""
-    _say(out, f"slices that changed by more than {compare.SLICE_CHANGE:g}, the worst first{more}")
+    console.say(out, f"slices that changed by more than {compare.SLICE_CHANGE:g}, the worst first{more}")
 
 
 def _table(*columns: str, right: tuple[int, ...] = ()) -> Table:

@@ -6,12 +6,9 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from edgeline.errors import UserError
 from edgeline.pipelines import console, options
@@ -60,16 +57,18 @@ def _verify(arguments: argparse.Namespace) -> int:
         checks = check(model)
     differences = [f"{name}: {text}" for name, found in checks.items() for text in found["differences"]]
     code = _DIFFERENT if differences else _SOUND
-    out = Console(width=None if sys.stdout.isatty() else 220)
+    out = console.for_tables()
     if arguments.output == "json":
-        _say(out, json.dumps({"exit_code": code, "file": str(model), "differences": differences, "checks": checks}))
+        console.say(
+            out, json.dumps({"exit_code": code, "file": str(model), "differences": differences, "checks": checks})
+        )
         return code
     for name, found in checks.items():
         for text in found["differences"]:
-            _say(out, f"✗ {name}: {text}", "red")
+            console.say(out, f"✗ {name}: {text}", "red")
         if not found["differences"]:
-            _say(out, f"✓ {name}: {found['found']}", "green" if found["checked"] else "yellow")
-    _say(out, f"{model} {'differs from what was exported' if differences else 'is what was exported'}", "bold")
+            console.say(out, f"✓ {name}: {found['found']}", "green" if found["checked"] else "yellow")
+    console.say(out, f"{model} {'differs from what was exported' if differences else 'is what was exported'}", "bold")
     return code
 
 
@@ -248,7 +247,3 @@ def _run(content: bytes, stored: dict[str, Any], ports: dict[str, dict[str, Any]
                 f"output {name} differs by {distance:.3g} on {count} examples, allowed are {allowed:.3g}"
             )
     return "golden", differences, f"{count} examples, {'equal' if exact else 'equal within rounding'}", True
-
-
-def _say(shown: Console, text: str, style: str = "") -> None:
-    shown.print(text, style=style, soft_wrap=True, markup=False, highlight=False)

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from edgeline.errors import UserError
-from edgeline.pipelines import bench_cli
+from edgeline.pipelines import bench_cli, console
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_the_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_narrow_terminal_gets_a_table_per_file(
     model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench_cli, "_FILE_WIDTH", 60)
+    monkeypatch.setattr(console, "FILE_WIDTH", 60)
     assert bench(model, model, "--seconds", "0.02") == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum("peak memory" in line for line in lines) == 2
