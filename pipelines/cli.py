@@ -297,7 +297,7 @@ def _run_pipeline(
                     datasets.write_digits(data, console=live)
             asked["train"], cold = warm_start.resolved(asked["train"], root)
             for note in (*(window.notes if window else ()), *([cold] if cold else [])):
-                terminal.err.print(f"edgeline: {note}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+                console.say(terminal.err, f"edgeline: {note}", "yellow")
             new_data.check_readable(data, window, root)
             journal.write("data", **new_data.facts(data, window, request))
             with live.status("loading TensorFlow and TFX") if live.is_terminal else contextlib.nullcontext():
@@ -354,23 +354,16 @@ def _open_root(root: Path, run: str) -> Path:
 def _show(outcome: Any, log: Path, arguments: argparse.Namespace, terminal: console.Terminal) -> int:
     code = _exit_code(outcome)
     for line in outcome.drifted:
-        text = f"edgeline: drift allowed: {line}"
-        terminal.err.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+        console.say(terminal.err, f"edgeline: drift allowed: {line}", "yellow")
     for failure in outcome.failures:
-        terminal.err.print(f"edgeline: {failure.text}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.say(terminal.err, f"edgeline: {failure.text}", "red")
         if arguments.debug and failure.error is not None:
-            terminal.err.print(
-                "".join(traceback.format_exception(failure.error)), markup=False, highlight=False, soft_wrap=True
-            )
+            console.say(terminal.err, "".join(traceback.format_exception(failure.error)))
     if outcome.failures:
         terminal.err.print(f"full log: {log}", soft_wrap=True, highlight=False)
     if arguments.output == "json":
-        terminal.out.print(
-            json.dumps({"exit_code": code, "no_new_data": False, **outcome.summary(), "log": str(log)}),
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
-        )
+        summary = {"exit_code": code, "no_new_data": False, **outcome.summary(), "log": str(log)}
+        console.say(terminal.out, json.dumps(summary))
         return code
     if outcome.report is None:
         return code
@@ -439,7 +432,7 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
     report = outcome.report
 
     def say(text: str, style: str = "") -> None:
-        shown.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+        console.say(shown, text, style)
 
     for training in report.get("training", []):
         if training.get("warm_start"):

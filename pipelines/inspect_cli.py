@@ -63,7 +63,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         code = _MISFIT if misfits else _DONE
     out = console.for_tables()
     if arguments.output == "json":
-        out.print(json.dumps({"exit_code": code, **facts}), soft_wrap=True, markup=False, highlight=False)
+        console.say(out, json.dumps({"exit_code": code, **facts}))
     else:
         _print(out, facts)
     return code
