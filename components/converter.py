@@ -143,7 +143,7 @@ def _refuse_loops(infer: Any, model: tf_keras.Model | GraphModel, kind: str) -> 
         return
     # an LSTM's becomes one operator
     converter = tf.lite.TFLiteConverter.from_concrete_functions([infer], _variables(infer, model))
-    plain = inspection.facts(converter.convert())
+    plain = inspection.structure(converter.convert())
     loops = sorted({op["layer"] or op["tensor"] for op in plain["float_ops"] if op["op"] == "WHILE"})
     if loops:
         raise ValueError(

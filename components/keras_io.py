@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from edgeline import arrays
+from edgeline import arrays, inspection
 from edgeline import quantization_aware as quantization
 from edgeline.data import ExampleParser
 from edgeline.errors import UserError
@@ -111,7 +110,9 @@ def digest(model: tf_keras.Model) -> str:
 
 def zlib_bytes(model: tf_keras.Model) -> int:
     """Returns the size of the model's float32 weights after zlib at level 9, in bytes: what a step bought so far."""
-    return sum(len(zlib.compress(weight.numpy().astype(np.float32).tobytes(), 9)) for weight in model.weights)
+    with inspection.compressing() as pool:
+        parts = (weight.numpy().astype(np.float32).tobytes() for weight in model.weights)
+        return sum(pool.map(inspection.compressed_size, parts))
 
 
 def describe_io(model: tf_keras.Model, module: ModelModule) -> dict[str, Any]:

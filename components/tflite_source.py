@@ -72,7 +72,7 @@ def read(path: Path, signature: str = "") -> tuple[bytes, dict[str, Any]]:
             runner.resize(1)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"model {path} cannot be run by LiteRT: {' '.join(str(error).split())[:500]}") from error
-    found = inspection.facts(content)
+    found = inspection.structure(content)
     ports = {side: [_port(port) for port in found[side]] for side in ("inputs", "outputs")}
     for port in ports["inputs"]:
         if not port["shape"]:
@@ -196,13 +196,13 @@ def convert(content: bytes, scheme: dict[str, Any], batches: Iterable[dict[str, 
         quantized = _quantize(content, manager, samples)
     except Exception as error:  # each operator has its own ways to fail
         raise ValueError(f"ai-edge-quantizer cannot make {kind} of the model: {_first_line(error)}") from error
-    if kind != "int8" or not inspection.facts(quantized)["float_ops"]:
+    if kind != "int8" or not inspection.structure(quantized)["float_ops"]:
         return quantized
     with contextlib.suppress(ValueError):
         other: bytes = mlir_quantize(
             calibrate(content, samples), input_data_type=tf.as_dtype(io_type), output_data_type=tf.as_dtype(io_type)
         )
-        if len(inspection.facts(other)["float_ops"]) < len(inspection.facts(quantized)["float_ops"]):
+        if len(inspection.structure(other)["float_ops"]) < len(inspection.structure(quantized)["float_ops"]):
             return other
     return quantized
 
@@ -224,7 +224,7 @@ def calibrate(content: bytes, batches: Iterable[dict[str, np.ndarray]]) -> bytes
 
 
 def _refuse_loops(content: bytes, kind: str) -> None:
-    if inspection.facts(content)["ops"]["builtin"].get("WHILE"):
+    if inspection.structure(content)["ops"]["builtin"].get("WHILE"):
         raise ValueError(
             f"{kind} cannot be made of a TFLite model with loops (WHILE): the quantizers do not see into them. Choose "
             f"dynamic_range or float16"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +85,13 @@ def _warn_if_busy(err: Console) -> None:
 
 def _result(path: Path, seconds: float, binary: str | None) -> dict[str, Any]:
     """Measures a file: `file`, `bytes`, `zlib_bytes`, `device`, `profile` and `error`, each None where not known."""
-    from edgeline import device_cost
+    from edgeline import device_cost, inspection
 
     result: dict[str, Any] = dict.fromkeys(("file", "bytes", "zlib_bytes", "device", "profile", "error"))
     result["file"] = str(path)
     try:
         content = path.read_bytes()
-        result |= {"bytes": len(content), "zlib_bytes": len(zlib.compress(content, 9))}
+        result |= {"bytes": len(content), "zlib_bytes": inspection.compressed_size(content)}
         result["device"] = device_cost.measure(path, seconds=seconds, timeout=seconds + 120)
         if binary:
             result["profile"] = device_cost.profile(binary, path)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tf_keras
 
-from edgeline import converter
+from edgeline import converter, inspection
 from edgeline.converter import Calibrated
 from edgeline.graph_model import GraphModel
 from edgeline.quantizer import sensitivity
@@ -129,7 +128,7 @@ def walk(
                 rung,
                 drop=drop,
                 bytes=len(content),
-                zlib_bytes=len(zlib.compress(content, 9)),
+                zlib_bytes=inspection.compressed_size(content),
                 held=drop <= max_drop,
             )
         )

@@ -264,7 +264,7 @@ def techniques(facts: dict[str, Any], promises: tuple[Promise, ...]) -> dict[str
       promises: of earlier steps; a constant is a promise's where its name holds the layer's and the size fits.
 
     Returns:
-      tensors, bytes and zlib_bytes (level 9, each tensor for itself) by number type and techniques, such as `int8
+      tensors, bytes and zlib_bytes (each tensor for itself) by number type and techniques, such as `int8
       pruned clustered` or `float32 pruned sparse` (stored so), the largest first. What the file has beside them is
       graph and names.
     """

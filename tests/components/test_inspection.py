@@ -255,15 +255,23 @@ def test_int16_activations_are_symmetric(files: Any) -> None:
     assert found.endswith("int16 with the zero point 5, must be 0")
 
 
+def test_structure_is_what_needs_no_look_at_weights(files: Any) -> None:
+    content = files("int8")
+    facts = inspection.facts(content)
+    sizes = {"bytes", "zlib_bytes", "weights", "layers"}
+    assert inspection.structure(content) == {key: value for key, value in facts.items() if key not in sizes}
+
+
 # damaged files --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"TFL3", b"not a model at all", b"\0\0\0\0TFL3", b"\xff" * 4 + b"TFL3" + bytes(99)]
 )
-def test_what_is_no_model(content: bytes) -> None:
+@pytest.mark.parametrize("find", [inspection.facts, inspection.structure])
+def test_what_is_no_model(content: bytes, find: Callable[[bytes], Any]) -> None:
     with pytest.raises(ValueError, match=r"^not a (sound )?TFLite model: "):
-        inspection.facts(content)
+        find(content)
 
 
 def mutated(content: bytes, seed: int) -> bytes:
