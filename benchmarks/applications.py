@@ -13,9 +13,11 @@ residual block are given 0.1 and 0: as in trained networks each block then adds 
 rounding adds up instead of multiplying (EfficientNetB4 keeps a cosine of 0.95 through int8, where it had 0.83).
 
 Each cell runs in a process of its own and leaves one file, `OUT/<model>.<technique>.json`, an error too: a run that is
-stopped goes on where it was.
+stopped goes on where it was. Two models keep their `.tflite` files beside it, those of `float32` too, whose inferences
+are timed in turn once all cells are there.
 
     python benchmarks/applications.py --out DIR [--models MobileNetV2 ResNet50] [--techniques qat8 int8]
+    python benchmarks/applications.py --out DIR --time      # once more, when nothing else runs
     python benchmarks/applications.py --out DIR --table
 """
 
@@ -24,6 +26,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -41,9 +46,12 @@ MODELS = (
     "EfficientNetB3", "EfficientNetV2S", "ResNet101", "DenseNet169", "EfficientNetB4", "DenseNet201", "ResNet152",
     "EfficientNetB5", "EfficientNetV2M", "EfficientNetB6", "EfficientNetV2L", "EfficientNetB7",
 )  # fmt: skip
-TECHNIQUES = ("qat8", "int8", "prune", "cluster")
-#: Of these the time of an inference is measured too.
+#: By the name in files; how the tables call them.
+TECHNIQUES = {"qat8": "qat8", "int8": "int8", "prune": "prune 50%", "cluster": "cluster 16"}
+#: Of these the time of an inference is measured too, and of the file of no technique.
 TIMED = ("MobileNetV2", "ResNet50")
+_REFERENCE = "float32"
+_ALL = (_REFERENCE, *TECHNIQUES)
 CLASSES = 10
 TRAIN, VALIDATION, BATCH = 24, 16, 8
 
@@ -148,23 +156,24 @@ def build(name: str, size: int, samples: Any) -> Any:
     return model
 
 
-def run_cell(name: str, technique: str, size: int, folder: Path) -> dict[str, Any]:
+def run_cell(name: str, technique: str, size: int, folder: Path, keep: Path) -> dict[str, Any]:
     """Compresses and exports one application.
 
     Args:
       name: in `tf_keras.applications`.
-      technique: of TECHNIQUES.
+      technique: of TECHNIQUES, or none: `float32`.
       size: height and width of its input.
       folder: for the files, exists.
+      keep: where the file of a TIMED model is copied to.
 
     Returns:
       left_float (layers by name, and why), float_ops (operators by name), parity (see `conversion.export`), cosine,
-      bytes, zlib_bytes, ops, seconds of each part, and for TIMED models latency_ms.
+      bytes, zlib_bytes, ops, and seconds of each part.
     """
     import numpy as np
     import tensorflow as tf
 
-    from edgeline import calibration_set, device_cost, keras_io, model_module, training
+    from edgeline import calibration_set, keras_io, model_module, training
     from edgeline.clusterer import clustering
     from edgeline.clusterer.config import Cluster
     from edgeline.passport import Passport
@@ -206,8 +215,8 @@ def run_cell(name: str, technique: str, size: int, folder: Path) -> dict[str, An
     asked: Any = None
     source, log_dir = str(folder / "model"), str(folder / "logs")
     outcome = None
-    if technique == "int8":
-        scheme["scheme"] = "int8"
+    if technique in (_REFERENCE, "int8"):
+        scheme["scheme"] = technique
         keras_io.save(model, source)
     elif technique == "qat8":
         asked = Quantize("qat8", **common)
@@ -231,7 +240,9 @@ def run_cell(name: str, technique: str, size: int, folder: Path) -> dict[str, An
         calibration_uri=str(folder / "calibration"), serving=folder / "serving",
     )  # fmt: skip
     tick("export")
-    result = {
+    if name in TIMED:
+        shutil.copyfile(folder / "serving" / conversion.MODEL_FILE, keep)
+    return {
         "left_float": scheme.get("qat", {}).get("left_float", {}),
         "parity": metadata["parity"],
         "cosine": next(iter(metadata["parity"].values()))["cosine"],
@@ -240,10 +251,6 @@ def run_cell(name: str, technique: str, size: int, folder: Path) -> dict[str, An
         "parameters": int(sum(np.prod(weight.shape) for weight in model.weights)),
         "seconds": seconds,
     }
-    if name in TIMED:
-        measured = device_cost.measure(folder / "serving" / conversion.MODEL_FILE, seconds=6, timeout=600)
-        result["latency_ms"] = measured["one_thread"]["p50"]
-    return result
 
 
 def one(name: str, technique: str, size: int, output: Path) -> None:
@@ -251,7 +258,7 @@ def one(name: str, technique: str, size: int, output: Path) -> None:
     result: dict[str, Any] = {"model": name, "technique": technique, "input_size": size}
     with tempfile.TemporaryDirectory(prefix="edgeline-") as folder:
         try:
-            result |= {"works": True, **run_cell(name, technique, size, Path(folder))}
+            result |= {"works": True, **run_cell(name, technique, size, Path(folder), output.with_suffix(".tflite"))}
         except Exception as error:
             result |= {"works": False, "error": f"{type(error).__name__}: {error}"}
     _write(output, result)
@@ -264,10 +271,14 @@ def _write(path: Path, content: Any) -> None:
     part.replace(path)
 
 
+def _cells(models: list[str], techniques: list[str]) -> list[tuple[str, str]]:
+    return [(m, t) for m in models for t in techniques if m in TIMED or t != _REFERENCE]
+
+
 def run(models: list[str], techniques: list[str], size: int, out: Path, *, retry: bool) -> None:
     """Runs all cells that are not finished, one after the other; with `retry` those that failed too."""
     out.mkdir(parents=True, exist_ok=True)
-    cells = [(model, technique) for model in models for technique in techniques]
+    cells = _cells(models, techniques)
     for number, (model, technique) in enumerate(cells, 1):
         path = out / f"{model}.{technique}.json"
         if path.exists() and not (retry and not json.loads(path.read_text())["works"]):
@@ -286,26 +297,59 @@ def run(models: list[str], techniques: list[str], size: int, out: Path, *, retry
         print(f"{number}/{len(cells)} {model} {technique}: {shown} ({took:.0f} s)", file=sys.stderr, flush=True)
 
 
-def table(out: Path) -> str:
-    """Returns the finished cells as a markdown table, and writes them all to `OUT/applications.json`."""
+def measure_times(files: list[Path], rounds: int = 3, seconds: float = 3.0) -> None:
+    """Times files of finished cells, all in turn in each round, and writes `latency_ms`, the median, into the cells."""
+    from edgeline import device_cost
+
+    found: dict[Path, list[float]] = {file: [] for file in files}
+    for number in range(rounds):
+        for file in files:
+            latency = device_cost.measure(file, seconds=seconds, timeout=600)["one_thread"]["p50"]
+            found[file].append(latency)
+            print(f"round {number + 1}/{rounds} {file.stem}: {latency:.2f} ms", file=sys.stderr, flush=True)
+    for file, latencies in found.items():
+        cell = file.with_suffix(".json")
+        _write(cell, json.loads(cell.read_text()) | {"latency_ms": statistics.median(latencies)})
+
+
+def read(out: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """Returns the finished cells by model and technique, in the order of both."""
     found = [json.loads(path.read_text()) for path in out.glob("*.*.json")]
-    order = {key: i for i, key in enumerate((m, t) for m in MODELS for t in TECHNIQUES)}
-    found.sort(key=lambda cell: order.get((cell["model"], cell["technique"]), len(order)))
-    _write(out / "applications.json", found)
-    lines = [
-        "| model | technique | works | layers left float | cosine with Keras | bytes | zlib bytes | p50 ms |",
-        "|---|---|---|---:|---:|---:|---:|---:|",
-    ]
-    for cell in found:
-        names = f"| {cell['model']} | {cell['technique']} |"
-        if not cell["works"]:
-            lines.append(f"{names} no: {' '.join(cell['error'].split())[:120].replace('|', '/')} | | | | | |")
-            continue
-        left = len(cell["left_float"]) if cell["technique"] == "qat8" else sum(cell["float_ops"].values())
-        left = "" if cell["technique"] in ("prune", "cluster") else left
-        latency = f"{cell['latency_ms']:.1f}" if "latency_ms" in cell else ""
+    by_key = {(cell["model"], cell["technique"]): cell for cell in found}
+    order = _cells(list(MODELS), list(_ALL))
+    return {key: by_key[key] for key in order if key in by_key}
+
+
+def result_text(cell: dict[str, Any] | None) -> str:
+    """Returns what the table says of a cell; None is one that has not been run."""
+    if cell is None:
+        return "not run"
+    if not cell["works"]:
+        cosine = re.search(r"cosine is ([0-9.]+)", cell["error"])
+        why = f"{float(cosine[1]):.2f}" if cosine else " ".join(cell["error"].split())[:120].replace("|", "/")
+        return f"refused: {why}"
+    operators = sum(cell["float_ops"].values()) if cell["technique"] == "int8" else 0
+    left = len(cell["left_float"]) or operators
+    return f"{cell['cosine']:.4f}, {cell['zlib_bytes'] / 1e6:.1f} MB" + (f", {left} float" if left else "")
+
+
+def table(cells: dict[tuple[str, str], dict[str, Any]]) -> str:
+    """Returns a markdown table of cosines and zlib bytes, a row per model, and another of the TIMED models' files."""
+    models = [model for model in MODELS if any(key[0] == model for key in cells)]
+    lines = ["| model | " + " | ".join(TECHNIQUES.values()) + " |", "|---|" + "---|" * len(TECHNIQUES)]
+    for model in models:
+        lines.append(f"| {model} | " + " | ".join(result_text(cells.get((model, t))) for t in TECHNIQUES) + " |")
+    bases = {model: cells.get((model, _REFERENCE), {}) for model in TIMED}
+    timed = [c for c in cells.values() if "latency_ms" in c and "latency_ms" in bases[c["model"]]]
+    if timed:
+        lines += ["", "| model | technique | bytes | zlib bytes | of float32 | p50 ms | of float32 |"]
+        lines += ["|---|---|---:|---:|---:|---:|---:|"]
+    for cell in timed:
+        size, latency = (cell[key] / bases[cell["model"]][key] for key in ("zlib_bytes", "latency_ms"))
+        name = TECHNIQUES.get(cell["technique"], cell["technique"])
         lines.append(
-            f"{names} yes | {left} | {cell['cosine']:.4f} | {cell['bytes']:,} | {cell['zlib_bytes']:,} | {latency} |"
+            f"| {cell['model']} | {name} | {cell['bytes']:,} | {cell['zlib_bytes']:,} | {size:.3f}"
+            f" | {cell['latency_ms']:.2f} | {latency:.2f} |"
         )
     return "\n".join(lines)
 
@@ -314,19 +358,27 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
-    parser.add_argument("--techniques", nargs="+", choices=TECHNIQUES, default=list(TECHNIQUES), metavar="TECHNIQUE")
+    parser.add_argument("--techniques", nargs="+", choices=_ALL, default=list(_ALL), metavar="TECHNIQUE")
     parser.add_argument("--input-size", type=int, default=64, help="height and width of the images (default: 64)")
     parser.add_argument("--out", type=Path, required=True, help="folder of the result files")
     parser.add_argument("--retry", action="store_true", help="run the cells that failed once more")
-    parser.add_argument("--table", action="store_true", help="only print the table of the finished cells")
+    parser.add_argument("--time", action="store_true", help="only time the kept files, and print the tables")
+    parser.add_argument("--table", action="store_true", help="only print the tables of the finished cells")
     parser.add_argument("--cell", nargs=2, metavar=("MODEL", "TECHNIQUE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.cell:
         one(*args.cell, args.input_size, args.out / f"{args.cell[0]}.{args.cell[1]}.json")
         return
-    if not args.table:
+    if not (args.table or args.time):
         run(args.models, args.techniques, args.input_size, args.out, retry=args.retry)
-    print(table(args.out))
+    cells = read(args.out)
+    kept = {args.out / f"{model}.{technique}.tflite": cell for (model, technique), cell in cells.items()}
+    kept = {file: cell for file, cell in kept.items() if file.exists()}
+    if args.time or (not args.table and any("latency_ms" not in cell for cell in kept.values())):
+        measure_times(list(kept))
+        cells = read(args.out)
+    _write(args.out / "applications.json", list(cells.values()))
+    print(table(cells))
 
 
 if __name__ == "__main__":
