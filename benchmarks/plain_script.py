@@ -5,11 +5,13 @@ epochs and batch size, without artifacts, cache, lineage, checks, latencies or a
 TensorFlow Model Optimization Toolkit do it; nothing of Edgeline but the example module's model and preprocessing.
 
     python benchmarks/plain_script.py DATA digits out.json
+    python benchmarks/plain_script.py DATA fashion_mnist.large out.json --sparsity 0.9 --recipes int8 prune90_int8
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import os
@@ -27,19 +29,27 @@ import tensorflow_model_optimization as tfmot
 import tf_keras as keras
 from ai_edge_litert.interpreter import Interpreter
 
+_MODULES = {
+    "digits": "edgeline.pipelines.examples.digits.model",
+    "fashion_mnist": "edgeline.pipelines.examples.fashion_mnist.model",
+    "fashion_mnist.large": "edgeline.pipelines.examples.fashion_mnist.large",
+}
 EVALUATION_BATCH = 256
 CALIBRATION_SAMPLES = 256
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("data", type=Path, help="data folder with train, validation and eval")
-parser.add_argument("example", choices=("digits", "fashion_mnist"), help="whose model and preprocessing are used")
+parser.add_argument("example", choices=_MODULES, help="whose model and preprocessing are used")
 parser.add_argument("output", type=Path, help="JSON file for the accuracies, sizes and times")
 parser.add_argument("--epochs", type=int, default=4)
 parser.add_argument("--finetune-epochs", type=int, default=2)
 parser.add_argument("--batch-size", type=int, default=128)
 parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--sparsity", type=float, default=0.8, help="of the pruned models (default: %(default)s)")
+parser.add_argument("--clusters", type=int, default=16, help="values per layer (default: %(default)s)")
+parser.add_argument("--recipes", nargs="+", metavar="NAME", help="make only these and the float32 baseline")
 arguments = parser.parse_args()
-module = importlib.import_module(f"edgeline.pipelines.examples.{arguments.example}.model")
+module = importlib.import_module(_MODULES[arguments.example])
 seconds: dict[str, float] = {}
 keras.utils.set_random_seed(arguments.seed)
 
@@ -88,21 +98,21 @@ def copy(model: keras.Model) -> keras.Model:
 
 
 def prune(model: keras.Model) -> keras.Model:
-    """Sets 80% of the weights to zero."""
+    """Sets the given share of the weights to zero."""
     steps = -(-len(train[0]) // arguments.batch_size) * arguments.finetune_epochs
     end = max(int(steps * 0.75), 1)
-    schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, 0.8, 0, end, frequency=max(end // 50, 1))
+    schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, arguments.sparsity, 0, end, frequency=max(end // 50, 1))
     wrapped = tfmot.sparsity.keras.prune_low_magnitude(copy(model), pruning_schedule=schedule)
     fit(wrapped, arguments.finetune_epochs, [tfmot.sparsity.keras.UpdatePruningStep()])
     return tfmot.sparsity.keras.strip_pruning(wrapped)
 
 
 def cluster(model: keras.Model, preserve_sparsity: bool) -> keras.Model:
-    """Lets the weights of each layer share 16 values."""
+    """Lets the weights of each layer share the given number of values."""
     from tensorflow_model_optimization.python.core.clustering.keras.experimental.cluster import cluster_weights
 
     initialization = tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS
-    wrapped = cluster_weights(copy(model), 16, initialization, preserve_sparsity=preserve_sparsity)
+    wrapped = cluster_weights(copy(model), arguments.clusters, initialization, preserve_sparsity=preserve_sparsity)
     return tfmot.clustering.keras.strip_clustering(fit(wrapped, arguments.finetune_epochs))
 
 
@@ -149,16 +159,48 @@ def evaluate(content: bytes) -> float:
 
 with timed("data"):
     train, validation, test = (read(split) for split in ("train", "validation", "eval"))
-with timed("train"):
-    base = fit(module.build_model(), arguments.epochs)
-with timed("prune"):
-    pruned = prune(base)
-with timed("cluster"):
-    clustered = cluster(base, preserve_sparsity=False)
-    pruned_clustered = cluster(pruned, preserve_sparsity=True)
-with timed("quantization-aware training"):
-    aware = fit(tfmot.quantization.keras.quantize_model(copy(base)), arguments.finetune_epochs)
 
+
+@functools.cache
+def base() -> keras.Model:
+    """Returns the trained model."""
+    with timed("train"):
+        return fit(module.build_model(), arguments.epochs)
+
+
+@functools.cache
+def pruned() -> keras.Model:
+    """Returns it pruned."""
+    model = base()
+    with timed("prune"):
+        return prune(model)
+
+
+@functools.cache
+def clustered() -> keras.Model:
+    """Returns it clustered."""
+    model = base()
+    with timed("cluster"):
+        return cluster(model, preserve_sparsity=False)
+
+
+@functools.cache
+def pruned_clustered() -> keras.Model:
+    """Returns the pruned model clustered."""
+    model = pruned()
+    with timed("cluster"):
+        return cluster(model, preserve_sparsity=True)
+
+
+@functools.cache
+def aware() -> keras.Model:
+    """Returns the model trained for quantization."""
+    model = base()
+    with timed("quantization-aware training"):
+        return fit(tfmot.quantization.keras.quantize_model(copy(model)), arguments.finetune_epochs)
+
+
+zeros, values = f"prune{100 * arguments.sparsity:.0f}", f"cluster{arguments.clusters}"
 plans = {
     "float32": (base, "float32"),
     "float16": (base, "float16"),
@@ -167,15 +209,20 @@ plans = {
     "int8_io": (base, "int8_io"),
     "int16x8": (base, "int16x8"),
     "qat8": (aware, "qat8"),
-    "prune80_float32": (pruned, "float32"),
-    "prune80_dynamic_range": (pruned, "dynamic_range"),
-    "prune80_int8": (pruned, "int8"),
-    "cluster16_float32": (clustered, "float32"),
-    "cluster16_dynamic_range": (clustered, "dynamic_range"),
-    "prune80_cluster16_int8": (pruned_clustered, "int8"),
+    f"{zeros}_float32": (pruned, "float32"),
+    f"{zeros}_dynamic_range": (pruned, "dynamic_range"),
+    f"{zeros}_int8": (pruned, "int8"),
+    f"{values}_float32": (clustered, "float32"),
+    f"{values}_dynamic_range": (clustered, "dynamic_range"),
+    f"{zeros}_{values}_int8": (pruned_clustered, "int8"),
 }
+if arguments.recipes:
+    if unknown := set(arguments.recipes) - set(plans):
+        parser.error(f"unknown recipes {sorted(unknown)}; known are: {', '.join(plans)}")
+    plans = {name: plan for name, plan in plans.items() if name in ("float32", *arguments.recipes)}
 results = {}
-for name, (model, scheme) in plans.items():
+for name, (make, scheme) in plans.items():
+    model = make()
     with timed("convert"):
         content = convert(model, scheme)
     with timed("evaluate"):

@@ -58,8 +58,16 @@ MODELS: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
         ),
     ),
 }
-#: Of the plain script, which makes the named recipes of one training.
-_PLAIN = ("int8", "prune80_int8", "prune80_cluster16_int8")
+#: Of the plain script, which takes one sparsity and one number of shared values: the example, both, and its recipes.
+_PLAIN: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
+    "small": ("fashion_mnist", "0.8", "16", ("int8", "prune80_int8", "prune80_cluster16_int8")),
+    "large": (
+        "fashion_mnist.large",
+        "0.9",
+        "8",
+        ("int8", "prune90_float32", "prune90_dynamic_range", "prune90_int8", "prune90_cluster8_int8"),
+    ),
+}
 
 
 def main() -> None:
@@ -82,11 +90,11 @@ def main() -> None:
         for c in report["candidates"]:
             if c["metrics"]:
                 add(ours, c["name"], c["metrics"]["accuracy"], c["zlib_bytes"], baseline)
-        if not arguments.no_plain and arguments.model == "small":
-            found = plain_script(epochs, finetune, seed, arguments.data, root)
+        if not arguments.no_plain:
+            found = plain_script(arguments.model, epochs, finetune, batch, seed, arguments.data, root)
             reference = found["float32"]
             base = {"metrics": {"accuracy": reference["accuracy"]}, "zlib_bytes": reference["zlib_bytes"]}
-            for name in _PLAIN:
+            for name in _PLAIN[arguments.model][-1]:
                 add(plain, name, found[name]["accuracy"], found[name]["zlib_bytes"], base)
     rows = [summary("Edgeline", name, values) for name, values in ours.items()]
     rows += [summary("plain tfmot", name, values) for name, values in plain.items()]
@@ -119,13 +127,17 @@ def edgeline(
     return report
 
 
-def plain_script(epochs: int, finetune: int, seed: int, data: Path, root: Path) -> dict[str, Any]:
+def plain_script(
+    model: str, epochs: int, finetune: int, batch: int, seed: int, data: Path, root: Path
+) -> dict[str, Any]:
     """Returns what the plain script found, by recipe."""
     output = root / "plain.json"
     if not output.exists():
+        example, sparsity, clusters, recipes = _PLAIN[model]
         command = [
-            sys.executable, str(Path(__file__).with_name("plain_script.py")), str(data), "fashion_mnist", str(output),
-            "--epochs", str(epochs), "--finetune-epochs", str(finetune), "--batch-size", "32", "--seed", str(seed),
+            sys.executable, str(Path(__file__).with_name("plain_script.py")), str(data), example, str(output),
+            "--epochs", str(epochs), "--finetune-epochs", str(finetune), "--batch-size", str(batch),
+            "--seed", str(seed), "--sparsity", sparsity, "--clusters", clusters, "--recipes", *recipes,
         ]  # fmt: skip
         print(shlex.join(command), file=sys.stderr, flush=True)
         subprocess.run(command, check=True)
