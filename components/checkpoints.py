@@ -88,8 +88,6 @@ class Checkpoints(tf_keras.callbacks.Callback):
         before = [variable.numpy() for variable in model.weights]
         try:
             state = json.loads((self._folder / _STATE_FILE).read_text())
-            if hasattr(model.optimizer, "build"):
-                model.optimizer.build(model.trainable_variables)  # else there is nothing yet to restore into
             tf.train.Checkpoint(model=model).read(str(self._folder / _VARIABLES)).assert_existing_objects_matched()
             self._state = state
         except Exception as error:

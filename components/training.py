@@ -140,6 +140,9 @@ def fit(
       UserError: the loss became NaN or infinite.
     """
     _compile(model, module, phase)
+    _build_metrics(model, splits)
+    if hasattr(model.optimizer, "build"):  # a legacy one has none
+        model.optimizer.build(model.trainable_variables)
     span = span or range(config.epochs)
     stopper = (
         tf_keras.callbacks.EarlyStopping("val_loss", patience=patience, restore_best_weights=True) if patience else None
@@ -187,9 +190,24 @@ def _compile(model: tf_keras.Model, module: ModelModule, phase: str | None = Non
     module.compile_model(model, phase)
 
 
+def _build_metrics(model: tf_keras.Model, splits: Splits) -> None:
+    """Builds the loss and the metrics of a compiled model, which Keras would do in its training step.
+
+    TensorFlow traces a function a second time where the first has created variables, and until a large network's first
+    step tracing is most of the time.
+    """
+    specs = (model.output, splits.validation.dataset.element_spec[1])
+    # what "accuracy" is of, the last axis tells; where it is open, the training step will know
+    if all(each.shape[1:].is_fully_defined() for each in tf.nest.flatten(specs)):
+        outputs, labels = tf.nest.map_structure(lambda each: tf.zeros([1, *each.shape[1:]], each.dtype), specs)
+        model.compiled_loss.build(outputs)
+        model.compiled_metrics.build(outputs, model.compiled_metrics._conform_to_outputs(outputs, labels))
+
+
 def evaluate(model: tf_keras.Model, module: ModelModule, splits: Splits) -> dict[str, float]:
     """Returns the loss and the compiled metrics on the validation split."""
     _compile(model, module)
+    _build_metrics(model, splits)
     return {k: float(v) for k, v in model.evaluate(splits.validation.dataset, verbose=0, return_dict=True).items()}
 
 

@@ -85,6 +85,23 @@ def test_the_same_seed_gives_the_same_weights(tiny_module: Path, tiny_examples: 
     assert not same(first, third)
 
 
+def test_the_training_step_is_traced_once(tiny_module: Path, tiny_examples: str, tmp_path: Path) -> None:
+    """TensorFlow traces it again where it creates variables: the optimizer's, or the metrics'."""
+    module = variant(tiny_module)
+    config = Train(epochs=1, batch_size=8)
+    model = module.build_model()
+    traced: list[bool] = []
+    call = model.layers[-1].call
+    model.layers[-1].call = lambda inputs: traced.append(tf.executing_eagerly()) or call(inputs)
+    splits = training.open_splits(tiny_examples, module, config)
+    training.fit(model, module, splits, config, step="Trainer", log_dir=str(tmp_path))
+    # the training step and the validation's
+    assert traced == [False, False]
+    traced.clear()
+    training.evaluate(model, module, splits)
+    assert traced == [False]
+
+
 def test_early_stopping_restores_the_best_weights(tiny_module: Path, tiny_examples: str, tmp_path: Path) -> None:
     # steps so large that every epoch after the first is worse
     module = variant(tiny_module, '"adam"', "keras.optimizers.SGD(30.0)")
