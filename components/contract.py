@@ -56,7 +56,7 @@ def of_file(path: Path) -> dict[str, Any]:
     """
     from edgeline import inspection  # needs NumPy, which a reader of latest.json can do without
 
-    facts = inspection.read(path)
+    facts = inspection.read(path, weights=False)
     beside = path.parent / LABELS_FILE
     try:
         labels = read_labels(beside.read_bytes()) if beside.is_file() else _packed_labels(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -106,19 +107,26 @@ def compressing() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(os.cpu_count() or 1, 4), thread_name_prefix="zlib")
 
 
-def read(path: str | Path, timeout: float = 120) -> dict[str, Any]:
+def read(path: str | Path, *, weights: bool = True, timeout: float | None = None) -> dict[str, Any]:
     """Returns the facts of a file that may be damaged, found in a child process of bounded time and memory.
 
     Args:
       path: of the file.
-      timeout: seconds after which the child is killed.
+      weights: whether to look at them: `facts`, else `structure`.
+      timeout: seconds after which the child is killed; None: 2 minutes, and with weights 4 s for each megabyte, which
+        is twice what zlib needs for the slowest of weights on one core.
 
     Raises:
       UserError: there is no such file, or it is not a TFLite file or a damaged one.
     """
+    if timeout is None:
+        timeout = 120.0
+        with contextlib.suppress(OSError):  # of which the child tells
+            timeout += 4e-6 * Path(path).stat().st_size if weights else 0.0
     with tempfile.TemporaryDirectory(prefix="edgeline-") as folder:
         outcome = Path(folder, "facts.json")
-        command = [sys.executable, "-m", "edgeline.inspection", str(path), str(outcome)]
+        what = facts if weights else structure
+        command = [sys.executable, "-m", "edgeline.inspection", str(path), str(outcome), what.__name__]
         try:
             child = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired:
@@ -135,19 +143,20 @@ def read(path: str | Path, timeout: float = 120) -> dict[str, Any]:
     return result
 
 
-def main(path: str, outcome: str) -> None:
+def main(path: str, outcome: str, what: str) -> None:
     """Reads a file in this process: the child process of `read`.
 
     Args:
       path: of the file.
-      outcome: `.json` file to write: what `facts` returns, or `refusal`, why it does not.
+      outcome: `.json` file to write: what is asked for, or `refusal`, why there is none.
+      what: `facts` or `structure`.
     """
     try:
         content = Path(path).read_bytes()
         # a count in a damaged file may ask for any amount of memory
         most = 2 * 2**30 + 16 * len(content)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        result = facts(content)
+        result = (structure if what == structure.__name__ else facts)(content)
     except OSError as error:
         result = {"refusal": f"cannot be read: {error.strerror or error}"}
     except ValueError as error:

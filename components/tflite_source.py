@@ -47,7 +47,7 @@ def read(path: Path, signature: str = "") -> tuple[bytes, dict[str, Any]]:
     Raises:
       UserError: it is damaged, LiteRT cannot run it, it has no such signature, or it is quantized already.
     """
-    facts = inspection.read(path)  # in a child process, which a damaged file may crash
+    facts = inspection.read(path, weights=False)  # in a child process, which a damaged file may crash
     names = [found["name"] for found in facts["signatures"]]
     if signature and signature not in names:
         raise UserError(f"model {path} has no signature {signature!r}; its signatures are {', '.join(names) or 'none'}")

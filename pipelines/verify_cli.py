@@ -107,7 +107,7 @@ def check(model: Path) -> dict[str, dict[str, Any]]:
         passport, labelled = None, []
         note("passport", [_unreadable("passport.json", error)], "")
     try:
-        facts = inspection.read(model)
+        facts = inspection.read(model, weights=False)
     except UserError as error:
         note("model", [str(error)], "")
         return results

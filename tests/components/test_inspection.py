@@ -323,6 +323,7 @@ def test_a_file_is_read_in_a_child_process(files: Any, tmp_path: Path) -> None:
     path = tmp_path / "m.tflite"
     path.write_bytes(files("int8"))
     assert inspection.read(path) == json.loads(json.dumps(inspection.facts(files("int8"))))
+    assert inspection.read(path, weights=False) == json.loads(json.dumps(inspection.structure(files("int8"))))
 
 
 @pytest.mark.parametrize(
