@@ -326,8 +326,9 @@ def result_text(cell: dict[str, Any] | None) -> str:
         return "not run"
     if not cell["works"]:
         cosine = re.search(r"cosine is ([0-9.]+)", cell["error"])
-        why = f"{float(cosine[1]):.2f}" if cosine else " ".join(cell["error"].split())[:120].replace("|", "/")
-        return f"refused: {why}"
+        if cosine:
+            return f"refused: {float(cosine[1]):.2f}"
+        return f"no: {' '.join(cell['error'].split())[:120].replace('|', '/')}"
     operators = sum(cell["float_ops"].values()) if cell["technique"] == "int8" else 0
     left = len(cell["left_float"]) or operators
     return f"{cell['cosine']:.4f}, {cell['zlib_bytes'] / 1e6:.1f} MB" + (f", {left} float" if left else "")

@@ -55,7 +55,7 @@ def test_finished_cells_are_skipped_and_shown(tmp_path: Path) -> None:
     assert shown.splitlines() == [
         "| model | qat8 | int8 | prune 50% | cluster 16 |",
         "|---|---|---|---|---|",
-        "| MobileNet | 0.9877, 1.2 MB, 1 float | refused: 0.89 | refused: ValueError: a/b c | not run |",
+        "| MobileNet | 0.9877, 1.2 MB, 1 float | refused: 0.89 | no: ValueError: a/b c | not run |",
         "| ResNet50 | not run | 0.9877, 0.6 MB, 4 float | 0.9877, 1.0 MB | not run |",
         "",
         "| model | technique | bytes | zlib bytes | of float32 | p50 ms | of float32 |",
