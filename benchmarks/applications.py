@@ -173,9 +173,11 @@ def run_cell(name: str, technique: str, size: int, folder: Path, keep: Path) -> 
     import numpy as np
     import tensorflow as tf
 
-    from edgeline import calibration_set, keras_io, model_module, training
     from edgeline.clusterer import clustering
     from edgeline.clusterer.config import Cluster
+    from edgeline.data import calibration_set
+    from edgeline.model_io import keras_file
+    from edgeline.model_module import hooks
     from edgeline.passport import Passport
     from edgeline.pruner import pruning
     from edgeline.pruner.config import Prune
@@ -183,6 +185,7 @@ def run_cell(name: str, technique: str, size: int, folder: Path, keep: Path) -> 
     from edgeline.quantizer.config import Quantize
     from edgeline.tflite_exporter import conversion
     from edgeline.tflite_exporter.config import Export
+    from edgeline.training import loop
 
     began = time.perf_counter()
     seconds: dict[str, float] = {}
@@ -192,7 +195,7 @@ def run_cell(name: str, technique: str, size: int, folder: Path, keep: Path) -> 
 
     path = folder / "application.py"
     path.write_text(_MODULE.format(size=size))
-    module = model_module.load(str(path))
+    module = hooks.load(str(path))
     for seed, (split, count) in enumerate((("train", TRAIN), ("validation", VALIDATION)), 1):
         values, labels = images(count, size, seed, of_bytes=takes_bytes(name))
         (folder / f"Split-{split}").mkdir()
@@ -204,10 +207,10 @@ def run_cell(name: str, technique: str, size: int, folder: Path, keep: Path) -> 
                 }
                 writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
     common = {"epochs": 1, "batch_size": BATCH}
-    training.start(0, deterministic=False)
+    loop.start(0, deterministic=False)
     samples, _ = images(32, size, 3, of_bytes=takes_bytes(name))
     model = build(name, size, samples)
-    io = keras_io.describe_io(model, module)
+    io = keras_file.describe_io(model, module)
     calibration_set.write(str(folder / "calibration"), {io["inputs"][0]["name"]: samples}, {})
     tick("build")
 
@@ -217,20 +220,20 @@ def run_cell(name: str, technique: str, size: int, folder: Path, keep: Path) -> 
     outcome = None
     if technique in (_REFERENCE, "int8"):
         scheme["scheme"] = technique
-        keras_io.save(model, source)
+        keras_file.save(model, source)
     elif technique == "qat8":
         asked = Quantize("qat8", **common)
-        keras_io.save(model, source)
-        splits = training.open_splits(str(folder), module, asked)
+        keras_file.save(model, source)
+        splits = loop.open_splits(str(folder), module, asked)
         outcome, plan = quantization.train_aware(model, module, splits, asked, (), log_dir)
-        keras_io.save_qat(outcome.model, source)
+        keras_file.save_qat(outcome.model, source)
         scheme |= {"scheme": "qat8", "qat": plan}
     else:
         asked, step = (Prune(0.5, **common), pruning.prune) if technique == "prune" else (
             Cluster(16, **common), clustering.cluster)  # fmt: skip
-        splits = training.open_splits(str(folder), module, asked)
+        splits = loop.open_splits(str(folder), module, asked)
         outcome = step(model, module, splits, asked, (), log_dir)
-        keras_io.save(outcome.model, source)
+        keras_file.save(outcome.model, source)
     promises = outcome.promises if outcome is not None else ()
     passport = Passport(io, ({"step": technique, "config": {}, "model": ""},), promises, scheme)
     tick(technique)
@@ -299,7 +302,7 @@ def run(models: list[str], techniques: list[str], size: int, out: Path, *, retry
 
 def measure_times(files: list[Path], rounds: int = 3, seconds: float = 3.0) -> None:
     """Times files of finished cells, all in turn in each round, and writes `latency_ms`, the median, into the cells."""
-    from edgeline import device_cost
+    from edgeline.tflite import device_cost
 
     found: dict[Path, list[float]] = {file: [] for file in files}
     for number in range(rounds):

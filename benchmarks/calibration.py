@@ -38,8 +38,10 @@ import record
 import tensorflow as tf
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from edgeline import calibration_set, data, model_module
-from edgeline.pipelines import datasets
+from edgeline.data import calibration_set, reading
+from edgeline.data.data_folder import SHARD_SUFFIX
+from edgeline.model_module import hooks
+from edgeline.pipelines.datasets import mnist
 from edgeline.representative_dataset import transforms
 from edgeline.representative_dataset.config import STRATEGIES, Sample
 
@@ -77,8 +79,8 @@ def main() -> None:
 def benchmark(arguments: argparse.Namespace, folder: Path) -> None:
     """Prepares the shards in a folder, and measures."""
     if arguments.data is None:
-        arguments.data = datasets.write_fashion_mnist(folder / "data").path
-    module = model_module.load(MODULE)
+        arguments.data = mnist.write_fashion_mnist(folder / "data").path
+    module = hooks.load(MODULE)
     many = arguments.examples
     few_splits, splits, larger = (
         write_splits(arguments.data, folder / f"{count}-{copies}", count, copies)
@@ -162,7 +164,7 @@ def write_splits(folder: Path, out: Path, examples: int, copies: int) -> Splits:
     """Writes the first examples of the train split, and of the eval split a fifth as many, to GZIP TFRecord files."""
     splits = {}
     for split, count, shards in (("train", examples, SHARDS), ("eval", examples // 5, 2)):
-        files = sorted(str(path) for path in (folder / split).glob(f"*{datasets.SHARD_SUFFIX}"))
+        files = sorted(str(path) for path in (folder / split).glob(f"*{SHARD_SUFFIX}"))
         splits[split] = [str(out / f"{split}-{shard:05d}.gz") for shard in range(shards)]
         out.mkdir(exist_ok=True)
         for shard, path in enumerate(splits[split]):
@@ -171,7 +173,7 @@ def write_splits(folder: Path, out: Path, examples: int, copies: int) -> Splits:
                     # protocol buffers that follow each other are one message: this adds a feature
                     features = {"serial": tf.train.Feature(int64_list=tf.train.Int64List(value=[copy]))}
                     serial = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
-                    records = data.read_serialized(files).take(count).shard(shards, shard)
+                    records = reading.read_serialized(files).take(count).shard(shards, shard)
                     for content in records.as_numpy_iterator():
                         writer.write(content + serial)
     return splits
@@ -186,7 +188,7 @@ def draw(splits: Splits, strategy: str, samples: int, folder: str) -> None:
         shards | transforms.DrawSamples(plan)
 
 
-def reservoir(files: list[str], module: model_module.ModelModule, samples: int) -> np.ndarray:
+def reservoir(files: list[str], module: hooks.ModelModule, samples: int) -> np.ndarray:
     """Draws samples as a script would (algorithm R), with nothing of Edgeline but the module's hooks."""
 
     def parse(serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -5,9 +5,9 @@ evaluate the 10,000 test images after every epoch. Measured is every epoch from 
 begin of the next: training, validation, callbacks. What is read, parsed and preprocessed once before the first epoch
 is not in, on either side.
 
-- Edgeline: `edgeline.training.fit` on splits opened by `open_splits` from an Examples folder of GZIP TFRecords, with
-  all that it does in a pipeline: shuffling by (seed, epoch), TensorBoard logs, progress reports, the check for NaN,
-  and deterministic operations; then again without the last, to tell what they cost.
+- Edgeline: `edgeline.training.loop.fit` on splits opened by `open_splits` from an Examples folder of GZIP TFRecords,
+  with all that it does in a pipeline: shuffling by (seed, epoch), TensorBoard logs, progress reports, the check for
+  NaN, and deterministic operations; then again without the last, to tell what they cost.
 - Keras: `model.fit` on NumPy arrays, `verbose=0`, no callbacks but the clock; it shuffles, too.
 
     python benchmarks/epoch_time.py --data DIR     # made by: edgeline data fashion-mnist DIR
@@ -29,10 +29,13 @@ import numpy as np
 import record
 import tf_keras
 
-from edgeline import data, model_module, training
 from edgeline.config import FineTuning
-from edgeline.model_module import ModelModule
-from edgeline.pipelines import datasets
+from edgeline.data import reading
+from edgeline.data.data_folder import SHARD_SUFFIX
+from edgeline.model_module import hooks
+from edgeline.model_module.hooks import ModelModule
+from edgeline.pipelines.datasets import mnist
+from edgeline.training import loop
 
 MODULE = "edgeline.pipelines.examples.fashion_mnist.model"
 
@@ -78,22 +81,22 @@ def main() -> None:
 def benchmark(arguments: argparse.Namespace, folder: Path) -> None:
     """Prepares the data in a folder, and measures."""
     if arguments.data is None:
-        arguments.data = datasets.write_fashion_mnist(folder / "data").path
-    module = model_module.load(MODULE)
+        arguments.data = mnist.write_fashion_mnist(folder / "data").path
+    module = hooks.load(MODULE)
     config = FineTuning(epochs=arguments.epochs, batch_size=arguments.batch_size)
     examples = link_examples(arguments.data, folder / "examples")
     arrays = {split: read_arrays(examples, split, module) for split in ("train", "validation")}
 
     def ours(*, deterministic: bool = True) -> list[float]:
-        training.start(config.seed, deterministic=deterministic)
+        loop.start(config.seed, deterministic=deterministic)
         clock = Clock()
-        splits = training.open_splits(str(examples), module, config)
+        splits = loop.open_splits(str(examples), module, config)
         logs = tempfile.mkdtemp(dir=folder)
-        training.fit(module.build_model(), module, splits, config, step="Trainer", log_dir=logs, callbacks=[clock])
+        loop.fit(module.build_model(), module, splits, config, step="Trainer", log_dir=logs, callbacks=[clock])
         return clock.epochs()
 
     def keras() -> list[float]:
-        training.start(config.seed, deterministic=False)
+        loop.start(config.seed, deterministic=False)
         clock = Clock()
         model = module.build_model()
         module.compile_model(model)
@@ -135,14 +138,14 @@ def link_examples(folder: Path, out: Path) -> Path:
     for split, sources in {"train": ("train", "validation"), "validation": ("eval",)}.items():
         (out / f"Split-{split}").mkdir(parents=True)
         for source in sources:
-            for path in (folder / source).glob(f"*{datasets.SHARD_SUFFIX}"):
+            for path in (folder / source).glob(f"*{SHARD_SUFFIX}"):
                 (out / f"Split-{split}" / f"{source}-{path.name}").symlink_to(path.resolve())
     return out
 
 
 def read_arrays(examples: Path, split: str, module: ModelModule) -> tuple[np.ndarray, np.ndarray]:
     """Returns the preprocessed images, float32 [n, 28, 28], and the labels, int64 [n], of a split."""
-    batches = data.parsed_batches(data.split_files(str(examples), split), data.ExampleParser(module), 1024)
+    batches = reading.parsed_batches(reading.split_files(str(examples), split), reading.ExampleParser(module), 1024)
     parts = [(images.numpy(), labels.numpy()) for images, labels, _ in batches]
     images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
     return images, labels

@@ -4,9 +4,9 @@ All sides run the same `.tflite` files: the float32 reference and one or four ca
 examples and with many: the first is the start-up and the merging (building the pipeline, tracing, loading), the
 difference gives the steady throughput.
 
-- Evaluator: `edgeline.evaluator.transforms.Evaluate` on the FnApiRunner, from raw records in GZIP TFRecords in 8 shards
-  to the merged states of the loss and all compiled metrics, overall and by label, confusion matrix, calibration, and
-  each candidate's outputs, flips and paired differences beside the reference.
+- Evaluator: `edgeline.evaluator.measuring.transforms.Evaluate` on the FnApiRunner, from raw records in GZIP TFRecords
+  in 8 shards to the merged states of the loss and all compiled metrics, overall and by label, confusion matrix,
+  calibration, and each candidate's outputs, flips and paired differences beside the reference.
 - plain loop: tf.data (a batch parsed at a time, in parallel, prefetched), LiteRT on the same batches, accuracy by
   NumPy. It knows no loss, no slices, no comparison, no shards that are merged, no failing model.
 - TFMA: `tfma.run_model_analysis` with `model_type: "tf_lite"` on the FnApiRunner; accuracy only. Its TFLite path takes
@@ -51,13 +51,18 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from google.protobuf import text_format
 from tensorflow_model_analysis.proto import config_pb2
 
-from edgeline import data, keras_io, model_module, training
 from edgeline.config import FineTuning
-from edgeline.evaluator import transforms
-from edgeline.evaluator.metrics import CompiledMetrics
+from edgeline.data import reading
+from edgeline.data.data_folder import SHARD_SUFFIX
+from edgeline.evaluator.measuring import transforms
+from edgeline.evaluator.measuring.measurements import Plan, Results
+from edgeline.evaluator.measuring.metrics import CompiledMetrics
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
 from edgeline.passport import Passport
-from edgeline.pipelines import datasets
+from edgeline.pipelines.datasets import mnist
 from edgeline.tflite_exporter import conversion
+from edgeline.training import loop
 
 MODULE = "edgeline.pipelines.examples.fashion_mnist.model"
 INPUT, OUTPUT = "image", "logits"
@@ -110,8 +115,8 @@ def main() -> None:
 def benchmark(arguments: argparse.Namespace, folder: Path) -> None:
     """Prepares data and models in a folder, and measures."""
     if arguments.data is None:
-        arguments.data = datasets.write_fashion_mnist(folder / "data").path
-    module = model_module.load(MODULE)
+        arguments.data = mnist.write_fashion_mnist(folder / "data").path
+    module = hooks.load(MODULE)
     many, few, tenth = arguments.examples, FEW, arguments.examples // 10
     counts = {many: 8, few: 1, tenth: 8}
     shards = {n: write_shards(arguments.data, folder / f"raw-{n}", n, count) for n, count in counts.items()}
@@ -171,9 +176,9 @@ def measure(
 
     TFMA is a side where there are `floats`, files of preprocessed examples by their number.
     """
-    module, chosen, few = model_module.load(case.module), case.chosen(count), FEW
+    module, chosen, few = hooks.load(case.module), case.chosen(count), FEW
 
-    def ours(n: int) -> transforms.Results:
+    def ours(n: int) -> Results:
         return run_evaluator(case.shards[n], chosen, case.module, ["--runner=FnApiRunner", *arguments.beam_arg])
 
     def plain(n: int) -> dict[str, float]:
@@ -237,19 +242,19 @@ def check_equal(ours: dict[str, float], theirs: dict[str, float], what: str) -> 
 
 def write_shards(folder: Path, out: Path, examples: int, count: int) -> list[str]:
     """Writes the first examples of the train split to `count` GZIP TFRecord files, and returns their paths."""
-    files = sorted(str(path) for path in (folder / "train").glob(f"*{datasets.SHARD_SUFFIX}"))
-    serialized = list(data.read_serialized(files).take(examples).as_numpy_iterator())
+    files = sorted(str(path) for path in (folder / "train").glob(f"*{SHARD_SUFFIX}"))
+    serialized = list(reading.read_serialized(files).take(examples).as_numpy_iterator())
     if len(serialized) < examples:
         raise SystemExit(f"{folder} has {len(serialized)} training examples, {examples} are asked for")
     out.mkdir()
     return [_write(out / f"data-{i:05d}.tfrecord.gz", serialized[i::count]) for i in range(count)]
 
 
-def write_floats(shards: dict[int, list[str]], module: model_module.ModelModule, out: Path, examples: int) -> str:
+def write_floats(shards: dict[int, list[str]], module: hooks.ModelModule, out: Path, examples: int) -> str:
     """Writes the first examples, preprocessed, as TFMA's TFLite path wants them, and returns the file's path."""
     # the small file has the small shard's examples, so that accuracies can be compared
     files = shards.get(examples, shards[max(shards)])
-    batches = data.parsed_batches(files, data.ExampleParser(module), 1024)
+    batches = reading.parsed_batches(files, reading.ExampleParser(module), 1024)
     content = []
     for images, labels, _ in batches:
         for image, label in zip(images.numpy(), labels.numpy(), strict=True):
@@ -272,14 +277,14 @@ def _write(path: Path, serialized: list[bytes]) -> str:
     return str(path)
 
 
-def make_models(folder: Path, module: model_module.ModelModule, out: Path) -> dict[str, Path]:
+def make_models(folder: Path, module: hooks.ModelModule, out: Path) -> dict[str, Path]:
     """Trains the module's model for one epoch and converts it; returns each file's path by name."""
     config = FineTuning(epochs=1)
-    training.start(config.seed)
+    loop.start(config.seed)
     model = module.build_model()
     module.compile_model(model)
-    files = sorted(str(path) for path in (folder / "train").glob(f"*{datasets.SHARD_SUFFIX}"))
-    split = data.training_data(files, module, batch_size=config.batch_size, epochs=1, seed=config.seed)
+    files = sorted(str(path) for path in (folder / "train").glob(f"*{SHARD_SUFFIX}"))
+    split = reading.training_data(files, module, batch_size=config.batch_size, epochs=1, seed=config.seed)
     model.fit(split.dataset, steps_per_epoch=split.steps_per_epoch, verbose=0)
     return convert(model, module, files, out)
 
@@ -299,17 +304,17 @@ def make_large(folder: Path, images: int, few: int) -> Case:
         serialized.append(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
     many = [_write(folder / f"data-{i:05d}.tfrecord.gz", serialized[i::8]) for i in range(8)]
     shards = {images: many, few: [_write(folder / "few.tfrecord.gz", serialized[:few])]}
-    module = model_module.load(reference)
+    module = hooks.load(reference)
     return Case(reference, shards, convert(module.build_model(), module, many, folder / "models"))
 
 
-def convert(model: Any, module: model_module.ModelModule, files: list[str], out: Path) -> dict[str, Path]:
+def convert(model: Any, module: hooks.ModelModule, files: list[str], out: Path) -> dict[str, Path]:
     """Converts a model to all schemes that are measured; returns each file's path by name.
 
     Each lies in a folder of its own under the name `tflite`, by which TFMA knows such a model.
     """
-    images = next(iter(data.parsed_batches(files, data.ExampleParser(module), 128)))[0].numpy()
-    io = keras_io.describe_io(model, module)
+    images = next(iter(reading.parsed_batches(files, reading.ExampleParser(module), 128)))[0].numpy()
+    io = keras_file.describe_io(model, module)
     paths = {}
     for name in ("reference", *CANDIDATES):
         scheme = {"scheme": name.replace("reference", "float32"), "io_type": "float32"}
@@ -320,10 +325,10 @@ def convert(model: Any, module: model_module.ModelModule, files: list[str], out:
     return paths
 
 
-def run_evaluator(files: list[str], models: dict[str, Path], module: str, beam_args: list[str]) -> transforms.Results:
+def run_evaluator(files: list[str], models: dict[str, Path], module: str, beam_args: list[str]) -> Results:
     """Runs the Evaluator's Beam transform as its executor does, and returns the merged results."""
     paths = {name: str(path) for name, path in models.items()}
-    plan = transforms.Plan(module, (INPUT,), (OUTPUT,), paths, "reference", metric="accuracy")
+    plan = Plan(module, (INPUT,), (OUTPUT,), paths, "reference", metric="accuracy")
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "results"))
         with beam.Pipeline(options=PipelineOptions(beam_args or ["--runner=FnApiRunner"])) as pipeline:
@@ -332,7 +337,7 @@ def run_evaluator(files: list[str], models: dict[str, Path], module: str, beam_a
         return transforms.read_results(path)
 
 
-def accuracy(results: transforms.Results, module: model_module.ModelModule) -> dict[str, float]:
+def accuracy(results: Results, module: hooks.ModelModule) -> dict[str, float]:
     """Returns the accuracies that merged results stand for."""
     metrics = CompiledMetrics(module)
     metrics.prepare(tf.zeros([1], tf.int64), [np.zeros([1, 10], np.float32)])
@@ -345,7 +350,7 @@ def accuracy(results: transforms.Results, module: model_module.ModelModule) -> d
 
 
 def run_plain_loop(
-    files: list[str], models: dict[str, Path], module: model_module.ModelModule, batch_size: int
+    files: list[str], models: dict[str, Path], module: hooks.ModelModule, batch_size: int
 ) -> dict[str, float]:
     """Runs the models as a script would, with nothing of Edgeline but the module's hooks; returns the accuracies."""
     interpreters = {name: Interpreter(str(path), num_threads=1) for name, path in models.items()}

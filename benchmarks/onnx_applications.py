@@ -27,9 +27,8 @@ import tf_keras
 from rich.console import Console
 from rich.table import Table
 
-from edgeline.passport import versions
-from edgeline.pipelines import onnx_export
-from edgeline.tflite_exporter import checks, conversion
+from edgeline.conversion import checks, onnx
+from edgeline.toolchain import versions
 
 NAMES = ("MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "DenseNet121", "ResNet50V2")
 SIZE, CLASSES, SAMPLES = 96, 10, 8
@@ -38,7 +37,7 @@ SIZE, CLASSES, SAMPLES = 96, 10, 8
 def main() -> None:
     """Measures all networks, prints the table and writes the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--opset", type=int, choices=onnx_export.OPSETS, default=onnx_export.DEFAULT_OPSET)
+    parser.add_argument("--opset", type=int, choices=onnx.OPSETS, default=onnx.DEFAULT_OPSET)
     parser.add_argument("--output", type=Path, default=record.RESULTS / "onnx_applications.json")
     arguments = parser.parse_args()
     results = []
@@ -76,15 +75,15 @@ def measure(name: str, opset: int) -> dict[str, Any]:
         "outputs": [{"name": "probabilities", "shape": [None, CLASSES], "dtype": "float32"}],
     }
     try:
-        content = onnx_export.convert(model, io, opset)
-        received = onnx_export.run(content, {"image": samples})
+        content = onnx.convert(model, io, opset)
+        received = onnx.run(content, {"image": samples})
     except Exception as error:  # what fails is a result
         return {"converts": False, "error": str(error).splitlines()[0][:200]}
-    expected = conversion.reference(model, io, {"image": samples})
+    expected = checks.reference(model, io, {"image": samples})
     closeness = checks.parity(expected, received)["probabilities"]
     kept = {key: closeness[key] for key in ("max_abs", "relative", "cosine")}
     # an optimizer of onnxruntime's that is wrong of zeros before a max pooling
-    without = checks.parity(expected, onnx_export.run(content, {"image": samples}, pad_fusion=False))
+    without = checks.parity(expected, onnx.run(content, {"image": samples}, pad_fusion=False))
     unfused = without["probabilities"]["max_abs"]
     return {"converts": True, "bytes": len(content), **kept, "max_abs_without_pad_fusion": unfused}
 

@@ -25,7 +25,8 @@ from typing import Any
 import record
 
 from edgeline.config import FineTuning
-from edgeline.pipelines import datasets, recipes
+from edgeline.pipelines import recipes
+from edgeline.pipelines.datasets import mnist
 from edgeline.trainer.config import Train
 
 EXAMPLES = {"digits": "digits", "fashion-mnist": "fashion_mnist"}
@@ -49,7 +50,7 @@ def main() -> None:
 def benchmark(arguments: argparse.Namespace, folder: Path) -> None:
     """Prepares the data in a folder, and measures."""
     if arguments.data is None:
-        write = datasets.write_digits if arguments.dataset == "digits" else datasets.write_fashion_mnist
+        write = mnist.write_digits if arguments.dataset == "digits" else mnist.write_fashion_mnist
         arguments.data = write(folder / "data").path
     example = EXAMPLES[arguments.dataset]
     settings = {name: getattr(arguments, name) for name in ("epochs", "finetune_epochs", "batch_size")}
@@ -62,7 +63,7 @@ def benchmark(arguments: argparse.Namespace, folder: Path) -> None:
         seconds, child = run([*command, *(f"--recipe={name}" for name in recipes.RECIPES)])
         # one line per step, e.g. `[ 3/35] done    Trainer 4.2 s: epoch 4/4 ...`
         steps = re.findall(r"^\[ *\d+/\d+\] done +(\S+) ([\d.]+) s", child.stderr, re.MULTILINE)
-        nodes = {"imports": imports("edgeline.pipelines.compression", "edgeline.pipelines.session")}
+        nodes = {"imports": imports("edgeline.pipelines.compression", "edgeline.pipelines.run.session")}
         nodes |= {name: float(took) for name, took in steps}
         outcome = json.loads(child.stdout)
         results = {c["name"]: {"accuracy": c["metrics"]["accuracy"], **c} for c in outcome["candidates"]}

@@ -1,9 +1,9 @@
 """Recipes beyond the named ones, for `benchmarks/quality.py`: how far can it go?"""
 
 from edgeline.clusterer.config import Cluster
-from edgeline.pipelines.recipe import Recipe
 from edgeline.pruner.config import Prune
 from edgeline.quantizer.config import Quantize
+from edgeline.recipe import Recipe
 
 
 def prune88_cluster8_int8() -> Recipe:

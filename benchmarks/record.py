@@ -77,8 +77,8 @@ def report(
       output: the file to write; None: `benchmarks/results/<name>.json`.
     """
     # importing the package's facts is left to the end: it must not be part of any measurement
-    from edgeline.evaluator.evaluation import machine
-    from edgeline.passport import versions
+    from edgeline.evaluator.judging.reporting import machine
+    from edgeline.toolchain import versions
 
     table = Table("", "ours", "peer", "ratio", "of neighbours", "target", title=name, title_justify="left")
     for ratio in ratios:

@@ -26,8 +26,9 @@ import numpy as np
 import record
 import tf_keras
 
-from edgeline import converter, inspection
-from edgeline.litert import TFLiteModel
+from edgeline.conversion import converter
+from edgeline.tflite import inspection
+from edgeline.tflite.litert import TFLiteModel
 
 SCHEMES = {
     "dense": {"scheme": "float32", "io_type": "float32"},

@@ -11,7 +11,7 @@ _EXPORTS = {
     "Clusterer": "edgeline.clusterer.component",
     "DataGate": "edgeline.data_gate.component",
     "Evaluator": "edgeline.evaluator.component",
-    "LiteRTModelHandler": "edgeline.inference",
+    "LiteRTModelHandler": "edgeline.tflite.beam_inference",
     "ModelImporter": "edgeline.model_importer.component",
     "Pruner": "edgeline.pruner.component",
     "Quantizer": "edgeline.quantizer.component",
@@ -20,7 +20,7 @@ _EXPORTS = {
     "TFLiteExporter": "edgeline.tflite_exporter.component",
     "Trainer": "edgeline.trainer.component",
     "UserError": "edgeline.errors",
-    "step_parameters": "edgeline.model_module",
+    "step_parameters": "edgeline.model_module.hooks",
 }
 
 __all__ = sorted(_EXPORTS)

@@ -27,7 +27,7 @@ class RepresentativeDataset(artifact.Artifact):
     File layout: `samples.npz`, one array per model input name, shape [samples, ...] as `preprocess` returns it, in the
     order of a hash, so that any first ones are a random choice; `raw.jsonl`, the first 8 of the examples that they
     were made of, a `tf.train.Example` in protobuf's JSON form per line; and `manifest.json`, which
-    `edgeline.calibration_set` reads and checks:
+    `edgeline.data.calibration_set` reads and checks:
 
     - of the samples: schema_version, samples (how many), digest (of their tensors), inputs (shape and dtype by name),
       ranges ([min, max] by name), digests (SHA-256 of every serialized example), sample_label_histogram, strata

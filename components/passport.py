@@ -6,20 +6,12 @@ ML Metadata is the index over it; nothing depends on MLMD for correctness.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
 
 FILE_NAME = "passport.json"
 SCHEMA_VERSION = 1
-
-_TOOLS = (
-    "tensorflow", "tf-keras", "tensorflow-model-optimization", "ai-edge-litert", "ai-edge-quantizer", "tfx",
-    "apache-beam",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,34 +117,3 @@ class Passport:
             raise ValueError(f"{path} has schema_version {version}; this version of Edgeline reads {SCHEMA_VERSION}")
         promises = tuple(Promise(**{**p, "shape": tuple(p["shape"])}) for p in content.pop("promises"))
         return Passport(promises=promises, steps=tuple(content.pop("steps")), **content)
-
-
-def digest_of_bytes(*parts: bytes) -> str:
-    """Returns the hexadecimal SHA-256 of the parts, each preceded by its length."""
-    total = hashlib.sha256()
-    for part in parts:
-        total.update(str(len(part)).encode() + b"\0")
-        total.update(part)
-    return total.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Edgeline and of the tools under it that decide what comes out."""
-    return {name: importlib.metadata.version(name) for name in ("edgeline", *_TOOLS)}
-
-
-@functools.cache
-def toolchain() -> str:
-    """Returns all versions and a digest of this package's sources as one string.
-
-    Every node takes it as a parameter: TFX's cache key knows neither code nor tool versions.
-    """
-    root = Path(__file__).parent
-    sources = [
-        (str(path.relative_to(root)).encode(), path.read_bytes())
-        for path in sorted(root.rglob("*"))
-        # an installed package has the pipelines inside this folder; they only wire, and are no part of any result
-        if path.suffix in (".py", ".jinja") and path.relative_to(root).parts[0] not in ("pipelines", "kubeflow")
-    ]
-    digest = digest_of_bytes(*(part for pair in sources for part in pair))
-    return " ".join([f"{name}=={version}" for name, version in versions().items()] + [f"sources={digest[:16]}"])

@@ -37,12 +37,12 @@ from tfx.types.artifact import Artifact, PropertyType
 from tfx.types.channel import Channel
 from tfx.utils import import_utils
 
+from edgeline.data.data_folder import SPLITS
 from edgeline.errors import UserError
 from edgeline.kubeflow import check_tfx, convert, settings
 from edgeline.kubeflow.deployment import Deployment, check_module, check_uri
 from edgeline.pipelines.compression import Run, create_components
-from edgeline.pipelines.datasets import SPLITS
-from edgeline.pipelines.local_runner import BEAM_ARGS
+from edgeline.pipelines.run.local_runner import BEAM_ARGS
 from edgeline.quantizer.config import TRAINED
 
 COMMAND = ("python", "-m", "edgeline.kubeflow.entrypoint")

@@ -7,8 +7,9 @@ import shlex
 import shutil
 from pathlib import Path
 
+from edgeline.data import data_folder
+from edgeline.data.data_folder import SHARD_SUFFIX, SPLITS
 from edgeline.errors import UserError
-from edgeline.pipelines import datasets
 
 
 def lay_out(source: Path, out: Path) -> dict[str, int]:
@@ -28,19 +29,19 @@ def lay_out(source: Path, out: Path) -> dict[str, int]:
       UserError: the data folder is damaged or lacks something, or `out` exists, lies in the data folder or cannot be
         written; nothing is left behind.
     """
-    if (source / f"Split-{datasets.SPLITS[0]}").is_dir():
+    if (source / f"Split-{SPLITS[0]}").is_dir():
         raise UserError(f"{source} is laid out already: upload it as it is")
     if out.exists():
         raise UserError(f"{out} exists already: delete it, or choose another folder")
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{out} lies in the data folder {source}: choose a folder beside it")
-    counts = datasets.check_readable(source)
+    counts = data_folder.check_readable(source)
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        for split in datasets.SPLITS:
+        for split in SPLITS:
             folder = partial / f"Split-{split}"
             folder.mkdir(parents=True)
-            for shard in (source / split).glob(f"*{datasets.SHARD_SUFFIX}"):
+            for shard in (source / split).glob(f"*{SHARD_SUFFIX}"):
                 _link(shard, folder / shard.name)
         partial.rename(out)
     except OSError as error:

@@ -24,7 +24,7 @@ from unittest import mock
 from edgeline.errors import UserError
 from edgeline.kubeflow import check_tfx
 from edgeline.kubeflow.deployment import SCRATCH
-from edgeline.passport import toolchain
+from edgeline.toolchain import toolchain
 
 Json = dict[str, Any]
 

@@ -8,7 +8,7 @@ import re
 
 from edgeline.errors import UserError
 from edgeline.kubeflow.settings import Settings, mounted_at
-from edgeline.pipelines.warm_start import LATEST, MODEL_FILE
+from edgeline.pipelines.run.warm_start import LATEST, MODEL_FILE
 from edgeline.trainer.config import Train
 
 

@@ -26,27 +26,29 @@ from edgeline import (
     RepresentativeDatasetGen,
     TFLiteExporter,
     Trainer,
-    model_module,
 )
+from edgeline.budget import Budget
 from edgeline.clusterer.config import Cluster
 from edgeline.config import FineTuning
+from edgeline.data.data_folder import SHARD_SUFFIX, SPLITS
+from edgeline.data.spans import Window
 from edgeline.data_gate.config import Gate
 from edgeline.errors import UserError
-from edgeline.evaluator import slices
-from edgeline.evaluator.config import Budget, Evaluation
+from edgeline.evaluator.config import Evaluation
+from edgeline.evaluator.measuring import slices
+from edgeline.files import digest_of_bytes
 from edgeline.model_importer.config import Import
-from edgeline.model_module import Source
-from edgeline.passport import digest_of_bytes, toolchain
-from edgeline.pipelines.datasets import SHARD_SUFFIX, SPLITS
-from edgeline.pipelines.recipe import Recipe
+from edgeline.model_module import hooks
+from edgeline.model_module.module_source import Source
 from edgeline.pipelines.recipes import float32
-from edgeline.pipelines.span_ingest import SpanExampleGen
-from edgeline.pipelines.spans import Window
 from edgeline.pruner.config import Prune
-from edgeline.pusher import Pusher
+from edgeline.pusher.component import Pusher
 from edgeline.quantizer.config import Quantize
+from edgeline.recipe import Recipe
 from edgeline.representative_dataset.config import Sample
+from edgeline.span_example_gen.component import SpanExampleGen
 from edgeline.tflite_exporter.config import Export
+from edgeline.toolchain import toolchain
 from edgeline.trainer.config import Train
 
 #: The component that does a step: a new pass is one line here.
@@ -91,7 +93,7 @@ def check(run: Run) -> None:
       UserError: the module cannot be imported, its phases are none, or a slice that it or the budget names cannot be
         made.
     """
-    module = model_module.load(run.module.reference)
+    module = hooks.load(run.module.reference)
     slices.check_asked(run.budget.slice_drops, module)
     if run.model is None:
         module.phases()

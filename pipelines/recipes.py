@@ -16,9 +16,9 @@ from typing import Any
 
 from edgeline.clusterer.config import Cluster
 from edgeline.errors import UserError
-from edgeline.pipelines.recipe import Recipe
 from edgeline.pruner.config import Prune
 from edgeline.quantizer.config import Quantize
+from edgeline.recipe import Recipe
 
 
 def float32() -> Recipe:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from edgeline.model_module import ModelModule
+    from edgeline.model_module.hooks import ModelModule
 
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -39,29 +39,29 @@ DIGITS_MODULE = "edgeline.pipelines.examples.digits.model"
 @pytest.fixture(scope="session")
 def digits_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with scikit-learn's digits: 1,461 train, 163 validation, 173 eval."""
-    from edgeline.pipelines import datasets
+    from edgeline.pipelines.datasets import mnist
 
     folder = tmp_path_factory.mktemp("data") / "digits"
-    datasets.write_digits(folder, shards=3)
+    mnist.write_digits(folder, shards=3)
     return folder
 
 
 @pytest.fixture(scope="session")
 def digits_examples(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The uri of an Examples artifact of the digits."""
-    from edgeline.pipelines import datasets
+    from edgeline.data.data_folder import SPLITS
 
     root = tmp_path_factory.mktemp("examples")
-    for split in datasets.SPLITS:
+    for split in SPLITS:
         shutil.copytree(digits_data / split, root / f"Split-{split}")
     return str(root)
 
 
 @pytest.fixture(scope="session")
 def digits_module() -> ModelModule:
-    from edgeline import model_module
+    from edgeline.model_module import hooks
 
-    return model_module.load(DIGITS_MODULE)
+    return hooks.load(DIGITS_MODULE)
 
 
 TINY_MODULE = """

@@ -38,7 +38,12 @@ def test_files_that_are_no_code_are_listed() -> None:
     listed = SETTINGS["tool"]["setuptools"]["package-data"]
     for name, folder in packages().items():
         matched = {path for pattern in listed.get(name, []) for path in folder.glob(pattern)}
-        others = {path for path in folder.iterdir() if path.is_file() and path.suffix != ".py"}
+        inside = {
+            path
+            for path in folder.rglob("*")
+            if not any((p / "__init__.py").exists() for p in path.parents if p.is_relative_to(folder) and p != folder)
+        }
+        others = {path for path in inside if path.is_file() and path.suffix not in (".py", ".pyc")}
         # what is only read by people stays behind
         others = {path for path in others if path.suffix != ".md" and not path.name.startswith("Dockerfile")}
         assert others == matched, name

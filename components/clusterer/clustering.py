@@ -16,11 +16,13 @@ from tensorflow_model_optimization.python.core.clustering.keras import (
     clustering_registry,
 )
 
-from edgeline import distillation, flatten, layers, training
 from edgeline.clusterer.config import Cluster
 from edgeline.errors import UserError
-from edgeline.model_module import ModelModule
+from edgeline.keras_models import layers, promise_checks, rebuilding
+from edgeline.keras_models.promise_checks import KeepZeros
+from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Promise
+from edgeline.training import distillation, loop
 
 
 class _Whole:
@@ -53,11 +55,11 @@ class _RecurrentWrapper(_Whole, cluster_wrapper.ClusterWeightsRNN):
 def cluster(
     model: tf_keras.Model,
     module: ModelModule,
-    splits: training.Splits,
+    splits: loop.Splits,
     config: Cluster,
     promises: tuple[Promise, ...],
     log_dir: str,
-) -> training.Outcome:
+) -> loop.Outcome:
     """Gives each layer's weights few shared values, and fine-tunes those.
 
     Args:
@@ -77,8 +79,8 @@ def cluster(
       ValueError: no layer can be clustered; names all layers and why.
       BrokenPromiseError: a layer has more values than asked, or lost its zeros.
     """
-    if flatten.is_nested(model):
-        model = flatten.flatten(model)
+    if rebuilding.is_nested(model):
+        model = rebuilding.flatten(model)
     kernels = {layer.name: _kernels(layer) for layer in model.layers if _is_clusterable(layer)}
     by_pattern = config.decoded("layer_clusters")
     clusters = {layer.name: layers.by_pattern(layer, by_pattern, config.clusters) for layer in model.layers}
@@ -99,8 +101,8 @@ def cluster(
     plans = {layer.name: _plan(layer, kernels[layer.name], clusters[layer.name], config, sparse) for layer in chosen}
     made = tuple(
         Promise(
-            "clusters", layer.name, tuple(kernel.shape), clusters[layer.name], layers.weight_name(kernel, layer),
-            "channel" if plans[layer.name].per_channel else "",
+            "clusters", layer.name, tuple(kernel.shape), clusters[layer.name],
+            promise_checks.weight_name(kernel, layer), "channel" if plans[layer.name].per_channel else "",
         )
         for layer in chosen
         for kernel in kernels[layer.name]
@@ -124,20 +126,20 @@ def cluster(
 
     teacher = distillation.teacher(model, config)
     wrapped = tf_keras.models.clone_model(model, clone_function=wrap)
-    history = training.fit(
+    history = loop.fit(
         wrapped, module, splits, config,
         step="Clusterer",
         log_dir=log_dir,
         teacher=teacher,
-        callbacks=[layers.KeepZeros(wrapped, promises)],
+        callbacks=[KeepZeros(wrapped, promises)],
     )  # fmt: skip
     clustered = tf_keras.models.clone_model(wrapped, clone_function=_stripped)
-    layers.check_promises(clustered, (*promises, *made), "Clusterer")
+    promise_checks.check_promises(clustered, (*promises, *made), "Clusterer")
     notes = {
         name: reason or f"clustered to {clusters[name]} values{plans[name].note}" for name, reason in reasons.items()
     }
-    return training.Outcome(
-        clustered, history, training.evaluate(clustered, module, splits), layers.facts(clustered, notes), made
+    return loop.Outcome(
+        clustered, history, loop.evaluate(clustered, module, splits), layers.facts(clustered, notes), made
     )
 
 

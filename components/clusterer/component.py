@@ -4,9 +4,9 @@ from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArti
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Examples, Model, ModelRun
 
-from edgeline import training
 from edgeline.clusterer import clustering
 from edgeline.clusterer.config import Cluster
+from edgeline.training import delivery
 
 
 @component
@@ -40,7 +40,7 @@ def Clusterer(
         distillation=distillation, temperature=temperature,
         epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
     )  # fmt: skip
-    training.compress(
+    delivery.compress(
         clustering.cluster, config, step="Clusterer", module=module, module_digest=module_digest, toolchain=toolchain,
         examples_uri=examples.uri, model_uri=model.uri, compressed_uri=compressed.uri, run_uri=model_run.uri,
     )  # fmt: skip

@@ -13,13 +13,21 @@ from tfx.dsl.components.base import base_beam_component, base_beam_executor, exe
 from tfx.types import artifact_utils, channel, component_spec
 from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
 
-from edgeline import artifacts, contract, data, deployed, graph_model, keras_io, model_module, progress
+from edgeline import artifacts, progress
+from edgeline.budget import DEPLOYED, NO_LIMIT, Budget
+from edgeline.data import reading
+from edgeline.deployed import contract, pointer_file
 from edgeline.errors import UserError
-from edgeline.evaluator import evaluation, findings, report, transforms
-from edgeline.evaluator.config import DEPLOYED, NO_LIMIT, Budget, Evaluation
-from edgeline.evaluator.evaluation import Candidate
-from edgeline.model_form import ModelForm
+from edgeline.evaluator.config import Evaluation
+from edgeline.evaluator.judging import reporting
+from edgeline.evaluator.judging.candidates import Candidate
+from edgeline.evaluator.measuring import findings, transforms
+from edgeline.evaluator.measuring.measurements import Plan
+from edgeline.keras_models.model_form import ModelForm
+from edgeline.model_io import graph_model, keras_file
+from edgeline.model_module import hooks
 from edgeline.passport import Passport
+from edgeline.report import rendering, tfma_result
 
 _PARAMETERS = {
     "module": str, "module_digest": str, "toolchain": str, "pipeline": str, "candidates": str, "deployed": str,
@@ -44,13 +52,13 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             raise ValueError(f"the float32 baseline could not be exported: {baseline.passport.failure}")
 
         form = _form(input_dict, baseline.passport)
-        code = model_module.load(exec_properties["module"], exec_properties["module_digest"], form)
+        code = hooks.load(exec_properties["module"], exec_properties["module_digest"], form)
         unconverted = _keras(input_dict, code) if asked.check_keras else None
-        files = data.split_files(examples_uri, "eval")
+        files = reading.split_files(examples_uri, "eval")
         folder = Path(artifact_utils.get_single_uri(output_dict["evaluation"]))
         with contextlib.ExitStack() as stack:
             compared = budget.max_deployed_drop != NO_LIMIT
-            pushed = deployed.latest(exec_properties["deployed"]) if compared or asked.like == DEPLOYED else None
+            pushed = pointer_file.latest(exec_properties["deployed"]) if compared or asked.like == DEPLOYED else None
             like = (DEPLOYED, pushed.contract) if pushed and asked.like == DEPLOYED else asked.given_contract
             field = pushed if compared else None
             field_path = stack.enter_context(field.local()) if field else None
@@ -80,18 +88,18 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         sample, found_out = findings.find(plan, code, files, merged)
         keras = findings.check_keras(unconverted, plan, code, files) if unconverted is not None else None
         found_out = dataclasses.replace(found_out, devices=findings.measure(plan, found_out, sample))
-        facts = evaluation.report(
+        facts = reporting.report(
             budget=budget,
             baseline=baseline,
             candidates=candidates,
             missing=[name for name in names if name not in found],
             findings=found_out.renamed(unique),
-            deployed=evaluation.deployed_model(field, refusal) if field else None,
+            deployed=reporting.deployed_model(field, refusal) if field else None,
             like=like,
             keras=keras,
             dataset={
                 "split": "eval",
-                "fingerprint": data.fingerprint(examples_uri),
+                "fingerprint": reading.fingerprint(examples_uri),
                 "spans": _spans(input_dict["examples"][0]),
                 "label_names": baseline.passport.io["labels"] or None,
                 "bad_records": sum(merged.bad_records.values()),
@@ -104,9 +112,8 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 "module_digest": exec_properties["module_digest"],
             },
         )
-        report.write_report(facts, folder)
+        rendering.write_report(facts, folder)
         # TFMA takes half a second to import; TFX's own components have done so in a local run
-        from edgeline.evaluator import tfma_result
 
         tfma_result.write(facts, folder)
         progress.report(2, 2, f"{facts['dataset']['examples']:,} examples, {len(plan.models)} models")
@@ -121,14 +128,14 @@ class Executor(base_beam_executor.BaseBeamExecutor):
 
 def _plan(
     sound: list[Candidate], field: Path | None, module: str, form: ModelForm | None, budget: Budget, asked: Evaluation
-) -> tuple[transforms.Plan, dict[str, str]]:
+) -> tuple[Plan, dict[str, str]]:
     """Returns what is evaluated, and for each name the one under which its file is: each file is run and timed once."""
     unique = {c.model_path: c.name for c in reversed(sound)}
     models = {name: path for path, name in unique.items()}
     if field is not None:
         models[findings.DEPLOYED] = str(field)
     io = sound[0].passport.io
-    plan = transforms.Plan(
+    plan = Plan(
         module,
         tuple(port["name"] for port in io["inputs"]),
         tuple(port["name"] for port in io["outputs"]),
@@ -148,7 +155,7 @@ def _spans(examples: Any) -> list[str] | None:
     return json.loads(text) if text else None
 
 
-def _keras(input_dict: dict[str, Any], code: model_module.ModelModule) -> Any:
+def _keras(input_dict: dict[str, Any], code: hooks.ModelModule) -> Any:
     if not input_dict.get("keras"):
         raise UserError("check_keras needs the Evaluator's input `keras`: the Model that the baseline was made from")
     uri = artifact_utils.get_single_uri(input_dict["keras"])
@@ -157,7 +164,7 @@ def _keras(input_dict: dict[str, Any], code: model_module.ModelModule) -> Any:
             "check_keras compares the baseline with its Keras model, but what was imported is a graph without layers; "
             "run without it, or import the Keras model"
         )
-    return keras_io.load(uri, code)
+    return keras_file.load(uri, code)
 
 
 def _form(input_dict: dict[str, Any], passport: Passport) -> ModelForm | None:
@@ -166,11 +173,11 @@ def _form(input_dict: dict[str, Any], passport: Passport) -> ModelForm | None:
         return None
     if not input_dict.get("keras"):
         return ModelForm(passport.io)
-    return keras_io.form(artifact_utils.get_single_uri(input_dict["keras"]), passport.io)
+    return keras_file.form(artifact_utils.get_single_uri(input_dict["keras"]), passport.io)
 
 
 def _open(name: str, uri: str) -> Candidate:
-    folder = Path(uri, keras_io.SERVING_FOLDER)
+    folder = Path(uri, keras_file.SERVING_FOLDER)
     passport = Passport.read(folder)
     if passport.failure:
         return Candidate(name, folder, passport, None)
@@ -189,15 +196,15 @@ def _bless(name: str | None, target: str, candidates: dict[str, Any], selected: 
     blessing.set_int_custom_property("blessed", blessed)
     Path(blessing.uri).mkdir(parents=True, exist_ok=True)
     Path(blessing.uri, "BLESSED" if blessed else "NOT_BLESSED").touch()
-    Path(selected.uri, keras_io.SERVING_FOLDER).mkdir(parents=True, exist_ok=True)
+    Path(selected.uri, keras_file.SERVING_FOLDER).mkdir(parents=True, exist_ok=True)
     if name is None:
         return
     chosen = candidates[name]
     shutil.copytree(
-        Path(chosen.uri, keras_io.SERVING_FOLDER), Path(selected.uri, keras_io.SERVING_FOLDER), dirs_exist_ok=True
+        Path(chosen.uri, keras_file.SERVING_FOLDER), Path(selected.uri, keras_file.SERVING_FOLDER), dirs_exist_ok=True
     )
     # whoever points to this folder later, after a rollback too, finds there what the model was judged for
-    described = Path(selected.uri, keras_io.SERVING_FOLDER, contract.METADATA_FILE)
+    described = Path(selected.uri, keras_file.SERVING_FOLDER, contract.METADATA_FILE)
     described.write_text(json.dumps({**json.loads(described.read_text()), "target": target}, indent=1) + "\n")
     selected.set_string_custom_property("candidate", name)
     selected.set_string_custom_property("sha256", chosen.get_string_custom_property("sha256"))

@@ -4,9 +4,11 @@ from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArti
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Examples, Model, TransformGraph
 
-from edgeline import data, graph_model, keras_io, model_module, transformation
+from edgeline.data import reading, transformation
 from edgeline.model_importer import importing
 from edgeline.model_importer.config import Import
+from edgeline.model_io import graph_model, keras_file
+from edgeline.model_module import hooks
 from edgeline.passport import Passport
 
 
@@ -34,19 +36,19 @@ def ModelImporter(
     config = Import(
         source=source, digest=digest, signature=signature, inputs=inputs, outputs=outputs, allow_lambda=allow_lambda
     )
-    code = model_module.load(module, module_digest)
+    code = hooks.load(module, module_digest)
     transformed = transformation.opened(transform_graph.uri if transform_graph is not None else None, code)
     found = importing.located(config, trained.uri if trained is not None else None)
     imported, io = importing.load(found, code)
-    data.check_fits_model(data.ExampleParser(code), imported, module)
+    reading.check_fits_model(reading.ExampleParser(code), imported, module)
     if isinstance(imported, graph_model.GraphModel):
         graph_model.save(imported, code, io, model.uri, transformed)
         made = found.digest
     else:
-        keras_io.save(imported, model.uri)
-        keras_io.save_serving(imported, code, io, model.uri, transformed)
-        made = keras_io.digest(imported)
-    came_from = {"source": found.digest, "module": module_digest, "examples": data.fingerprint(examples.uri)}
+        keras_file.save(imported, model.uri)
+        keras_file.save_serving(imported, code, io, model.uri, transformed)
+        made = keras_file.digest(imported)
+    came_from = {"source": found.digest, "module": module_digest, "examples": reading.fingerprint(examples.uri)}
     Passport(io=io).with_step(
         "ModelImporter", config.parameters(), inputs=came_from, toolchain=toolchain, model=made
     ).write(model.uri)

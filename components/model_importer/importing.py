@@ -16,11 +16,14 @@ import tf_keras
 from google.protobuf.message import DecodeError
 from tf_keras.protobuf import saved_metadata_pb2
 
-from edgeline import keras3_bridge, keras_io, litert, tflite_source
+from edgeline.conversion import float_tflite
 from edgeline.errors import UserError
-from edgeline.graph_model import GraphModel, TFLiteGraph
+from edgeline.keras_models import keras3_bridge
 from edgeline.model_importer.config import GRAPHS, Import, digest_of
-from edgeline.model_module import ModelModule
+from edgeline.model_io import keras_file
+from edgeline.model_io.graph_model import GraphModel, TFLiteGraph
+from edgeline.model_module.hooks import ModelModule
+from edgeline.tflite import litert
 
 _MANY = 20
 
@@ -42,9 +45,9 @@ def located(config: Import, trained: str | None) -> Import:
         )
     if trained is None:
         return config
-    folder = Path(trained, keras_io.SERVING_FOLDER)
+    folder = Path(trained, keras_file.SERVING_FOLDER)
     if not folder.is_dir():
-        raise UserError(f"the trained model in {trained} has no {keras_io.SERVING_FOLDER}: no SavedModel was written")
+        raise UserError(f"the trained model in {trained} has no {keras_file.SERVING_FOLDER}: no SavedModel was written")
     return dataclasses.replace(config, source=str(folder), digest=digest_of(folder))
 
 
@@ -70,7 +73,7 @@ def load(config: Import, module: ModelModule) -> tuple[tf_keras.Model | GraphMod
         _describe(graph, module)
         return graph, graph.io
     model = _keras(path, kind, module, allow_lambda=bool(config.allow_lambda))
-    return model, keras_io.describe_io(model, module)
+    return model, keras_file.describe_io(model, module)
 
 
 # models with layers ---------------------------------------------------------------------------------------------------
@@ -301,7 +304,7 @@ def _graph_def(path: Path, config: Import) -> GraphModel:
 
 
 def _tflite(path: Path, config: Import) -> GraphModel:
-    return TFLiteGraph(*tflite_source.read(path, config.signature))
+    return TFLiteGraph(*float_tflite.read(path, config.signature))
 
 
 _GRAPH_LOADERS = {"saved_model": _saved_model, "graph_def": _graph_def, "tflite": _tflite}

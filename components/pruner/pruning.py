@@ -10,12 +10,13 @@ import tensorflow_model_optimization as tfmot
 import tf_keras
 from tensorflow_model_optimization.python.core.sparsity.keras import prunable_layer, prune_registry, pruning_wrapper
 
-from edgeline import distillation, flatten, layers, training
 from edgeline.errors import UserError
-from edgeline.model_module import ModelModule
+from edgeline.keras_models import layers, promise_checks, rebuilding
+from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Promise
 from edgeline.pruner import xnnpack
 from edgeline.pruner.config import Prune
+from edgeline.training import distillation, loop
 
 #: Mask updates in one fine-tuning at most: each sorts all weights of every pruned layer.
 _UPDATES = 50
@@ -95,11 +96,11 @@ def reached(plan: tfmot.sparsity.keras.PruningSchedule, steps: int) -> float:
 def prune(
     model: tf_keras.Model,
     module: ModelModule,
-    splits: training.Splits,
+    splits: loop.Splits,
     config: Prune,
     promises: tuple[Promise, ...],
     log_dir: str,
-) -> training.Outcome:
+) -> loop.Outcome:
     """Fine-tunes a model while its smallest weights become zero.
 
     Args:
@@ -119,8 +120,8 @@ def prune(
       ValueError: no layer can be pruned; names all layers and why.
       BrokenPromiseError: a layer did not reach its sparsity.
     """
-    if flatten.is_nested(model):
-        model = flatten.flatten(model)
+    if rebuilding.is_nested(model):
+        model = rebuilding.flatten(model)
     if config.policy == "xnnpack":
         xnnpack.check(model)
     kernels = {layer.name: _kernels(layer) for layer in model.layers if _is_prunable(layer)}
@@ -159,7 +160,7 @@ def prune(
 
     teacher = distillation.teacher(model, config)
     wrapped = tf_keras.models.clone_model(model, clone_function=wrap)
-    history = training.fit(
+    history = loop.fit(
         wrapped,
         module,
         splits,
@@ -173,11 +174,9 @@ def prune(
         ],
     )
     pruned = tfmot.sparsity.keras.strip_pruning(wrapped)
-    layers.check_promises(pruned, (*promises, *made), "Pruner")
+    promise_checks.check_promises(pruned, (*promises, *made), "Pruner")
     notes = {name: reason or _note(config, asked[name], sparsities[asked[name]]) for name, reason in reasons.items()}
-    return training.Outcome(
-        pruned, history, training.evaluate(pruned, module, splits), layers.facts(pruned, notes), made
-    )
+    return loop.Outcome(pruned, history, loop.evaluate(pruned, module, splits), layers.facts(pruned, notes), made)
 
 
 def _is_prunable(layer: tf_keras.layers.Layer) -> bool:
@@ -237,7 +236,7 @@ def _promise(config: Prune, layer: tf_keras.layers.Layer, kernel: Any, sparsity:
         kind, pattern = "m_by_n", config.m_by_n
     elif config.block != (1, 1):
         kind, pattern = "blocks", config.block_size
-    return Promise(kind, layer.name, tuple(kernel.shape), sparsity, layers.weight_name(kernel, layer), pattern)
+    return Promise(kind, layer.name, tuple(kernel.shape), sparsity, promise_checks.weight_name(kernel, layer), pattern)
 
 
 def _note(config: Prune, asked: float, sparsity: float) -> str:

@@ -6,8 +6,9 @@ from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArti
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Examples, Model, ModelRun
 
-from edgeline import errors, model_module
+from edgeline import errors
 from edgeline.artifacts import RepresentativeDataset
+from edgeline.model_module import hooks
 from edgeline.passport import Passport
 from edgeline.quantizer import quantization
 from edgeline.quantizer.config import Quantize
@@ -47,7 +48,7 @@ def Quantizer(
         sparse=sparse, distillation=distillation, temperature=temperature,
         epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
     )  # fmt: skip
-    code = model_module.load(module, module_digest)
+    code = hooks.load(module, module_digest)
     passport = Passport.read(model.uri)
     try:
         quantization.quantize(

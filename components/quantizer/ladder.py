@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from edgeline import converter, inspection
-from edgeline.converter import Calibrated
-from edgeline.graph_model import GraphModel
+from edgeline.conversion import converter
+from edgeline.conversion.converter import Calibrated
+from edgeline.model_io.graph_model import GraphModel
 from edgeline.quantizer import sensitivity
 from edgeline.quantizer.scoring import Scorer
 from edgeline.quantizer.sensitivity import Damage
+from edgeline.tflite import inspection
 
 
 class LadderError(Exception):

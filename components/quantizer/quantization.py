@@ -9,12 +9,15 @@ from typing import Any
 
 import tf_keras
 
-from edgeline import calibration_set, distillation, graph_model, keras_io, layers, quantization_aware, training
+from edgeline.data import calibration_set
 from edgeline.errors import UserError
-from edgeline.model_module import ModelModule
+from edgeline.keras_models import layers, promise_checks, quantization_aware
+from edgeline.model_io import graph_model, keras_file
+from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Passport, Promise
 from edgeline.quantizer import keeping, selection
 from edgeline.quantizer.config import CALIBRATED, Quantize
+from edgeline.training import delivery, distillation, loop
 
 
 def plan(config: Quantize, passport: Passport, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -50,11 +53,11 @@ def plan(config: Quantize, passport: Passport, manifest: dict[str, Any]) -> dict
 def train_aware(
     model: tf_keras.Model,
     module: ModelModule,
-    splits: training.Splits,
+    splits: loop.Splits,
     config: Quantize,
     promises: tuple[Promise, ...],
     log_dir: str,
-) -> tuple[training.Outcome, dict[str, Any]]:
+) -> tuple[loop.Outcome, dict[str, Any]]:
     """Fine-tunes a model with 8-bit quantization simulated, keeping zeros and shared values of earlier steps.
 
     Layers that have no integer operator, or that `keep_float` names, stay float.
@@ -94,9 +97,9 @@ def train_aware(
     teacher = distillation.teacher(base, config)
     wrapped = quantization_aware.wrap(base, chosen)
     keep = keeping.Keep(wrapped, promises)
-    history = training.fit(wrapped, module, splits, config, step="Quantizer", log_dir=log_dir, teacher=teacher)
+    history = loop.fit(wrapped, module, splits, config, step="Quantizer", log_dir=log_dir, teacher=teacher)
     keep.restore()
-    layers.check_promises(wrapped, promises, "Quantizer")
+    promise_checks.check_promises(wrapped, promises, "Quantizer")
     notes = {f"quant_{name}": "quantized to 8 bits" for name in chosen}
     notes |= {name: f"left float: {why}" for name, why in left_float.items()}
     facts = layers.facts(wrapped, notes)
@@ -113,7 +116,7 @@ def train_aware(
         for name in left_float
         if name not in listed
     ]
-    return training.Outcome(wrapped, history, training.evaluate(wrapped, module, splits), facts), how
+    return loop.Outcome(wrapped, history, loop.evaluate(wrapped, module, splits), facts), how
 
 
 def _named(left_float: dict[str, str]) -> str:
@@ -150,24 +153,24 @@ def quantize(
     if config.trains and graph_model.is_one(model_uri):
         raise ValueError(f"scheme {config.scheme} trains, but of the imported model only the graph is known, no layers")
     if config.trains:
-        training.start(config.seed, deterministic=bool(config.deterministic))
-        splits = training.open_splits(examples_uri, module, config)
-        base = keras_io.load(model_uri, module)
-        keras_io.save(base, compressed_uri)
+        loop.start(config.seed, deterministic=bool(config.deterministic))
+        splits = loop.open_splits(examples_uri, module, config)
+        base = keras_file.load(model_uri, module)
+        keras_file.save(base, compressed_uri)
         outcome, scheme["qat"] = train_aware(base, module, splits, config, passport.promises, run_uri)
         if config.kept_layers:
             scheme["keep_float"] = {"layers": list(scheme["qat"]["left_float"]), "ops": []}
-        keras_io.save_qat(outcome.model, compressed_uri)
-        training.write_history("Quantizer", outcome.history, run_uri)
+        keras_file.save_qat(outcome.model, compressed_uri)
+        delivery.write_history("Quantizer", outcome.history, run_uri)
         inputs["examples"] = splits.fingerprint
         facts: dict[str, Any] = {"metrics": outcome.metrics, "layers": outcome.layers}
-        facts |= {"model": keras_io.digest(outcome.model), "history": outcome.history}
+        facts |= {"model": keras_file.digest(outcome.model), "history": outcome.history}
     elif graph_model.is_one(model_uri):
         graph_model.copy(model_uri, compressed_uri)
         facts = {"model": passport.steps[-1]["model"]}
     else:
-        Path(compressed_uri, keras_io.KERAS_FOLDER).mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(model_uri, keras_io.MODEL_FILE), Path(compressed_uri, keras_io.MODEL_FILE))
+        Path(compressed_uri, keras_file.KERAS_FOLDER).mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(model_uri, keras_file.MODEL_FILE), Path(compressed_uri, keras_file.MODEL_FILE))
         facts = {"model": passport.steps[-1]["model"]}
     if selection.needs_model(config):
         chosen, found = selection.select(

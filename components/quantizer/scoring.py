@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from edgeline import data
-from edgeline.graph_model import GraphModel
-from edgeline.litert import TFLiteModel
-from edgeline.model_module import ModelModule
+from edgeline.data import reading
+from edgeline.model_io.graph_model import GraphModel
+from edgeline.model_module.hooks import ModelModule
+from edgeline.tflite.litert import TFLiteModel
 
 #: Metrics of which less is better; of all others, more is.
 _LESS_IS_BETTER = ("loss", "error", "crossentropy", "divergence", "hinge", "mae", "mse", "mape", "msle", "poisson")
@@ -48,15 +48,15 @@ class Scorer:
         self._io = io
         self._judge = _stand_in(io) if isinstance(model, GraphModel) else model
         module.compile_model(self._judge)
-        files = data.split_files(examples_uri, "validation")
+        files = reading.split_files(examples_uri, "validation")
         names = [port["name"] for port in io["inputs"]]
         self._inputs: list[dict[str, np.ndarray]] = []
         self._labels: list[tuple[Any, Any]] = []
         self.examples = 0
-        for inputs, label, *weight in data.evaluation_data(files, module, batch_size=_BATCH).dataset:
+        for inputs, label, *weight in reading.evaluation_data(files, module, batch_size=_BATCH).dataset:
             rows = min(_BATCH, limit - self.examples)
             label, weight = tf.nest.map_structure(lambda tensor, n=rows: tensor[:n], (label, weight))
-            batch = {name: values[:rows] for name, values in data.named_inputs(inputs, names).items()}
+            batch = {name: values[:rows] for name, values in reading.named_inputs(inputs, names).items()}
             self._inputs.append(batch)
             self._labels.append((label, weight[0] if weight else None))
             self.examples += len(next(iter(batch.values())))

@@ -8,15 +8,19 @@ from typing import Any
 import numpy as np
 import tf_keras
 
-from edgeline import calibration_set, converter, data, graph_model, keras_io, layers, training
-from edgeline.converter import Calibrated
+from edgeline.conversion import converter
+from edgeline.conversion.converter import Calibrated
+from edgeline.data import calibration_set, reading
 from edgeline.errors import UserError
-from edgeline.graph_model import GraphModel
-from edgeline.model_module import ModelModule
+from edgeline.keras_models import layers
+from edgeline.model_io import graph_model, keras_file
+from edgeline.model_io.graph_model import GraphModel
+from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Passport
 from edgeline.quantizer import ladder, sensitivity
 from edgeline.quantizer.config import Quantize
 from edgeline.quantizer.scoring import Scorer
+from edgeline.training import loop
 
 #: How many layers `auto` may leave float where nothing else is asked.
 _SUSPECTS = 8
@@ -67,9 +71,9 @@ def select(
       LadderError: no rung of `auto` holds.
       ValueError: the converter cannot convert the model; says why.
     """
-    training.start(config.seed, deterministic=bool(config.deterministic))
+    loop.start(config.seed, deterministic=bool(config.deterministic))
     graph_alone = graph_model.is_one(model_uri)
-    model = graph_model.load(model_uri, passport.io) if graph_alone else keras_io.load(model_uri, module)
+    model = graph_model.load(model_uri, passport.io) if graph_alone else keras_file.load(model_uri, module)
     samples, _ = calibration_set.read(calibration_uri)
     io, calibrated = _calibrate(model, passport.io, samples)
     scheme: dict[str, Any] = {"scheme": config.scheme}
@@ -140,7 +144,7 @@ def kept_float(config: Quantize, calibrated: Calibrated) -> dict[str, list[str]]
 def examples_digest(config: Quantize, examples_uri: str) -> dict[str, str]:
     """Returns the digest of the examples where they were looked at, by the name it has in a passport."""
     looked = config.scheme == "auto" or config.sensitivity_layers
-    return {"examples": data.fingerprint(examples_uri)} if looked else {}
+    return {"examples": reading.fingerprint(examples_uri)} if looked else {}
 
 
 def _notes(calibrated: Calibrated, scheme: str, kept: dict[str, list[str]], why: str) -> dict[str, str]:

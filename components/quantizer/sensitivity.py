@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from edgeline import converter
-from edgeline.converter import Calibrated
+from edgeline.conversion import converter
+from edgeline.conversion.converter import Calibrated
 from edgeline.quantizer.scoring import THREADS, Scorer
 
 SENSITIVITY_FILE = "sensitivity.json"

@@ -10,11 +10,14 @@ from tfx.dsl.component.experimental.annotations import (
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Examples, Model
 
-from edgeline import calibration_set, data, keras_io, model_module, training
 from edgeline.artifacts import RepresentativeDataset
+from edgeline.data import calibration_set, reading
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
 from edgeline.passport import Passport
 from edgeline.representative_dataset import findings, transforms
 from edgeline.representative_dataset.config import Sample
+from edgeline.training import loop
 
 
 @component(use_beam=True)
@@ -41,18 +44,18 @@ def RepresentativeDatasetGen(
         samples=samples, seed=seed, strategy=strategy, by=by, winsor_percent=winsor_percent,
         max_bad_fraction=max_bad_fraction,
     )  # fmt: skip
-    form = keras_io.form(model.uri, Passport.read(model.uri).io) if model is not None else None
-    code = model_module.load(module, module_digest, form)
-    training.start(config.seed)
+    form = keras_file.form(model.uri, Passport.read(model.uri).io) if model is not None else None
+    code = hooks.load(module, module_digest, form)
+    loop.start(config.seed)
     built = code.build_model()
-    parser = data.ExampleParser(code)
-    data.check_fits_model(parser, built, module)
+    parser = reading.ExampleParser(code)
+    reading.check_fits_model(parser, built, module)
     findings.check_strata(config, code, parser)
     plan = transforms.Plan(
-        module, tuple(built.input_names), config, findings.class_count(code, built), data.fingerprint(examples.uri),
+        module, tuple(built.input_names), config, findings.class_count(code, built), reading.fingerprint(examples.uri),
         calibration.uri,
     )  # fmt: skip
-    files = {split: data.split_files(examples.uri, split) for split in ("train", "eval")}
+    files = {split: reading.split_files(examples.uri, split) for split in ("train", "eval")}
     with beam_pipeline as pipeline:
         shards = {split: pipeline | f"Shards of {split}" >> beam.Create(paths) for split, paths in files.items()}
         shards | "DrawSamples" >> transforms.DrawSamples(plan)

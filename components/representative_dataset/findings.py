@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from edgeline.data import ExampleParser
+from edgeline.data.reading import ExampleParser
 from edgeline.errors import UserError
-from edgeline.model_module import ModelModule
+from edgeline.model_module.hooks import ModelModule
 from edgeline.representative_dataset import selection
 from edgeline.representative_dataset.config import LABEL, Sample
 from edgeline.representative_dataset.selection import Choice, Drawn, Pool

@@ -19,9 +19,10 @@ import tensorflow as tf
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
-from edgeline import calibration_set, data, model_module
-from edgeline.data import ExampleParser
+from edgeline.data import calibration_set, reading
+from edgeline.data.reading import ExampleParser
 from edgeline.errors import UserError
+from edgeline.model_module import hooks
 from edgeline.representative_dataset import findings, selection
 from edgeline.representative_dataset.config import LABEL, Sample
 from edgeline.representative_dataset.findings import EvalFilter, Summary
@@ -81,13 +82,13 @@ class _Reader:
 
     def __init__(self, plan: Plan):
         self._plan = plan
-        self.module = model_module.load(plan.module)
+        self.module = hooks.load(plan.module)
         self._parser = ExampleParser(self.module)
         config = plan.config
         self._features = [config.by] if config.strategy == "stratified" and config.by != LABEL else []
         self._extremes = config.strategy == "diverse"
         self._parse = tf.function(self._examine, input_signature=[tf.TensorSpec([None], tf.string)])
-        self.batch_size = data.fitting_batch(self._parse.get_concrete_function().structured_outputs[2], _BATCH)
+        self.batch_size = reading.fitting_batch(self._parse.get_concrete_function().structured_outputs[2], _BATCH)
 
     def _examine(self, serialized: tf.Tensor) -> tuple[Any, ...]:
         inputs, label, _, features = self._parser.with_features(serialized, self._features)
@@ -103,10 +104,10 @@ class _Reader:
           UserError: they cannot be read, or do not fit the module.
         """
         try:
-            for found in data.mapped_batches(shards, self._parse, self.batch_size).as_numpy_iterator():
+            for found in reading.mapped_batches(shards, self._parse, self.batch_size).as_numpy_iterator():
                 yield self._batch(*found)
         except tf.errors.OpError as error:
-            raise data.explain(error, shards, self.module) from error
+            raise reading.explain(error, shards, self.module) from error
 
     def parse(self, serialized: list[bytes]) -> _Batch:
         """Returns some examples, parsed."""
@@ -119,10 +120,10 @@ class _Reader:
         rows, names = len(serialized), list(self._plan.inputs)
         # one integer per example: a class index, unlike the columns of a one-hot label
         scalar = isinstance(label, np.ndarray) and label.dtype.kind in "iu" and label.size == rows
-        named = data.named_inputs(inputs, names)
+        named = reading.named_inputs(inputs, names)
         lows, highs = np.zeros([2, rows, 0])
         if self._extremes:
-            own = data.named_inputs(ends, names)
+            own = reading.named_inputs(ends, names)
             numeric = [own[name] for name, column in named.items() if column.dtype.kind in "fiu"]
             lows, highs = np.stack(numeric, axis=-1) if numeric else (lows, highs)
         return _Batch(
@@ -131,7 +132,7 @@ class _Reader:
             inputs=named,
             labels=label.reshape(rows) if scalar else None,
             values=features[self._features[0]].reshape(rows) if self._features else None,
-            finite=data.named_inputs(finite, names),
+            finite=reading.named_inputs(finite, names),
             lows=lows,
             highs=highs,
         )
@@ -194,9 +195,9 @@ class FilterShards(_OverShards):
 
     def over(self, shards: list[str], known: Any) -> EvalFilter:
         try:
-            found = list(data.mapped_batches(shards, _fingerprints, 4 * _BATCH).as_numpy_iterator())
+            found = list(reading.mapped_batches(shards, _fingerprints, 4 * _BATCH).as_numpy_iterator())
         except tf.errors.OpError as error:
-            raise data.explain(error, shards, model_module.load(self._reference)) from error
+            raise reading.explain(error, shards, hooks.load(self._reference)) from error
         return EvalFilter(np.unique(np.concatenate(found or [_NONE])), sum(map(len, found)))
 
 
@@ -353,7 +354,7 @@ class FetchShards(_OverTraining):
     def over(self, shards: list[str], known: Choice) -> Summary:
         found: dict[tuple[int, str], Drawn] = {}
         try:
-            records = data.mapped_batches(shards, lambda s: (s, _fingerprints(s)), self._reader.batch_size)
+            records = reading.mapped_batches(shards, lambda s: (s, _fingerprints(s)), self._reader.batch_size)
             for serialized, fingerprints in records.as_numpy_iterator():
                 keys = selection.keys(fingerprints, self._plan.config.seed)
                 rows = np.flatnonzero(np.isin(keys, known.keys))
@@ -365,7 +366,7 @@ class FetchShards(_OverTraining):
                     same = found.get(identity) or batch.drawn(row, *identity, "", copies=0)
                     found[identity] = dataclasses.replace(same, copies=same.copies + 1)
         except tf.errors.OpError as error:
-            raise data.explain(error, shards, self._reader.module) from error
+            raise reading.explain(error, shards, self._reader.module) from error
         return Summary(drawn=list(found.values()))
 
 

@@ -7,8 +7,10 @@ from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArti
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Model
 
-from edgeline import errors, keras_io, model_module
+from edgeline import errors
 from edgeline.artifacts import RepresentativeDataset
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
 from edgeline.passport import Passport
 from edgeline.tflite_exporter import conversion
 from edgeline.tflite_exporter.config import Export
@@ -38,13 +40,13 @@ def TFLiteExporter(
         allow_select_tf_ops=allow_select_tf_ops, allow_custom_ops=allow_custom_ops,
         one_example=one_example,
     )  # fmt: skip
-    serving = Path(tflite.uri, keras_io.SERVING_FOLDER)
+    serving = Path(tflite.uri, keras_file.SERVING_FOLDER)
     serving.mkdir(parents=True, exist_ok=True)
     passport = Passport.read(model.uri)
     try:
         if passport.failure is None:
             metadata = conversion.export(
-                config, model_module.load(module, module_digest), passport, toolchain=toolchain,
+                config, hooks.load(module, module_digest), passport, toolchain=toolchain,
                 model_uri=model.uri, calibration_uri=calibration.uri, serving=serving,
             )  # fmt: skip
             tflite.set_string_custom_property("sha256", metadata["sha256"])

@@ -13,14 +13,17 @@ import numpy as np
 import tf_keras
 from tensorflow.lite.python.convert import ConverterError
 
-from edgeline import arrays, calibration_set, converter, graph_model, inspection, keras_io, litert
-from edgeline.graph_model import GraphModel
-from edgeline.litert import TFLiteModel
-from edgeline.model_module import ModelModule
+from edgeline import files
+from edgeline.conversion import checks, converter, trial
+from edgeline.conversion.trial import BatchError, ExportError, Trial
+from edgeline.data import calibration_set
+from edgeline.model_io import graph_model, keras_file
+from edgeline.model_io.graph_model import GraphModel
+from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Passport
-from edgeline.tflite_exporter import checks, trial
+from edgeline.tflite import inspection, litert
+from edgeline.tflite.litert import TFLiteModel
 from edgeline.tflite_exporter.config import Export
-from edgeline.tflite_exporter.trial import BatchError, ExportError, Trial
 
 MODEL_FILE = "model.tflite"
 METADATA_FILE = "metadata.json"
@@ -62,16 +65,6 @@ def convert(model: tf_keras.Model | GraphModel, passport: Passport, calibration:
       The content of the `.tflite` file, whose signature `serving_default` has the passport's names.
     """
     return converter.convert(model, passport.io, passport.scheme or {}, calibration)
-
-
-def reference(
-    model: tf_keras.Model | GraphModel, io: dict[str, Any], inputs: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Returns the outputs of the model that is converted, by name, shape [samples, ...]."""
-    infer = keras_io.inference_function(model, io)
-    count = len(next(iter(inputs.values())))
-    parts = [infer(**batch) for batch in converter.batches(inputs, graph_model.fixed_batch(io) or count)]
-    return {name: np.concatenate([part[name].numpy() for part in parts])[:count] for name in parts[0]}
 
 
 def convert_for_any_batch(
@@ -155,7 +148,7 @@ def export(
     if graph_model.is_one(model_uri):
         model: tf_keras.Model | GraphModel = graph_model.load(model_uri, passport.io)
     else:
-        model = keras_io.load_qat(model_uri, module, plan) if plan else keras_io.load(model_uri, module)
+        model = keras_file.load_qat(model_uri, module, plan) if plan else keras_file.load(model_uri, module)
     calibration, manifest = calibration_set.read(calibration_uri)
     planned = (scheme.get("calibration") or {}).get("digest")
     calibration_set.check_fits(manifest, passport.io["inputs"], planned)
@@ -191,7 +184,7 @@ def export(
     checks.check_integers(facts, scheme)
     checks.check_quantization(facts)
     checks.check_promises(content, passport.promises)
-    closeness = _closeness(scheme["scheme"], facts, reference(model, passport.io, tested), outcome)
+    closeness = _closeness(scheme["scheme"], facts, checks.reference(model, passport.io, tested), outcome)
 
     metadata = {
         "sha256": hashlib.sha256(content).hexdigest(),
@@ -273,7 +266,7 @@ def _write_golden(
     count = len(next(iter(outcome.alone.values())))
     inputs = {f"inputs/{port.name}": port.quantize(tested[port.name][:count]) for port in runner.inputs}
     outputs = {f"outputs/{port.name}": port.quantize(outcome.alone[port.name]) for port in runner.outputs}
-    arrays.write(serving / GOLDEN_FILE, inputs | outputs, compress=True)
+    files.write_arrays(serving / GOLDEN_FILE, inputs | outputs, compress=True)
     raw = Path(calibration_uri, calibration_set.RAW_FILE)
     if raw.is_file():
         (serving / GOLDEN_RAW_FILE).write_text("".join(raw.read_text().splitlines(keepends=True)[:count]))

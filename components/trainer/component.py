@@ -7,12 +7,15 @@ from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArti
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Examples, HyperParameters, Model, ModelRun, TransformGraph
 
-from edgeline import keras_io, model_module, training, transformation
+from edgeline.data import transformation
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
 from edgeline.passport import Passport
 from edgeline.trainer import hyperparameters as tuned
 from edgeline.trainer import phases
 from edgeline.trainer.config import Train
 from edgeline.trainer.warm_start import begin
+from edgeline.training import delivery, loop
 
 
 @component
@@ -42,12 +45,12 @@ def Trainer(
         early_stopping_patience=early_stopping_patience, warm_start=warm_start, warm_start_digest=warm_start_digest,
     )  # fmt: skip
     found = tuned.read(hyperparameters.uri) if hyperparameters is not None else None
-    code = model_module.load(module, module_digest, hyperparameters=found)
+    code = hooks.load(module, module_digest, hyperparameters=found)
     transformed = transformation.opened(transform_graph.uri if transform_graph is not None else None, code)
-    training.start(config.seed, deterministic=bool(config.deterministic))
+    loop.start(config.seed, deterministic=bool(config.deterministic))
     keras_model = code.build_model()
-    passport = Passport(io=keras_io.describe_io(keras_model, code))
-    splits = training.open_splits(examples.uri, code, phases.lengths(code.phases(), config))
+    passport = Passport(io=keras_file.describe_io(keras_model, code))
+    splits = loop.open_splits(examples.uri, code, phases.lengths(code.phases(), config))
     facts: dict[str, Any] = {} if found is None else {"hyperparameters": found.values}
     if config.warm_start:
         facts["warm_start"] = begin(keras_model, code, config)
@@ -55,11 +58,11 @@ def Trainer(
     history, done = phases.fit(keras_model, code, splits, config, model_run.uri)
     if done:
         facts["phases"] = done
-    outcome = training.Outcome(keras_model, history, training.evaluate(keras_model, code, splits), facts=facts)
+    outcome = loop.Outcome(keras_model, history, loop.evaluate(keras_model, code, splits), facts=facts)
     inputs = {"examples": splits.fingerprint, "module": module_digest}
-    training.deliver(
+    delivery.deliver(
         outcome, passport, step="Trainer", config=config, inputs=inputs, toolchain=toolchain,
         model_uri=model.uri, run_uri=model_run.uri,
     )  # fmt: skip
-    keras_io.save_serving(keras_model, code, passport.io, model.uri, transformed)
+    keras_file.save_serving(keras_model, code, passport.io, model.uri, transformed)
     model.set_string_custom_property("stage", "trained")

@@ -7,10 +7,10 @@ from typing import Any
 
 import tf_keras
 
-from edgeline import training
 from edgeline.errors import UserError
-from edgeline.model_module import ModelModule, Phase
+from edgeline.model_module.hooks import ModelModule, Phase
 from edgeline.trainer.config import Train
+from edgeline.training import loop
 
 
 def lengths(phases: list[Phase], config: Train) -> Train:
@@ -20,7 +20,7 @@ def lengths(phases: list[Phase], config: Train) -> Train:
 
 
 def fit(
-    model: tf_keras.Model, module: ModelModule, splits: training.Splits, config: Train, log_dir: str
+    model: tf_keras.Model, module: ModelModule, splits: loop.Splits, config: Train, log_dir: str
 ) -> tuple[dict[str, list[float]], list[dict[str, Any]]]:
     """Trains a model in the module's phases, or in one go where it has none.
 
@@ -45,7 +45,7 @@ def fit(
     phases, whole = module.phases(), lengths(module.phases(), config)
     asked: dict[str, Any] = {"step": "Trainer", "log_dir": log_dir, "patience": config.early_stopping_patience}
     if not phases:
-        return training.fit(model, module, splits, config, **asked), []
+        return loop.fit(model, module, splits, config, **asked), []
     _rehearse(model, module, phases)
     history: dict[str, list[Any]] = {}
     done: list[dict[str, Any]] = []
@@ -53,7 +53,7 @@ def fit(
     for phase in phases:
         phase.prepare(model)
         span = range(first, first + (phase.epochs or config.epochs))
-        found = training.fit(model, module, splits, whole, phase=phase.name, span=span, **asked)
+        found = loop.fit(model, module, splits, whole, phase=phase.name, span=span, **asked)
         epochs = len(found["loss"])
         for name in dict.fromkeys([*history, *found]):
             history.setdefault(name, [None] * first).extend(found.get(name, [None] * epochs))

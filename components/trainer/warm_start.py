@@ -10,9 +10,9 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from edgeline import deployed
+from edgeline import files
 from edgeline.errors import UserError
-from edgeline.model_module import ModelModule
+from edgeline.model_module.hooks import ModelModule
 from edgeline.trainer.config import Train
 
 
@@ -36,7 +36,7 @@ def begin(model: tf_keras.Model, module: ModelModule, config: Train) -> dict[str
     """
     facts: dict[str, Any] = {"from": config.warm_start, "sha256": None, "taken": False}
     try:
-        facts["sha256"] = deployed.sha256_of(config.warm_start)
+        facts["sha256"] = files.sha256_of(config.warm_start)
         if config.warm_start_digest not in ("", facts["sha256"]):
             raise UserError(
                 f"warm start: {config.warm_start} is not the file this run began with (digest "
@@ -55,7 +55,7 @@ def begin(model: tf_keras.Model, module: ModelModule, config: Train) -> dict[str
 
 def _load(path: str, module: ModelModule) -> tf_keras.Model:
     with tempfile.TemporaryDirectory() as folder:
-        if deployed.is_uri(path):
+        if files.is_uri(path):
             copy = str(Path(folder, "model.keras"))
             tf.io.gfile.copy(path, copy)
             path = copy

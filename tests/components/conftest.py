@@ -11,14 +11,17 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from edgeline import calibration_set, data, keras_io, model_module, training
 from edgeline.clusterer import clustering
 from edgeline.clusterer.config import Cluster
-from edgeline.model_module import ModelModule
+from edgeline.data import calibration_set, reading
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
+from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Passport
 from edgeline.pruner import pruning
 from edgeline.pruner.config import Prune
 from edgeline.trainer.config import Train
+from edgeline.training import delivery, loop
 
 #: From examples of feature values by name, writes `Split-<split>` with so many shards into a folder; returns the paths.
 WriteSplit = Callable[..., list[str]]
@@ -109,7 +112,7 @@ class Small:
     def load(self) -> tf_keras.Model:
         """Returns the trained model, for a test of its own."""
         tf_keras.backend.clear_session()
-        return keras_io.load(self.folder, self.module)
+        return keras_file.load(self.folder, self.module)
 
     def images(self) -> np.ndarray:
         """Returns its 32 validation images, shape [32, 8, 8, 1]."""
@@ -136,15 +139,15 @@ def small(tmp_path_factory: pytest.TempPathFactory, write_split: WriteSplit) -> 
     for seed, (split, count, shards) in enumerate([("train", 64, 2), ("validation", 32, 1), ("eval", 32, 1)]):
         found = [{"image": image, "label": label} for image, label in small_examples(seed, count)]
         write_split(examples, split, found, shards)
-    module = model_module.load(str(path))
+    module = hooks.load(str(path))
     config = Train(epochs=8, batch_size=16)
-    training.start(config.seed)
+    loop.start(config.seed)
     model = module.build_model()
-    splits = training.open_splits(str(examples), module, config)
-    history = training.fit(model, module, splits, config, step="Trainer", log_dir=str(root / "run"))
-    training.deliver(
-        training.Outcome(model, history, training.evaluate(model, module, splits)),
-        Passport(io=keras_io.describe_io(model, module)),
+    splits = loop.open_splits(str(examples), module, config)
+    history = loop.fit(model, module, splits, config, step="Trainer", log_dir=str(root / "run"))
+    delivery.deliver(
+        loop.Outcome(model, history, loop.evaluate(model, module, splits)),
+        Passport(io=keras_file.describe_io(model, module)),
         step="Trainer",
         config=config,
         inputs={"module": module.source.digest},
@@ -159,14 +162,14 @@ def small(tmp_path_factory: pytest.TempPathFactory, write_split: WriteSplit) -> 
 class Compressed:
     """What a step made of the small model, and the folder it is saved in."""
 
-    outcome: training.Outcome
+    outcome: loop.Outcome
     folder: str
     module: ModelModule
 
     def load(self) -> tf_keras.Model:
         """Returns the compressed model, for a test of its own."""
         tf_keras.backend.clear_session()
-        return keras_io.load(self.folder, self.module)
+        return keras_file.load(self.folder, self.module)
 
 
 @pytest.fixture(scope="session")
@@ -174,10 +177,10 @@ def pruned(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Compressed
     """The small model, pruned to 0.8."""
     folder = str(tmp_path_factory.mktemp("pruned"))
     config = Prune(0.8, epochs=2, batch_size=16)
-    training.start(config.seed)
-    splits = training.open_splits(small.examples, small.module, config)
+    loop.start(config.seed)
+    splits = loop.open_splits(small.examples, small.module, config)
     outcome = pruning.prune(small.load(), small.module, splits, config, (), folder)
-    keras_io.save(outcome.model, folder)
+    keras_file.save(outcome.model, folder)
     return Compressed(outcome, folder, small.module)
 
 
@@ -186,10 +189,10 @@ def clustered(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Compres
     """The small model, clustered to 8 values."""
     folder = str(tmp_path_factory.mktemp("clustered"))
     config = Cluster(8, epochs=1, batch_size=16)
-    training.start(config.seed)
-    splits = training.open_splits(small.examples, small.module, config)
+    loop.start(config.seed)
+    splits = loop.open_splits(small.examples, small.module, config)
     outcome = clustering.cluster(small.load(), small.module, splits, config, (), folder)
-    keras_io.save(outcome.model, folder)
+    keras_file.save(outcome.model, folder)
     return Compressed(outcome, folder, small.module)
 
 
@@ -198,10 +201,10 @@ def pruned_and_clustered(small: Small, pruned: Compressed, tmp_path_factory: pyt
     """The small model, pruned to 0.8 and then clustered to 8 values; the promises are those of both steps."""
     folder = str(tmp_path_factory.mktemp("pruned_and_clustered"))
     config = Cluster(8, epochs=1, batch_size=16)
-    training.start(config.seed)
-    splits = training.open_splits(small.examples, small.module, config)
+    loop.start(config.seed)
+    splits = loop.open_splits(small.examples, small.module, config)
     outcome = clustering.cluster(pruned.load(), small.module, splits, config, pruned.outcome.promises, folder)
-    keras_io.save(outcome.model, folder)
+    keras_file.save(outcome.model, folder)
     outcome = dataclasses.replace(outcome, promises=(*pruned.outcome.promises, *outcome.promises))
     return Compressed(outcome, folder, small.module)
 
@@ -211,7 +214,7 @@ def calibration(small: Small, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a RepresentativeDataset of the small model: its 32 validation images."""
     folder = str(tmp_path_factory.mktemp("calibration"))
     images = small.images()
-    examples = list(data.read_serialized(data.split_files(small.examples, "validation")).as_numpy_iterator())
+    examples = list(reading.read_serialized(reading.split_files(small.examples, "validation")).as_numpy_iterator())
     calibration_set.write(folder, {"image": images}, {}, examples)
     return folder
 
@@ -281,4 +284,4 @@ def ports(tmp_path: Path, write_split: WriteSplit) -> tuple[ModelModule, str]:
     for split in ("train", "validation"):
         rows = random.normal(size=[16, 10]).astype(np.float32)
         write_split(tmp_path, split, [{"left": r[:4], "right": r[4:8], "a": r[8], "b": r[9]} for r in rows])
-    return model_module.load(str(path)), str(tmp_path)
+    return hooks.load(str(path)), str(tmp_path)

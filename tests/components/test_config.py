@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from edgeline import targets
+from edgeline.budget import DIRECTIONS, DROP_BOUNDS, OBJECTIVES, Budget
 from edgeline.clusterer.config import CENTROID_INITIALIZATIONS, Cluster
 from edgeline.config import FineTuning, StepConfig, deviation_tag
 from edgeline.data_gate.config import Gate
-from edgeline.evaluator.config import DIRECTIONS, DROP_BOUNDS, OBJECTIVES, Budget, Evaluation
+from edgeline.evaluator.config import Evaluation
 from edgeline.pruner.config import SCHEDULES, Prune
 from edgeline.quantizer.config import IO_TYPES, SCHEMES, Quantize
 from edgeline.representative_dataset.config import Sample

@@ -27,21 +27,24 @@ from tfx.types.standard_artifacts import (
 
 import edgeline
 from edgeline.artifacts import RepresentativeDataset
+from edgeline.budget import Budget
 from edgeline.clusterer.component import Clusterer
 from edgeline.clusterer.config import Cluster
 from edgeline.config import StepConfig
 from edgeline.data_gate.component import DataGate
 from edgeline.data_gate.config import Gate
 from edgeline.evaluator.component import Evaluator
-from edgeline.evaluator.config import Budget, Evaluation
+from edgeline.evaluator.config import Evaluation
 from edgeline.model_importer.component import ModelImporter
 from edgeline.model_importer.config import Import
 from edgeline.pruner.component import Pruner
 from edgeline.pruner.config import Prune
+from edgeline.pusher.component import Pusher
 from edgeline.quantizer.component import Quantizer
 from edgeline.quantizer.config import Quantize
 from edgeline.representative_dataset.component import RepresentativeDatasetGen
 from edgeline.representative_dataset.config import Sample
+from edgeline.span_example_gen.component import SpanExampleGen
 from edgeline.tflite_exporter.component import TFLiteExporter
 from edgeline.tflite_exporter.config import Export
 from edgeline.trainer.component import Trainer
@@ -128,7 +131,7 @@ def test_a_component_is_exported(component: Any) -> None:
 
 def test_every_folder_with_a_component_is_in_the_table() -> None:
     folders = {path.parent.name for path in Path(edgeline.__file__).parent.glob("*/component.py")}
-    covered = {component.__module__.split(".")[1] for component in (*COMPONENTS, Evaluator)}
+    covered = {component.__module__.split(".")[1] for component in (*COMPONENTS, Evaluator, Pusher, SpanExampleGen)}
     assert folders == covered
 
 
@@ -195,17 +198,17 @@ def test_import_edgeline_is_cheap() -> None:
     code = """
 import edgeline
 edgeline.UserError, dir(edgeline)
-import edgeline.model_module, edgeline.passport, edgeline.errors, edgeline.progress
+import edgeline.model_module.module_source, edgeline.passport, edgeline.errors, edgeline.progress
 import edgeline.trainer.config, edgeline.pruner.config, edgeline.clusterer.config, edgeline.quantizer.config
 import edgeline.representative_dataset.config, edgeline.tflite_exporter.config, edgeline.evaluator.config
-import edgeline.pipelines.recipe, edgeline.pipelines.recipes, edgeline.pipelines.new_data
-edgeline.model_module.locate("edgeline.pipelines.examples.digits.model")
+import edgeline.recipe, edgeline.pipelines.recipes, edgeline.pipelines.run.new_data
+edgeline.model_module.module_source.locate("edgeline.pipelines.examples.digits.model")
 """
     assert heavy_modules(code) == set()
 
 
 def test_the_child_process_of_the_exporter_does_without_tensorflow() -> None:
-    assert heavy_modules("import edgeline.litert") == set()
+    assert heavy_modules("import edgeline.tflite.litert") == set()
 
 
 def test_all_exports_exist() -> None:

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
 import pytest
 
-from edgeline import passport as passports
-from edgeline.passport import Passport, Promise, digest_of_bytes, toolchain, versions
+from edgeline.passport import Passport, Promise
 
 IO = {
     "inputs": [{"name": "x", "shape": [None, 4], "dtype": "float32"}],
@@ -83,47 +81,3 @@ def test_another_version_of_the_format_is_refused(tmp_path: Path, version: objec
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=f"passport.json has schema_version {version}; this version of Edgel"):
         Passport.read(tmp_path)
-
-
-def test_digest_of_bytes_keeps_parts_apart() -> None:
-    assert digest_of_bytes(b"ab") == hashlib.sha256(b"2\0ab").hexdigest()
-    assert len({digest_of_bytes(*parts) for parts in [(b"ab",), (b"a", b"b"), (b"", b"ab"), (b"ab", b""), ()]}) == 5
-    # a part that looks like a length and a part
-    assert digest_of_bytes(b"a1\0b") != digest_of_bytes(b"a", b"b")
-
-
-def test_toolchain_names_every_tool_and_the_sources() -> None:
-    text = toolchain()
-    assert text == toolchain()
-    names = [part.split("==")[0] for part in text.split()[:-1]]
-    assert names == ["edgeline", "tensorflow", "tf-keras", "tensorflow-model-optimization", "ai-edge-litert",
-                     "ai-edge-quantizer", "tfx", "apache-beam"]  # fmt: skip
-    assert "tensorflow==2.21.0" in text
-    assert versions()["tensorflow"] == "2.21.0"
-    name, digest = text.split()[-1].split("=")
-    assert name == "sources"
-    assert len(bytes.fromhex(digest)) == 8
-
-
-def test_toolchain_changes_with_the_library_and_not_with_what_only_wires(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # the package as a wheel installs it: pipelines and kubeflow lie inside
-    for folder in ("pruner", "evaluator", "pipelines", "kubeflow"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "pruner" / "pruning.py").write_text("a = 1\n")
-    monkeypatch.setattr(passports, "__file__", str(tmp_path / "passport.py"))
-    uncached = toolchain.__wrapped__
-    first = uncached()
-    (tmp_path / "pipelines" / "cli.py").write_text("b = 1\n")
-    (tmp_path / "kubeflow" / "compile.py").write_text("b = 1\n")
-    (tmp_path / "pruner" / "notes.txt").write_text("no source\n")
-    assert uncached() == first
-    (tmp_path / "evaluator" / "report.html.jinja").write_text("<p>\n")
-    second = uncached()
-    assert second != first
-    (tmp_path / "pruner" / "pruning.py").write_text("a = 2\n")
-    third = uncached()
-    assert third != second
-    (tmp_path / "pruner" / "pruning.py").rename(tmp_path / "pruner" / "other.py")
-    assert uncached() != third

@@ -10,7 +10,8 @@ import pytest
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
-from edgeline import inspection, targets
+from edgeline import targets
+from edgeline.tflite import inspection
 
 INTEGER_TARGETS = ["edgetpu", "dsp", "micro"]
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import yaml
 
-from edgeline.pipelines import cli
+from edgeline.pipelines.cli import main
 
 pytest.importorskip("kfp")
 pytestmark = pytest.mark.kubeflow
@@ -27,7 +27,7 @@ def compile_with(folder: Path, *more: str, **changed: str) -> int:
         "--output": str(folder / "pipeline.yaml"),
         **{f"--{k.replace('_', '-')}": v for k, v in changed.items()},
     }
-    return cli.main(["kubeflow", "compile", *(part for pair in given.items() for part in pair if pair[1]), *more])
+    return main.main(["kubeflow", "compile", *(part for pair in given.items() for part in pair if pair[1]), *more])
 
 
 def test_the_options_become_the_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from edgeline.errors import UserError
-from edgeline.kubeflow import client, client_cli
+from edgeline.kubeflow import compiled_file, cron, kfp_server
+from edgeline.kubeflow.cli import scheduling
+from edgeline.kubeflow.compiled_file import Parameter
 
 pytest.importorskip("kfp")
 pytestmark = pytest.mark.kubeflow
@@ -128,7 +130,7 @@ class Cli:
     def __call__(self, *arguments: object, host: bool = True) -> int:
         self._capsys.readouterr()
         parser = argparse.ArgumentParser()
-        client_cli.add_commands(parser.add_subparsers(required=True), argparse.ArgumentParser(add_help=False))
+        scheduling.add_commands(parser.add_subparsers(required=True), argparse.ArgumentParser(add_help=False))
         asked = parser.parse_args([str(a) for a in (*arguments, *(("--host", self.api.url) if host else ()))])
         asked.interval = 0.01
         code = int(asked.command(asked))
@@ -184,12 +186,12 @@ def cli(api: Any, capsys: pytest.CaptureFixture[str]) -> Cli:
     ],
 )
 def test_cron_becomes_the_six_fields_of_the_server(unix: str, six: str) -> None:
-    assert client.to_kfp_cron(unix) == six
+    assert cron.to_kfp_cron(unix) == six
     fake_api.parse_cron(six)  # which its parser reads
 
 
 def test_cron_means_the_same_to_the_server() -> None:
-    second, minute, hour, day, month, weekday = fake_api.parse_cron(client.to_kfp_cron("30 2 1-7 * fri-sun"))
+    second, minute, hour, day, month, weekday = fake_api.parse_cron(cron.to_kfp_cron("30 2 1-7 * fri-sun"))
     assert (second, minute, hour) == ({0}, {30}, {2})
     assert (day, month, weekday) == ({1, 2, 3, 4, 5, 6, 7}, set(range(1, 13)), {5, 6, 0})
     # why five fields must never be sent: the server would take the hour for the minute
@@ -223,33 +225,36 @@ def test_cron_means_the_same_to_the_server() -> None:
 )
 def test_cron_refuses(expression: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        client.to_kfp_cron(expression)
+        cron.to_kfp_cron(expression)
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("6h", 21600), ("90m", 5400), ("1d12h", 129600), ("45s", 45), ("1D2H3M4S", 93784)]
 )
 def test_durations(text: str, seconds: int) -> None:
-    assert client.parse_duration(text) == seconds
+    assert cron.parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "6", "h", "0h", "-6h", "6h30", "1.5h", "12h1d", "6 h", "1w"])
 def test_durations_refuse(text: str) -> None:
     with pytest.raises(UserError, match="is no duration; expected days"):
-        client.parse_duration(text)
+        cron.parse_duration(text)
 
 
-def declared(**types: str) -> dict[str, client.Parameter]:
-    return {name: client.Parameter(kind, required=False) for name, kind in types.items()}
+def declared(**types: str) -> dict[str, Parameter]:
+    return {name: Parameter(kind, required=False) for name, kind in types.items()}
 
 
 def test_parameters_get_the_declared_types() -> None:
     kinds = declared(s="STRING", i="NUMBER_INTEGER", d="NUMBER_DOUBLE", b="BOOLEAN", items="LIST", o="STRUCT")
     given = ["s=a=b, c", "i=-7", "d=1e-3", "b=True", 'items=[1, "x"]', 'o={"k": null}']
-    values = client.coerce_parameters(kinds, given)
+    values = compiled_file.coerce_parameters(kinds, given)
     assert values == {"s": "a=b, c", "i": -7, "d": 0.001, "b": True, "items": [1, "x"], "o": {"k": None}}
     assert [type(value) for value in values.values()] == [str, int, float, bool, list, dict]
-    assert client.coerce_parameters(declared(s="STRING", d="NUMBER_DOUBLE"), ["s=", "d=3"]) == {"s": "", "d": 3.0}
+    assert compiled_file.coerce_parameters(declared(s="STRING", d="NUMBER_DOUBLE"), ["s=", "d=3"]) == {
+        "s": "",
+        "d": 3.0,
+    }
 
 
 @pytest.mark.parametrize(
@@ -270,30 +275,30 @@ def test_parameters_get_the_declared_types() -> None:
 def test_parameters_refuse(given: str, message: str) -> None:
     kinds = declared(i="NUMBER_INTEGER", d="NUMBER_DOUBLE", b="BOOLEAN", items="LIST", o="STRUCT")
     with pytest.raises(UserError, match=message.replace("?", r"\?")):
-        client.coerce_parameters(kinds, [given])
+        compiled_file.coerce_parameters(kinds, [given])
 
 
 def test_parameters_given_twice_or_not_at_all() -> None:
     with pytest.raises(UserError, match="'i' is given twice"):
-        client.coerce_parameters(declared(i="NUMBER_INTEGER"), ["i=1", "i=2"])
-    needed = {"data": client.Parameter("STRING", required=True), "n": client.Parameter("STRING", required=False)}
+        compiled_file.coerce_parameters(declared(i="NUMBER_INTEGER"), ["i=1", "i=2"])
+    needed = {"data": Parameter("STRING", required=True), "n": Parameter("STRING", required=False)}
     with pytest.raises(UserError, match="needs a value for data: give --param data=VALUE"):
-        client.coerce_parameters(needed, ["n=1"])
+        compiled_file.coerce_parameters(needed, ["n=1"])
 
 
 # ---------------------------------------------------------------- the compiled file
 
 
 def test_what_a_compiled_file_says(write: Callable[..., Path]) -> None:
-    compiled = client.read_compiled(write(pipeline(), PLATFORM))
+    compiled = compiled_file.read_compiled(write(pipeline(), PLATFORM))
     assert (compiled.name, compiled.root) == ("digits", "minio://models/digits")
     assert compiled.tasks == ("Examples", "Trainer", "Evaluator")  # each after those it needs
     assert compiled.images == {IMAGE: ["exec-Evaluator", "exec-Trainer"]}
     assert {name for name, parameter in compiled.parameters.items() if parameter.required} == {"data"}
     assert compiled.version.startswith(f"{VERSION}-")
     assert not compiled.fixed_data
-    same = client.read_compiled(write(pipeline(), PLATFORM))
-    other = client.read_compiled(write(pipeline()))
+    same = compiled_file.read_compiled(write(pipeline(), PLATFORM))
+    other = compiled_file.read_compiled(write(pipeline()))
     assert compiled.version == same.version != other.version
 
 
@@ -317,12 +322,12 @@ def test_other_files_are_refused(text: str, message: str, tmp_path: Path) -> Non
     path = tmp_path / "pipeline.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
-        client.read_compiled(path)
+        compiled_file.read_compiled(path)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file or directory; compile it with: edgeline kubeflow compile"):
-        client.read_compiled(tmp_path / "none.yaml")
+        compiled_file.read_compiled(tmp_path / "none.yaml")
 
 
 # ---------------------------------------------------------------- submit
@@ -379,7 +384,7 @@ def test_submit_checks_before_it_asks_the_server(cli: Cli, write: Callable[..., 
 
 
 def test_what_the_compiler_writes_is_accepted(cli: Cli, tmp_path: Path) -> None:
-    from edgeline.kubeflow import cli as compiler
+    from edgeline.kubeflow.cli import compiling as compiler
 
     parser = argparse.ArgumentParser()
     compiler.add_commands(parser.add_subparsers(), argparse.ArgumentParser(add_help=False))
@@ -393,7 +398,7 @@ def test_what_the_compiler_writes_is_accepted(cli: Cli, tmp_path: Path) -> None:
     assert cli("submit", tmp_path / "pipeline.yaml", "--param", "epochs=7", "--param", "max_drop=0") == 0
     assert cli.api.runs[0]["runtime_config"]["pipeline_root"] == "s3://models/digits"
     assert "platform_spec" in cli.api.versions[0]["pipeline_spec"]
-    compiled = client.read_compiled(tmp_path / "pipeline.yaml")
+    compiled = compiled_file.read_compiled(tmp_path / "pipeline.yaml")
     order = [compiled.tasks.index(name) for name in ("Examples", "Trainer", "Pruner-prune80", "Evaluator", "Pusher")]
     assert order == sorted(order)
     assert not compiled.fixed_data
@@ -457,28 +462,28 @@ def test_wait_ends_when_the_run_is_cancelled(cli: Cli, write: Callable[..., Path
 
 
 def test_wait_outlives_a_broken_connection(api: Any, write: Callable[..., Path]) -> None:
-    server = client.Server(client.Connection(host=api.url))
-    compiled = client.read_compiled(write())
+    server = kfp_server.Server(kfp_server.Connection(host=api.url))
+    compiled = compiled_file.read_compiled(write())
     run_id = server.submit(compiled, {"data": "s3://b/data"}, "s3://b")
     api.polls = [poll("RUNNING", task("Trainer", "RUNNING"))]
     api.failures["GET", f"/runs/{run_id}"] = (502, "<html>Bad Gateway</html>")
-    seen: list[client.Step] = []
+    seen: list[kfp_server.Step] = []
 
-    def listener(step: client.Step) -> None:
+    def listener(step: kfp_server.Step) -> None:
         seen.append(step)
 
     with pytest.raises(UserError, match="could not show the run: an error of its own"):
         server.wait(run_id, compiled.tasks, listener, interval=0.001, patience=3)
     assert sum(request.path.endswith(run_id) for request in api.requests) == 3
 
-    def mend(step: client.Step) -> None:
+    def mend(step: kfp_server.Step) -> None:
         seen.append(step)
         if len(seen) == 6:  # all are shown as waiting, then the questions fail
             api.polls = [poll("SUCCEEDED", task("Trainer", "SUCCEEDED"))]
             del api.failures["GET", f"/runs/{run_id}"]
 
     assert server.wait(run_id, compiled.tasks, mend, interval=0.001) == (True, "succeeded")
-    assert seen[-1] == client.Step("Trainer", "done")
+    assert seen[-1] == kfp_server.Step("Trainer", "done")
 
 
 # ---------------------------------------------------------------- schedule, list, pause, resume, delete

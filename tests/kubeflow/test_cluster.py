@@ -26,15 +26,17 @@ from tfx.orchestration.data_types import RuntimeParameter
 from tfx.proto import pusher_pb2
 from tfx.types.standard_artifacts import Examples
 
-from edgeline import model_module
+from edgeline.budget import Budget
 from edgeline.config import FineTuning
 from edgeline.errors import UserError
-from edgeline.evaluator.config import Budget, Evaluation
+from edgeline.evaluator.config import Evaluation
 from edgeline.kubeflow import compile as compiler
 from edgeline.kubeflow import convert, entrypoint
 from edgeline.kubeflow.deployment import SCRATCH, Deployment
+from edgeline.model_module import module_source
+from edgeline.model_module.module_source import Source
 from edgeline.pipelines import compression, recipes
-from edgeline.pipelines.recipe import Recipe
+from edgeline.recipe import Recipe
 from edgeline.trainer.config import Train
 
 pytestmark = pytest.mark.kubeflow
@@ -269,7 +271,7 @@ def test_an_exit_handler_gets_its_parameters(
 
 
 def whole_run(recipe_names: tuple[str, ...]) -> compression.Run:
-    source = model_module.locate("edgeline.pipelines.examples.digits.model")
+    source = module_source.locate("edgeline.pipelines.examples.digits.model")
     chosen: tuple[Recipe, ...] = tuple(recipes.RECIPES[name] for name in recipe_names)
     budget = Budget(max_drop=0.5)  # so that something is selected after one epoch
     return compression.Run(source, chosen, Train(epochs=1), FineTuning(epochs=1), budget)
@@ -304,8 +306,8 @@ def without_what_may_differ(properties: Json) -> Json:
 def test_the_whole_pipeline_is_that_of_the_local_run(digits_data: Path, tmp_path: Path) -> None:
     from rich.console import Console
 
-    from edgeline.pipelines import session
-    from edgeline.pipelines.console import LiveView
+    from edgeline.pipelines.run import session
+    from edgeline.pipelines.run.live_view import LiveView
 
     run = whole_run(("int8", "prune80_int8"))
     with recorder.recording(tmp_path / "seen"):
@@ -384,7 +386,7 @@ def test_parameters_arrive_as_in_a_local_run(tmp_path: Path) -> None:
     # a run that is given other parameters is as a local run that is asked for these
     other = dataclasses.replace(
         run,
-        module=model_module.Source("mine.model", Path("none"), "d"),
+        module=Source("mine.model", Path("none"), "d"),
         train=Train(epochs=7),
         finetune=FineTuning(epochs=5),
         budget=Budget(

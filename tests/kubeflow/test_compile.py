@@ -26,11 +26,12 @@ from tfx.proto import infra_validator_pb2, trainer_pb2
 from tfx.types import artifact, channel
 from tfx.types.standard_artifacts import Examples, Model
 
-from edgeline import kubeflow, model_module
+from edgeline import kubeflow
 from edgeline.errors import UserError
 from edgeline.kubeflow import compile as compiler
 from edgeline.kubeflow import settings
 from edgeline.kubeflow.deployment import Deployment
+from edgeline.model_module import module_source
 from edgeline.pipelines import compression, recipes
 
 pytestmark = pytest.mark.kubeflow
@@ -45,7 +46,7 @@ GOLDEN = Path(__file__).with_name("golden.yaml")
 def run(monkeypatch: pytest.MonkeyPatch) -> compression.Run:
     """A run whose versions and digests never change."""
     monkeypatch.setattr(compression, "toolchain", lambda: "toolchain")
-    source = model_module.locate("edgeline.pipelines.examples.digits.model")
+    source = module_source.locate("edgeline.pipelines.examples.digits.model")
     chosen = (recipes.int8(), recipes.prune80_int8())
     return compression.Run(dataclasses.replace(source, digest="0" * 64), chosen)
 
@@ -230,7 +231,7 @@ def test_another_tfx_is_refused(run: compression.Run, monkeypatch: pytest.Monkey
 
 
 def test_a_module_of_this_machine_is_refused(run: compression.Run, tiny_module: Path) -> None:
-    local = dataclasses.replace(run, module=model_module.locate(str(tiny_module)))
+    local = dataclasses.replace(run, module=module_source.locate(str(tiny_module)))
     with pytest.raises(UserError, match=r"--module .*tiny_model\.py is a file of this machine"):
         compiled(local)
 

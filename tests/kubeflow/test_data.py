@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeline import data as reading
+from edgeline.data import reading
+from edgeline.data.data_folder import SPLITS
 from edgeline.errors import UserError
 from edgeline.kubeflow import data
-from edgeline.pipelines import cli, datasets
+from edgeline.pipelines.cli import main
 
 pytestmark = pytest.mark.kubeflow
 
@@ -25,9 +26,9 @@ def test_the_layout_is_what_the_steps_read(source: Path, tmp_path: Path, capsys:
     for name in ("_SUCCESS", ".DS_Store"):  # of other tools: a step would read them as examples
         (source / "train" / name).touch()
     out = tmp_path / "my upload"
-    assert cli.main(["kubeflow", "data", str(source), str(out)]) == 0
+    assert main.main(["kubeflow", "data", str(source), str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["Split-eval", "Split-train", "Split-validation"]
-    for split in datasets.SPLITS:
+    for split in SPLITS:
         shards = sorted((source / split).glob("*.tfrecord.gz"))
         files = [Path(file) for file in reading.split_files(str(out), split)]
         assert [path.name for path in files] == [path.name for path in shards]
@@ -68,7 +69,7 @@ def _cut(source: Path) -> None:
 
 
 def _laid_out(source: Path) -> None:
-    for split in datasets.SPLITS:
+    for split in SPLITS:
         (source / split).rename(source / f"Split-{split}")
 
 
@@ -85,7 +86,7 @@ def test_data_that_cannot_be_used(
     spoil: Callable[[Path], None], message: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(source)
-    assert cli.main(["kubeflow", "data", str(source), str(tmp_path / "out")]) == 2
+    assert main.main(["kubeflow", "data", str(source), str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 

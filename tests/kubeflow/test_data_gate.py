@@ -13,13 +13,13 @@ from launcher import Cluster
 from tfx.dsl.components.common.importer import Importer
 from tfx.types.standard_artifacts import Examples, Schema
 
-from edgeline import model_module
 from edgeline.data_gate.config import Gate
 from edgeline.errors import UserError
 from edgeline.kubeflow import compile as compiler
 from edgeline.kubeflow.deployment import Deployment
+from edgeline.model_module import module_source
 from edgeline.pipelines import compression, recipes
-from edgeline.pipelines.local_runner import BEAM_ARGS
+from edgeline.pipelines.run.local_runner import BEAM_ARGS
 
 pytestmark = pytest.mark.kubeflow
 
@@ -43,7 +43,7 @@ def compiled(last_statistics: Path) -> str:
     uri = "minio://mlpipeline/schema"
     schema = Importer(source_uri=uri, artifact_type=Schema, output_key="schema").with_id("Schema")
     run = compression.Run(
-        model_module.locate("edgeline.pipelines.examples.digits.model"),
+        module_source.locate("edgeline.pipelines.examples.digits.model"),
         (recipes.float16(),),
         gate=Gate(last_statistics=str(last_statistics)),
     )

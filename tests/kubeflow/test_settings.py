@@ -130,6 +130,6 @@ def test_modules_and_data() -> None:
 
 def test_the_command_line_is_not_slowed_down() -> None:
     slow = ("kfp", "tfx", "tensorflow", "yaml")
-    code = f"import sys, edgeline.kubeflow.cli; print([name for name in {slow} if name in sys.modules])"
+    code = f"import sys, edgeline.kubeflow.cli.main; print([name for name in {slow} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from edgeline.pipelines import cli, datasets
+from edgeline.data.data_folder import SPLITS
+from edgeline.pipelines.cli import main
 
 Edit = Callable[[int], dict[str, tf.train.Feature]]
 
@@ -38,7 +39,7 @@ def examples(count: int, edit: Edit = lambda row: {}) -> Iterator[bytes]:
 
 def write_data(folder: Path, edit: Edit = lambda row: {}, split: str = "train", count: int = 96) -> Path:
     """Writes a data folder for the tiny module; `edit` changes the features of one split's rows."""
-    for name in datasets.SPLITS:
+    for name in SPLITS:
         (folder / name).mkdir(parents=True)
         with tf.io.TFRecordWriter(str(folder / name / "data.tfrecord.gz"), "GZIP") as writer:
             for record in examples(count if name == split else 32, edit if name == split else lambda row: {}):
@@ -70,7 +71,7 @@ class Case:
             "--finetune-epochs",
             1,
         ]
-        code = cli.main([str(part) for part in ("run", *asked, *arguments)])
+        code = main.main([str(part) for part in ("run", *asked, *arguments)])
         self.out, self.err = self._capfd.readouterr()
         return code
 
@@ -186,9 +187,9 @@ def test_bad_numbers(case: Case, arguments: list[str], message: str) -> None:
 
 
 def test_module_without_data_or_root(capfd: pytest.CaptureFixture[str], tiny_module: Path) -> None:
-    assert cli.main(["run", "--module", str(tiny_module)]) == 2
+    assert main.main(["run", "--module", str(tiny_module)]) == 2
     assert "--module needs --data" in capfd.readouterr().err
-    assert cli.main(["run", "--module", str(tiny_module), "--data", "x"]) == 2
+    assert main.main(["run", "--module", str(tiny_module), "--data", "x"]) == 2
     assert "need --root" in capfd.readouterr().err
 
 
@@ -214,7 +215,7 @@ def test_a_candidate_that_cannot_be_converted_is_rejected_and_the_others_finish(
 
 def test_a_failed_shared_step_skips_only_its_descendants(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgeline.pipelines import recipes
-    from edgeline.pipelines.recipe import Recipe
+    from edgeline.recipe import Recipe
 
     # more clusters than any layer has weights: there is nothing to cluster
     steps = (recipes.Cluster(1000), recipes.Quantize("int8"))

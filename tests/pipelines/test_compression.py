@@ -7,15 +7,15 @@ import tfx.v1 as tfx
 from tfx.dsl.compiler.compiler import Compiler
 from tfx.proto.orchestration import pipeline_pb2
 
-from edgeline import model_module
+from edgeline.model_module import module_source
 from edgeline.pipelines import compression, recipes
-from edgeline.pipelines.recipe import Recipe
+from edgeline.recipe import Recipe
 
 NAMES = ("float32", "int8", "prune80_int8", "prune80_cluster16_int8", "qat8")
 
 
 def build(root: Path, chosen: tuple[Recipe, ...]) -> tfx.dsl.Pipeline:
-    run = compression.Run(model_module.locate("edgeline.pipelines.examples.digits.model"), chosen)
+    run = compression.Run(module_source.locate("edgeline.pipelines.examples.digits.model"), chosen)
     return compression.create_pipeline("digits", run, root=root, examples=compression.import_examples(root / "data"))
 
 

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from edgeline.pipelines.console import LiveView, NodeView, format_seconds, plain_line, render
+from edgeline.pipelines.console import format_seconds
+from edgeline.pipelines.run.live_view import LiveView, NodeView, plain_line, render
 
 CONV = "ValueError: conv2d_3 kept 3 zeros of 10"
 

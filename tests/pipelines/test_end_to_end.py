@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeline.litert import TFLiteModel
 from edgeline.passport import Passport
-from edgeline.pipelines import cli, compression, recipes
+from edgeline.pipelines import compression, recipes
+from edgeline.pipelines.cli import main
+from edgeline.tflite.litert import TFLiteModel
 
 RECIPES = ("int8_io", "qat8", "prune80_cluster16_int8")
 
@@ -31,7 +32,7 @@ class Edgeline:
 
     def __call__(self, *arguments: object) -> int:
         self._capfd.readouterr()
-        code = cli.main([str(argument) for argument in arguments])
+        code = main.main([str(argument) for argument in arguments])
         self.out, self.err = self._capfd.readouterr()
         return code
 
@@ -199,12 +200,12 @@ def test_another_version_runs_everything_again(
 def test_stock_runner_continues_our_run(asked: list[object], digits_data: Path, module_file: Path) -> None:
     from tfx.orchestration.local.local_dag_runner import LocalDagRunner
 
-    from edgeline import model_module
-    from edgeline.pipelines.local_runner import BEAM_ARGS
+    from edgeline.model_module import module_source
+    from edgeline.pipelines.run.local_runner import BEAM_ARGS
     from edgeline.trainer.config import Train
 
     before = nodes(asked)
-    run = compression.Run(model_module.locate(str(module_file)), (recipes.int8_io(),), Train(epochs=1))
+    run = compression.Run(module_source.locate(str(module_file)), (recipes.int8_io(),), Train(epochs=1))
     examples = compression.import_examples(digits_data)
     pipeline = compression.create_pipeline("digits", run, root=root_of(asked), examples=examples, beam_args=BEAM_ARGS)
     LocalDagRunner().run(pipeline)

@@ -14,23 +14,28 @@ import tensorflow as tf
 import tf_keras
 from PIL import Image
 
-from edgeline import inspection, keras_io, model_module, training
-from edgeline.litert import TFLiteModel
+from edgeline.conversion import checks
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
 from edgeline.passport import Passport
-from edgeline.pipelines import cli, datasets
+from edgeline.pipelines.cli import main
+from edgeline.pipelines.datasets import imdb as imdb_data
 from edgeline.pruner import pruning
 from edgeline.pruner.config import Prune
-from edgeline.tflite_exporter import checks, conversion
+from edgeline.tflite import inspection
+from edgeline.tflite.litert import TFLiteModel
+from edgeline.tflite_exporter import conversion
+from edgeline.training import loop as training_loop
 
 EXAMPLES = "edgeline.pipelines.examples"
 
 
-def load(name: str) -> model_module.ModelModule:
-    return model_module.load(f"{EXAMPLES}.{name}")
+def load(name: str) -> hooks.ModelModule:
+    return hooks.load(f"{EXAMPLES}.{name}")
 
 
 def run(*arguments: object) -> int:
-    return cli.main(["run", *map(str, arguments)])
+    return main.main(["run", *map(str, arguments)])
 
 
 def report_of(root: Path) -> dict[str, Any]:
@@ -73,8 +78,8 @@ def test_the_large_network_is_pruned_from_50_to_90_percent(tmp_path: Path) -> No
                 writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
     module = load("fashion_mnist.large")
     config = Prune(0.9, initial_sparsity=0.5, epochs=2, batch_size=16)
-    training.start(config.seed)
-    splits = training.open_splits(str(tmp_path), module, config)
+    training_loop.start(config.seed)
+    splits = training_loop.open_splits(str(tmp_path), module, config)
     outcome = pruning.prune(module.build_model(), module, splits, config, (), str(tmp_path / "logs"))
     # the first convolution has 800 weights, the second 51,200, the wide layer 3,211,264, the last one 10,240
     assert [(promise.layer, promise.value) for promise in outcome.promises] == [("conv2d_1", 0.9), ("dense", 0.9)]
@@ -82,7 +87,7 @@ def test_the_large_network_is_pruned_from_50_to_90_percent(tmp_path: Path) -> No
     assert found["dense/kernel:0"] == pytest.approx(0.9, abs=1e-6)
     assert found["conv2d_1/kernel:0"] == pytest.approx(0.9, abs=1e-6)
     assert found["conv2d/kernel:0"] == found["logits/kernel:0"] == 0
-    passport = Passport(keras_io.describe_io(outcome.model, module), scheme={"scheme": "dynamic_range"})
+    passport = Passport(keras_file.describe_io(outcome.model, module), scheme={"scheme": "dynamic_range"})
     content = conversion.convert(outcome.model, passport, {})
     checks.check_promises(content, outcome.promises)
     assert len(zlib.compress(content)) < outcome.model.count_params() * 4 / 15
@@ -97,7 +102,7 @@ FIRST, SECOND = 41, 42
 
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_imdb_reads_what_the_loader_writes(imdb: Path, tmp_path: Path, kind: str) -> None:
-    datasets.write_imdb(tmp_path / "data", source=imdb, shards=1)
+    imdb_data.write_imdb(tmp_path / "data", source=imdb, shards=1)
     module = load(f"imdb_{kind}.model")
     [shard] = (tmp_path / "data" / "eval").glob("*.gz")
     records = next(iter(tf.data.TFRecordDataset(str(shard), "GZIP").batch(4)))
@@ -142,7 +147,7 @@ def prune30to70_dynamic_range():
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_imdb_through_the_pipeline(imdb: Path, tmp_path: Path, kind: str) -> None:
     (tmp_path / "recipes.py").write_text(RECIPES)
-    assert cli.main(["data", "imdb", str(tmp_path / "data"), "--source", str(imdb)]) == 0
+    assert main.main(["data", "imdb", str(tmp_path / "data"), "--source", str(imdb)]) == 0
     code = run(
         "--module", f"{EXAMPLES}.imdb_{kind}.model", "--data", tmp_path / "data", "--root", tmp_path / "root",
         "--recipes-file", tmp_path / "recipes.py", "--epochs", 3, "--finetune-epochs", 1,
@@ -244,7 +249,7 @@ def test_flowers_through_the_pipeline(photos: Path, tmp_path: Path) -> None:
         base(images / 127.5 - 1.0, training=True)
     base.save_weights(tmp_path / "base.h5")
     (tmp_path / "flowers.py").write_text(SMALL_FLOWERS.format(weights=str(tmp_path / "base.h5")))
-    assert cli.main(["data", "images", str(photos), str(tmp_path / "data"), "--shards", "2"]) == 0
+    assert main.main(["data", "images", str(photos), str(tmp_path / "data"), "--shards", "2"]) == 0
     code = run(
         "--module", tmp_path / "flowers.py", "--data", tmp_path / "data", "--root", tmp_path / "root",
         "--recipe", "int8", "--epochs", 1, "--samples", 20, "--max-accuracy-drop", 1,

@@ -16,11 +16,13 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tfx.types.standard_artifacts import Model, ModelBlessing
 
 import edgeline
-from edgeline import keras_io, model_module, transformation
+from edgeline.budget import Budget
+from edgeline.data import transformation
 from edgeline.errors import UserError
-from edgeline.evaluator.config import Budget
 from edgeline.model_importer import importing
 from edgeline.model_importer.config import Import, digest_of
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks, module_source
 from edgeline.passport import Passport
 from edgeline.pipelines import compression, recipes
 from edgeline.quantizer.config import Quantize
@@ -200,7 +202,7 @@ def behind_transform(root: Path) -> list[Any]:
         eval_args=tfx.proto.EvalArgs(splits=["validation"]),
     )
     asked = compression.Run(
-        model_module.locate(str(root / "code" / "model.py")),
+        module_source.locate(str(root / "code" / "model.py")),
         (recipes.int8(),),
         train=Train(epochs=4),
         budget=Budget(max_drop=0.2),
@@ -225,7 +227,7 @@ def behind_transform(root: Path) -> list[Any]:
 def expected_scores(root: Path, values: np.ndarray) -> np.ndarray:
     """What the Keras model makes of raw values, with Transform's scaling done by NumPy."""
     train, _ = examples_of(SIZES["train"], 0)
-    model = tf_keras.models.load_model(the(root, f"Trainer/model/*/{keras_io.MODEL_FILE}"), compile=False)
+    model = tf_keras.models.load_model(the(root, f"Trainer/model/*/{keras_file.MODEL_FILE}"), compile=False)
     return model(((values - train.mean()) / train.std()).astype(np.float32)).numpy()
 
 
@@ -235,7 +237,7 @@ def test_the_trainer_takes_what_the_tuner_found(transformed: Path) -> None:
     assert found["units"] in (5, 6, 7)  # 8 without a Tuner
     [step] = Passport.read(the(transformed, "Trainer/model/*")).steps
     assert step["hyperparameters"] == found
-    model = tf_keras.models.load_model(the(transformed, f"Trainer/model/*/{keras_io.MODEL_FILE}"), compile=False)
+    model = tf_keras.models.load_model(the(transformed, f"Trainer/model/*/{keras_file.MODEL_FILE}"), compile=False)
     assert model.layers[0].units == found["units"]
 
 
@@ -262,7 +264,7 @@ def test_a_module_that_asks_for_what_transform_does_not_make(transformed: Path, 
     ):
         module.write_text(MODULE.replace(old, new))
         with pytest.raises(UserError, match=says):
-            transformation.opened(graph, model_module.load(str(module)))
+            transformation.opened(graph, hooks.load(str(module)))
 
 
 @pytest.mark.slow
@@ -380,7 +382,7 @@ def test_the_model_of_tfx_s_trainer_has_its_layers(in_parts: Path) -> None:
     stock = the(in_parts, "Trainer/model/*/Format-Serving")
     [step] = Passport.read(imported).steps
     assert (step["step"], step["inputs"]["source"]) == ("ModelImporter", digest_of(stock))
-    ours = tf_keras.models.load_model(imported / keras_io.MODEL_FILE, compile=False)
+    ours = tf_keras.models.load_model(imported / keras_file.MODEL_FILE, compile=False)
     theirs = tf_keras.models.load_model(stock, compile=False)
     for mine, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, other)
@@ -399,7 +401,7 @@ def test_step_parameters_are_what_a_component_takes(tiny_module: Path) -> None:
     asked = edgeline.step_parameters(str(tiny_module), Quantize("float16"))
     assert asked.keys() == edgeline.Quantizer.SPEC_CLASS.PARAMETERS.keys()
     assert (asked["module"], asked["scheme"]) == (str(tiny_module), "float16")
-    assert asked["module_digest"] == model_module.locate(str(tiny_module)).digest
+    assert asked["module_digest"] == module_source.locate(str(tiny_module)).digest
     assert edgeline.step_parameters(str(tiny_module)).keys() == {"module", "module_digest", "toolchain"}
 
 
@@ -415,13 +417,13 @@ def test_hyperparameters_reach_the_hooks_by_name(tiny_module: Path, tmp_path: Pa
     (tmp_path / "found").mkdir()
     (tmp_path / "found" / "best_hyperparameters.txt").write_text(json.dumps(config))
     found = hyperparameters.read(str(tmp_path / "found"))
-    assert model_module.load(str(tiny_module), hyperparameters=found).build_model().layers[0].units == 6
-    assert model_module.load(str(tiny_module)).build_model().layers[0].units == 8
+    assert hooks.load(str(tiny_module), hyperparameters=found).build_model().layers[0].units == 6
+    assert hooks.load(str(tiny_module)).build_model().layers[0].units == 8
 
 
 def test_hyperparameters_that_no_hook_takes_are_refused(tiny_module: Path) -> None:
     with pytest.raises(UserError, match=r"neither build_model nor compile_model of .* has a parameter of that name"):
-        model_module.load(str(tiny_module), hyperparameters=object())
+        hooks.load(str(tiny_module), hyperparameters=object())
 
 
 @pytest.mark.parametrize(

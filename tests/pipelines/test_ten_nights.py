@@ -22,7 +22,9 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
-from edgeline.pipelines import cli, events, recipes
+from edgeline.pipelines import recipes
+from edgeline.pipelines.cli import main
+from edgeline.pipelines.records import events
 
 EXAMPLES = {"train": 400, "validation": 40, "eval": 120}
 EPOCHS = 6
@@ -98,7 +100,7 @@ class Pipeline:
     def edgeline(self, *arguments: object) -> int:
         """Runs the command line in this process, whose imports are paid for."""
         self.capfd.readouterr()
-        code = cli.main([str(argument) for argument in arguments])
+        code = main.main([str(argument) for argument in arguments])
         self.out, self.err = self.capfd.readouterr()
         return code
 

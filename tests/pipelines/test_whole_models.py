@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeline.litert import TFLiteModel
-from edgeline.pipelines import cli, datasets
-from edgeline.pipelines.datasets import SHARD_SUFFIX
+from edgeline.data.data_folder import SHARD_SUFFIX, SPLITS
+from edgeline.pipelines.cli import main
+from edgeline.tflite.litert import TFLiteModel
 
 MODULE = '''
 import tensorflow as tf
@@ -79,7 +79,7 @@ def write_data(folder: Path) -> None:
     import tensorflow as tf
 
     random = np.random.default_rng(0)
-    for split, count in zip(datasets.SPLITS, (600, 100, 150), strict=True):
+    for split, count in zip(SPLITS, (600, 100, 150), strict=True):
         (folder / split).mkdir(parents=True)
         with tf.io.TFRecordWriter(str(folder / split / f"data{SHARD_SUFFIX}"), "GZIP") as writer:
             for _ in range(count):
@@ -123,7 +123,7 @@ def test_two_inputs_two_outputs_and_a_layer_of_the_users_own(tmp_path: Path) -> 
         "--recipe", "int8", "--recipe", "prune50_int8",
         "--recipe", "prune50_cluster16_qat8",
     )  # fmt: skip
-    assert cli.main([str(argument) for argument in asked]) == 0
+    assert main.main([str(argument) for argument in asked]) == 0
     report = json.loads((root / "report" / "report.json").read_text())
     assert report["baseline"]["metrics"]["kind_accuracy"] > 0.85
     by_name = {candidate["name"]: candidate for candidate in report["candidates"]}

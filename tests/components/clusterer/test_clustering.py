@@ -7,13 +7,17 @@ import numpy as np
 import pytest
 import tf_keras
 
-from edgeline import converter, keras_io, layers, model_module, training
 from edgeline.clusterer import clustering
 from edgeline.clusterer.config import CENTROID_INITIALIZATIONS, Cluster
+from edgeline.conversion import checks, converter
 from edgeline.errors import UserError
-from edgeline.layers import BrokenPromiseError
+from edgeline.keras_models import promise_checks
+from edgeline.keras_models.promise_checks import BrokenPromiseError
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
 from edgeline.passport import Passport, Promise
-from edgeline.tflite_exporter import checks, conversion
+from edgeline.tflite_exporter import conversion
+from edgeline.training import loop
 
 
 def values(model: Any) -> dict[str, int]:
@@ -22,9 +26,9 @@ def values(model: Any) -> dict[str, int]:
     }
 
 
-def cluster(small: Any, config: Cluster, log_dir: Path, model: Any = None) -> training.Outcome:
-    training.start(config.seed)
-    splits = training.open_splits(small.examples, small.module, config)
+def cluster(small: Any, config: Cluster, log_dir: Path, model: Any = None) -> loop.Outcome:
+    loop.start(config.seed)
+    splits = loop.open_splits(small.examples, small.module, config)
     return clustering.cluster(model or small.load(), small.module, splits, config, (), str(log_dir))
 
 
@@ -106,8 +110,8 @@ def test_one_value_more_than_clusters(small: Any, tmp_path: Path, initialization
     # with zero: 5 distinct values, 4 other than zero
     kernel.assign(np.float32([0, 0.25, -0.25, 0.5, 0.125])[np.arange(2048).reshape(128, 16) % 5])
     config = Cluster(4, initialization, epochs=1, batch_size=64, min_layer_share=0.5)
-    training.start(config.seed)
-    splits = training.open_splits(small.examples, small.module, config)
+    loop.start(config.seed)
+    splits = loop.open_splits(small.examples, small.module, config)
     promises = (Promise("sparsity", "hidden", (128, 16), 0.2),) if sparse else ()
     outcome = clustering.cluster(model, small.module, splits, config, promises, str(tmp_path))
     assert values(outcome.model)["hidden"] <= 4
@@ -143,7 +147,7 @@ def test_values_by_channel_and_by_layer(small: Any, tmp_path: Path) -> None:
         ("logits", 3, ""),
     ]
     content = conversion.convert(
-        model, Passport(keras_io.describe_io(model, small.module), scheme={"scheme": "float32"}), {}
+        model, Passport(keras_file.describe_io(model, small.module), scheme={"scheme": "float32"}), {}
     )
     checks.check_promises(content, outcome.promises)
     kernel = model.get_layer("conv2").kernel
@@ -151,7 +155,7 @@ def test_values_by_channel_and_by_layer(small: Any, tmp_path: Path) -> None:
     with pytest.raises(
         BrokenPromiseError, match=r"conv2/kernel \(clusters channel 4, found 0.0000 zeros and 18 values"
     ):
-        layers.check_promises(model, outcome.promises, "Clusterer")
+        promise_checks.check_promises(model, outcome.promises, "Clusterer")
 
 
 def plan(kernel: Any, clusters: int, *, sparse: bool = False, **asked: Any) -> Any:
@@ -182,9 +186,9 @@ def test_too_few_values_to_draw_from_begin_as_linear(small: Any, tmp_path: Path)
     hidden[:60] = -0.5
     hidden[60] = np.linspace(0.1, 0.9, 16)
     model.get_layer("hidden").kernel.assign(hidden)
-    training.start(0)
+    loop.start(0)
     config = Cluster(8, epochs=1, batch_size=64, min_layer_share=0.5)
-    splits = training.open_splits(small.examples, small.module, config)
+    splits = loop.open_splits(small.examples, small.module, config)
     promises = (Promise("sparsity", "hidden", (128, 16), 0.5),)
     outcome = clustering.cluster(model, small.module, splits, config, promises, str(tmp_path))
     notes = {fact["name"]: fact["note"] for fact in outcome.layers}
@@ -196,8 +200,8 @@ def test_too_few_values_to_draw_from_begin_as_linear(small: Any, tmp_path: Path)
 
 def test_a_pruned_layer_that_is_not_clustered_keeps_its_zeros(small: Any, pruned: Any, tmp_path: Path) -> None:
     config = Cluster(8, epochs=1, batch_size=64, exclude='["conv2", "logits"]')
-    training.start(0)
-    splits = training.open_splits(small.examples, small.module, config)
+    loop.start(0)
+    splits = loop.open_splits(small.examples, small.module, config)
     outcome = clustering.cluster(pruned.load(), small.module, splits, config, pruned.outcome.promises, str(tmp_path))
     before, after = pruned.outcome.model.get_layer("conv2").kernel, outcome.model.get_layer("conv2").kernel
     np.testing.assert_array_equal(before.numpy() == 0, after.numpy() == 0)
@@ -212,7 +216,7 @@ def test_what_cannot_be_clustered_as_asked(small: Any, pruned: Any, tmp_path: Pa
     ):
         cluster(small, Cluster(8, include='["dense_1"]'), tmp_path)
     config = Cluster(2)
-    splits = training.open_splits(small.examples, small.module, config)
+    splits = loop.open_splits(small.examples, small.module, config)
     with pytest.raises(
         UserError,
         match=r"^Cluster.clusters must be at least 3 for pruned layers, one of them zero: conv2, hidden, logi",
@@ -254,14 +258,14 @@ def compile_model(model):
     model.compile("adam", "binary_crossentropy")
 """
     )
-    module = model_module.load(str(path))
+    module = hooks.load(str(path))
     random = np.random.default_rng(0)
     for split in ("train", "validation"):
         rows = random.integers(0, 20, [32, 6])
         write_split(tmp_path, split, [{"words": row, "label": int(row[0] > 9)} for row in rows])
     config = Cluster(4, epochs=1, include='["embed", "memory"]')
-    training.start(0)
-    splits = training.open_splits(str(tmp_path), module, config)
+    loop.start(0)
+    splits = loop.open_splits(str(tmp_path), module, config)
     model, zeros = module.build_model(), []
     if sparse:
         for weight in (*model.get_layer("embed").weights, *model.get_layer("memory").weights[:2]):
@@ -270,7 +274,7 @@ def compile_model(model):
             zeros.append(Promise("sparsity", layer, tuple(weight.shape), 0.6, weight.name.split("/")[-1][:-2]))
     outcome = clustering.cluster(model, module, splits, config, tuple(zeros), str(tmp_path / "logs"))
     assert [promise.weight for promise in outcome.promises] == ["embeddings", "kernel", "recurrent_kernel"]
-    io = converter.for_one_example(keras_io.describe_io(outcome.model, module))
+    io = converter.for_one_example(keras_file.describe_io(outcome.model, module))
     content = conversion.convert(outcome.model, Passport(io, scheme={"scheme": "float32"}), {})
     checks.check_promises(content, (*zeros, *outcome.promises))
 
@@ -280,8 +284,8 @@ def test_several_ports_layers_of_ones_own_and_a_model_within(ports: Any, tmp_pat
     config = Cluster(
         4, "linear", epochs=1, batch_size=16, layer_clusters='{"gate": 3}', protect="last", exclude='["body"]'
     )
-    training.start(0)
-    splits = training.open_splits(examples, module, config)
+    loop.start(0)
+    splits = loop.open_splits(examples, module, config)
     outcome = clustering.cluster(module.build_model(), module, splits, config, (), str(tmp_path / "logs"))
     assert [(p.layer, p.weight, p.value) for p in outcome.promises] == [("within", "kernel", 4), ("gate", "mix", 3)]
     gate = outcome.model.get_layer("gate")
@@ -291,6 +295,6 @@ def test_several_ports_layers_of_ones_own_and_a_model_within(ports: Any, tmp_pat
     assert notes["plain"] == "tfmot has nothing to cluster in Plain"
     assert notes["body"] == "is excluded"
     assert notes["a"] == notes["b"] == "is protected as last layer"
-    io = keras_io.describe_io(outcome.model, module)
+    io = keras_file.describe_io(outcome.model, module)
     content = conversion.convert(outcome.model, Passport(io, scheme={"scheme": "float32"}), {})
     checks.check_promises(content, outcome.promises)

@@ -19,14 +19,18 @@ from tfx.proto import pusher_pb2
 from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation, PushedModel
 from tfx.utils import proto_utils
 
-from edgeline import contract, data, deployed, keras_io, pusher
+from edgeline.budget import Budget
+from edgeline.data import reading
+from edgeline.deployed import contract, pointer_file
 from edgeline.errors import UserError
-from edgeline.evaluator import findings
 from edgeline.evaluator.component import Executor, _open
-from edgeline.evaluator.config import Budget, Evaluation
-from edgeline.litert import TFLiteModel
-from edgeline.model_module import ModelModule
+from edgeline.evaluator.config import Evaluation
+from edgeline.evaluator.measuring import findings
+from edgeline.model_io import keras_file
+from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Passport
+from edgeline.pusher import component
+from edgeline.tflite.litert import TFLiteModel
 from edgeline.tflite_exporter import conversion
 from edgeline.tflite_exporter.config import Export
 
@@ -206,7 +210,7 @@ def push(made: Made, tmp_path: Path) -> Callable[[str], str]:
         folder.mkdir()
         serving = Path(made.exported[name], "Format-Serving")
         (folder / "1790000000").symlink_to(serving, target_is_directory=True)
-        deployed.point(str(folder), "1790000000", name)
+        pointer_file.point(str(folder), "1790000000", name)
         return str(folder)
 
     return pushed
@@ -220,7 +224,7 @@ def test_a_better_candidate_than_the_deployed_model_is_blessed(made: Made, run: 
     assert 45 < right < 90  # else this would show little
     assert report["dataset"] == {
         "split": "eval",
-        "fingerprint": data.fingerprint(made.examples),
+        "fingerprint": reading.fingerprint(made.examples),
         "spans": None,
         "label_names": ["top", "middle", "bottom"],
         "bad_records": 0,
@@ -249,9 +253,9 @@ def test_a_better_candidate_than_the_deployed_model_is_blessed(made: Made, run: 
     assert pushed["metrics"]["accuracy"] == pytest.approx(1 / 3)
     assert pushed["sha256"] == found["biased"]["sha256"]
     # the Keras model that the baseline was made from
-    model = keras_io.load(made.keras, made.module)
+    model = keras_file.load(made.keras, made.module)
     made.module.compile_model(model)
-    opened = data.evaluation_data(data.split_files(made.examples, "eval"), made.module, batch_size=90)
+    opened = reading.evaluation_data(reading.split_files(made.examples, "eval"), made.module, batch_size=90)
     expected = model.evaluate(opened.dataset, verbose=0, return_dict=True)
     assert report["baseline"]["keras"]["metrics"] == pytest.approx(expected, abs=1e-6)
     assert 0 < report["baseline"]["keras"]["max_abs_difference"] < 1e-4
@@ -356,7 +360,7 @@ def push_selected(outcome: Outcome, push_to: Path) -> bool:
     destination = pusher_pb2.PushDestination(
         filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=str(push_to))
     )
-    pusher.Executor().Do(
+    component.Executor().Do(
         {"model": [outcome.selected], "model_blessing": [outcome.blessing]},
         {"pushed_model": [pushed]},
         {"push_destination": proto_utils.proto_to_json(destination), "custom_config": "null"},

@@ -15,26 +15,28 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from edgeline import graph_model, keras_io, litert, model_module
+from edgeline.conversion.trial import ExportError
 from edgeline.errors import UserError
-from edgeline.graph_model import GraphModel
 from edgeline.model_importer import importing
 from edgeline.model_importer.component import ModelImporter
 from edgeline.model_importer.config import Import, digest_of, kind_of
-from edgeline.model_module import ModelModule
+from edgeline.model_io import graph_model, keras_file
+from edgeline.model_io.graph_model import GraphModel
+from edgeline.model_module import hooks
+from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Passport
 from edgeline.quantizer import quantization
 from edgeline.quantizer.config import Quantize
+from edgeline.tflite import litert
 from edgeline.tflite_exporter import conversion
 from edgeline.tflite_exporter.config import Export
-from edgeline.tflite_exporter.trial import ExportError
 
 VALUES = np.float32([[1, 2, 3, 4], [-1, 0.5, 0, 2]])
 
 
 @pytest.fixture
 def module(tiny_module: Path) -> ModelModule:
-    return model_module.load(str(tiny_module))
+    return hooks.load(str(tiny_module))
 
 
 def load(path: Path, module: ModelModule, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -68,8 +70,8 @@ def test_a_model_of_tf_keras(module: ModelModule, tmp_path: Path, name: str) -> 
     np.testing.assert_allclose(loaded(VALUES), expected, atol=1e-6)
     assert io["inputs"] == [{"name": "x", "shape": [None, 4], "dtype": "float32"}]
     assert names(io["outputs"]) == loaded.output_names
-    keras_io.save(loaded, str(tmp_path / "artifact"))
-    np.testing.assert_allclose(keras_io.load(str(tmp_path / "artifact"), module)(VALUES), expected, atol=1e-6)
+    keras_file.save(loaded, str(tmp_path / "artifact"))
+    np.testing.assert_allclose(keras_file.load(str(tmp_path / "artifact"), module)(VALUES), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["m.keras", "m.h5"])
@@ -103,8 +105,8 @@ def test_a_lambda_is_refused_and_can_be_allowed(module: ModelModule, tmp_path: P
     assert not Path(marker).exists()
     loaded, _ = load(tmp_path / name, module, allow_lambda=1)
     # from here on it is loaded in safe mode
-    keras_io.save(loaded, str(tmp_path / "artifact"))
-    np.testing.assert_allclose(keras_io.load(str(tmp_path / "artifact"), module)(VALUES), expected, atol=1e-6)
+    keras_file.save(loaded, str(tmp_path / "artifact"))
+    np.testing.assert_allclose(keras_file.load(str(tmp_path / "artifact"), module)(VALUES), expected, atol=1e-6)
 
 
 def test_a_lambda_of_keras_3_is_refused(module: ModelModule, tmp_path: Path) -> None:
@@ -211,10 +213,10 @@ def test_a_saved_model_without_keras(module: ModelModule, tmp_path: Path) -> Non
 def test_output_names_order_the_outputs_of_a_graph(tiny_module: Path, tmp_path: Path) -> None:
     plain_saved_model(tmp_path / "sm")
     tiny_module.write_text(tiny_module.read_text() + "\n\ndef output_names():\n    return ['scores', 'best']\n")
-    assert names(load(tmp_path / "sm", model_module.load(str(tiny_module)))[1]["outputs"]) == ["scores", "best"]
+    assert names(load(tmp_path / "sm", hooks.load(str(tiny_module)))[1]["outputs"]) == ["scores", "best"]
     tiny_module.write_text(tiny_module.read_text().replace("['scores', 'best']", "['a', 'b']"))
     with pytest.raises(UserError, match=r"returns a, b, but the model's outputs are best, scores"):
-        load(tmp_path / "sm", model_module.load(str(tiny_module)))
+        load(tmp_path / "sm", hooks.load(str(tiny_module)))
 
 
 def test_a_frozen_graph(module: ModelModule, tmp_path: Path) -> None:
@@ -373,7 +375,7 @@ def quantize_and_export(
 
 def test_an_imported_keras_model_is_as_a_trained_one(small: Any, tmp_path: Path) -> None:
     source = tmp_path / "elsewhere.keras"
-    shutil.copy(Path(small.folder, keras_io.MODEL_FILE), source)
+    shutil.copy(Path(small.folder, keras_file.MODEL_FILE), source)
     passport = import_to(source, tmp_path / "model", small.examples, small.module)
     assert passport.io == Passport.read(small.folder).io
     [step] = passport.steps
@@ -491,7 +493,7 @@ def test_a_published_audio_network(tmp_path: Path, write_split: Any) -> None:
     if not assets or not source.is_dir():
         pytest.skip("EDGELINE_TEST_ASSETS names no folder with the unpacked wheel of basic-pitch 0.4.0")
     (tmp_path / "audio.py").write_text(BASIC_PITCH)
-    module = model_module.load(str(tmp_path / "audio.py"))
+    module = hooks.load(str(tmp_path / "audio.py"))
     # chords in a room: on sines alone its logarithms would be of rounding errors
     room = np.random.default_rng(0).normal(0, 0.03, [4, 43844, 1])
     seconds = np.arange(43844) / 22050
@@ -501,7 +503,7 @@ def test_a_published_audio_network(tmp_path: Path, write_split: Any) -> None:
     write_split(tmp_path / "examples", "train", [{"audio": clip, "label": 0} for clip in audio])
     passport = import_to(source, tmp_path / "model", str(tmp_path / "examples"), module)
     assert names(passport.io["outputs"]) == ["contour", "note", "onset"]
-    from edgeline import calibration_set
+    from edgeline.data import calibration_set
 
     manifest = {"digest": "d", "samples": 4, "ranges": {}}
     manifest["inputs"] = {"input_2": {"shape": [43844, 1], "dtype": "float32"}}

@@ -8,13 +8,17 @@ import pytest
 import tensorflow_model_optimization as tfmot
 import tf_keras
 
-from edgeline import converter, keras_io, layers, model_module, training
+from edgeline.conversion import checks, converter
 from edgeline.errors import UserError
-from edgeline.layers import BrokenPromiseError
+from edgeline.keras_models import promise_checks
+from edgeline.keras_models.promise_checks import BrokenPromiseError
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
 from edgeline.passport import Passport, Promise
 from edgeline.pruner import pruning, xnnpack
 from edgeline.pruner.config import Prune
-from edgeline.tflite_exporter import checks, conversion
+from edgeline.tflite_exporter import conversion
+from edgeline.training import loop
 
 CONFIGS = [
     Prune(0.8),
@@ -108,9 +112,9 @@ def test_the_result_is_the_plain_model_and_still_works(small: Any, pruned: Any) 
     assert zeros(pruned.load())["hidden"] == 1638
 
 
-def prune(small: Any, config: Prune, log_dir: Path, promises: tuple[Promise, ...] = ()) -> training.Outcome:
-    training.start(config.seed)
-    splits = training.open_splits(small.examples, small.module, config)
+def prune(small: Any, config: Prune, log_dir: Path, promises: tuple[Promise, ...] = ()) -> loop.Outcome:
+    loop.start(config.seed)
+    splits = loop.open_splits(small.examples, small.module, config)
     return pruning.prune(small.load(), small.module, splits, config, promises, str(log_dir))
 
 
@@ -204,7 +208,7 @@ ONCE = {"epochs": 1, "batch_size": 64, "schedule": "constant"}
 
 def in_file(model: Any, module: Any, promises: tuple[Promise, ...]) -> None:
     """Converts the model and checks its promises in the flatbuffer."""
-    io = converter.for_one_example(keras_io.describe_io(model, module))  # recurrent layers need that
+    io = converter.for_one_example(keras_file.describe_io(model, module))  # recurrent layers need that
     passport = Passport(io, scheme={"scheme": "float32"})
     checks.check_promises(conversion.convert(model, passport, {}), promises)
 
@@ -224,7 +228,7 @@ def test_two_of_four_along_the_inputs_in_keras_and_in_the_file(small: Any, tmp_p
     hidden_t = np.ascontiguousarray(hidden.reshape(16, 128).T)
     outcome.model.get_layer("hidden").kernel.assign(hidden_t)
     with pytest.raises(BrokenPromiseError, match=r"hidden/kernel \(m_by_n 2x4 0.5, found 0.5000 zeros"):
-        layers.check_promises(outcome.model, outcome.promises, "Pruner")
+        promise_checks.check_promises(outcome.model, outcome.promises, "Pruner")
     with pytest.raises(BrokenPromiseError, match=r"conversion broke .* hidden \(m_by_n 2x4 0.5, found 0.5000 zeros"):
         in_file(outcome.model, small.module, outcome.promises)
 
@@ -306,11 +310,11 @@ def write_words(root: Path, write_split: Any) -> str:
 def test_embeddings_and_recurrent_kernels(tmp_path: Path, write_split: Any, kind: str, masked: bool) -> None:
     path = tmp_path / "words.py"
     path.write_text(WORDS_MODULE.replace("LAYER", kind).replace("MASKED", str(masked)))
-    module = model_module.load(str(path))
+    module = hooks.load(str(path))
     examples = write_words(tmp_path / "examples", write_split)
     config = Prune(0.7, initial_sparsity=0.3, epochs=2, batch_size=16)
-    training.start(0)
-    splits = training.open_splits(examples, module, config)
+    loop.start(0)
+    splits = loop.open_splits(examples, module, config)
     outcome = pruning.prune(module.build_model(), module, splits, config, (), str(tmp_path / "logs"))
     gates = {"LSTM": 4, "GRU": 3}[kind]
     # two of one shape, and each of them is promised
@@ -332,8 +336,8 @@ def test_embeddings_and_recurrent_kernels(tmp_path: Path, write_split: Any, kind
 def test_the_mask_of_padded_sequences_reaches_the_layers_behind(tmp_path: Path) -> None:
     path = tmp_path / "words.py"
     path.write_text(WORDS_MODULE.replace("LAYER", "LSTM").replace("MASKED", "True"))
-    module = model_module.load(str(path))
-    training.start(0)
+    module = hooks.load(str(path))
+    loop.start(0)
     model = module.build_model()
     words = np.float32([[3, 4, 0, 0, 0, 0]])
     expected = model(words).numpy()
@@ -349,8 +353,8 @@ def test_several_ports_a_layer_of_ones_own_and_a_model_within(ports: Any, tmp_pa
     config = Prune(
         0.5, "constant", epochs=1, batch_size=16, layer_sparsity='{"gate": 0.75}', protect="last", exclude='["body"]'
     )
-    training.start(0)
-    splits = training.open_splits(examples, module, config)
+    loop.start(0)
+    splits = loop.open_splits(examples, module, config)
     outcome = pruning.prune(module.build_model(), module, splits, config, (), str(tmp_path / "logs"))
     assert {(p.layer, p.weight, p.value) for p in outcome.promises} == {
         ("gate", "mix", 0.75),
@@ -366,7 +370,7 @@ def test_several_ports_a_layer_of_ones_own_and_a_model_within(ports: Any, tmp_pa
 
 
 def test_a_wrapped_model_is_saved_and_loaded_in_the_middle_of_its_training(tmp_path: Path) -> None:
-    training.start(0)
+    loop.start(0)
     model = tf_keras.Sequential([tf_keras.Input([4]), tf_keras.layers.Dense(8, name="hidden")])
     plan = pruning.schedule(Prune(0.5, ramp=1), 8)
     wrapped = tf_keras.models.clone_model(
@@ -394,7 +398,7 @@ def test_a_wrapped_model_is_saved_and_loaded_in_the_middle_of_its_training(tmp_p
 
 
 def test_a_pattern_is_loaded_in_the_middle_of_its_training(tmp_path: Path) -> None:
-    training.start(0)
+    loop.start(0)
     model = tf_keras.Sequential([tf_keras.Input([8]), tf_keras.layers.Dense(4, name="hidden")])
     config = Prune(0.5, m_by_n="2x4")
     wrapped = tf_keras.models.clone_model(
@@ -505,10 +509,10 @@ def build_model():
 def test_xnnpack_from_training_to_file(small: Any, tmp_path: Path) -> None:
     path = tmp_path / "mobile.py"
     path.write_text(Path(small.path).read_text() + MOBILE_MODULE)
-    module = model_module.load(str(path))
+    module = hooks.load(str(path))
     config = Prune(0.75, policy="xnnpack", **ONCE)
-    training.start(0)
-    splits = training.open_splits(small.examples, module, config)
+    loop.start(0)
+    splits = loop.open_splits(small.examples, module, config)
     outcome = pruning.prune(module.build_model(), module, splits, config, (), str(tmp_path / "logs"))
     assert zeros(outcome.model) == {"stem": 0, "point": 24, "head": 0}
     assert [(p.layer, p.value) for p in outcome.promises] == [("point", 0.75)]

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import tf_keras
 
-from edgeline import calibration_set, converter, keras_io, model_module, training
-from edgeline.converter import Calibrated
-from edgeline.model_module import ModelModule
+from edgeline.conversion import converter
+from edgeline.conversion.converter import Calibrated
+from edgeline.data import calibration_set
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
+from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Passport
+from edgeline.training import loop
 
 _MODULE = """
 import tensorflow as tf
@@ -57,7 +61,7 @@ class Collapsing:
     def load(self) -> tf_keras.Model:
         """Returns the model, for a test of its own."""
         tf_keras.backend.clear_session()
-        return keras_io.load(self.folder, self.module)
+        return keras_file.load(self.folder, self.module)
 
     def samples(self) -> dict[str, np.ndarray]:
         """Returns the calibration samples."""
@@ -89,18 +93,18 @@ def _weights() -> list[np.ndarray]:
 def collapsing(tmp_path_factory: pytest.TempPathFactory, write_split: object) -> Collapsing:
     root = tmp_path_factory.mktemp("collapsing")
     (root / "collapsing.py").write_text(_MODULE)
-    module = model_module.load(str(root / "collapsing.py"))
+    module = hooks.load(str(root / "collapsing.py"))
     random = np.random.default_rng(7)
     for split, count in (("train", 32), ("validation", 300), ("eval", 32)):
         found = random.uniform(0, 1, [count, 8]).astype(np.float32)
         write_split(root / "examples", split, [{"x": x, "label": int(x[0] > x[1])} for x in found])  # type: ignore[operator]
-    training.start(0)
+    loop.start(0)
     model = module.build_model()
     model.set_weights(_weights())
     folder = str(root / "model")
-    keras_io.save(model, folder)
-    passport = Passport(io=keras_io.describe_io(model, module)).with_step(
-        "Trainer", {}, inputs={}, toolchain="tools", model=keras_io.digest(model)
+    keras_file.save(model, folder)
+    passport = Passport(io=keras_file.describe_io(model, module)).with_step(
+        "Trainer", {}, inputs={}, toolchain="tools", model=keras_file.digest(model)
     )
     passport.write(folder)
     samples = random.uniform(0, 1, [64, 8]).astype(np.float32)

@@ -9,12 +9,15 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from edgeline import converter, inspection, keras_io, layers, training
+from edgeline.conversion import checks, converter, trial
+from edgeline.keras_models import promise_checks
+from edgeline.model_io import keras_file
 from edgeline.passport import Promise
 from edgeline.quantizer import quantization
 from edgeline.quantizer.config import Quantize
 from edgeline.quantizer.keeping import Keep
-from edgeline.tflite_exporter import checks, trial
+from edgeline.tflite import inspection
+from edgeline.training import loop
 
 _L = tf_keras.layers
 
@@ -62,8 +65,8 @@ def train(
     model: tf_keras.Model, promises: tuple[Promise, ...], small: Any, folder: Path, **asked: Any
 ) -> tuple[tf_keras.Model, dict[str, Any]]:
     config = Quantize("qat8", epochs=1, batch_size=16, **asked)
-    training.start(config.seed)
-    splits = training.open_splits(small.examples, small.module, config)
+    loop.start(config.seed)
+    splits = loop.open_splits(small.examples, small.module, config)
     outcome, plan = quantization.train_aware(model, small.module, splits, config, promises, str(folder))
     return outcome.model, plan
 
@@ -83,7 +86,7 @@ def test_zeros_and_shared_values_survive_the_training_and_the_conversion(
     before = {layer.name: layer.weights[0].numpy() for layer in model.layers if layer.weights}
     wrapped, plan = train(model, promises, small, tmp_path)
     assert plan["scheme"] == scheme
-    layers.check_promises(wrapped, promises, "Quantizer")
+    promise_checks.check_promises(wrapped, promises, "Quantizer")
     for promise in promises:
         layer = wrapped.get_layer(f"quant_{promise.layer}")
         [kernel] = [w.numpy() for w in layer.weights if w.name.startswith(promise.layer) and w.shape == promise.shape]
@@ -102,11 +105,11 @@ def test_zeros_and_shared_values_survive_the_training_and_the_conversion(
 @pytest.mark.slow
 def test_what_came_back_from_the_file_keeps_them_too(small: Any, tmp_path: Path) -> None:
     model, promises = compressed(zeros=True, clusters=6)
-    keras_io.save(model, str(tmp_path))
+    keras_file.save(model, str(tmp_path))
     wrapped, plan = train(model, promises, small, tmp_path)
-    keras_io.save_qat(wrapped, str(tmp_path))
-    again = keras_io.load_qat(str(tmp_path), small.module, plan)
-    layers.check_promises(again, promises, "Quantizer")
+    keras_file.save_qat(wrapped, str(tmp_path))
+    again = keras_file.load_qat(str(tmp_path), small.module, plan)
+    promise_checks.check_promises(again, promises, "Quantizer")
     np.testing.assert_array_equal(again(small.images()), wrapped(small.images()))
 
 
@@ -115,7 +118,7 @@ def test_layers_left_float_keep_them_too(small: Any, tmp_path: Path) -> None:
     model, promises = compressed(zeros=True, clusters=6)
     wrapped, plan = train(model, promises, small, tmp_path, keep_float='["point", "logits"]')
     assert plan["left_float"] == {"point": "keep_float", "logits": "keep_float"}
-    layers.check_promises(wrapped, promises, "Quantizer")
+    promise_checks.check_promises(wrapped, promises, "Quantizer")
     # without a scale by channel they share their values in the whole kernel, as before
     assert len(np.unique(wrapped.get_layer("point").kernel)) <= 6
 

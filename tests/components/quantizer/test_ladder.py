@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeline import converter
+from edgeline.conversion import converter
 from edgeline.passport import Passport
 from edgeline.quantizer import ladder
 from edgeline.quantizer.ladder import LadderError, Walk

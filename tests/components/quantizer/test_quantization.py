@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import tf_keras
 
-from edgeline import calibration_set, keras_io, training
+from edgeline.data import calibration_set
 from edgeline.errors import UserError
-from edgeline.layers import BrokenPromiseError
+from edgeline.keras_models.promise_checks import BrokenPromiseError
+from edgeline.model_io import keras_file
 from edgeline.passport import Passport, Promise
 from edgeline.quantizer import quantization
 from edgeline.quantizer.config import SCHEMES, Quantize
+from edgeline.training import loop
 
 PASSPORT = Passport(
     io={
@@ -92,13 +94,13 @@ def kernels(model: tf_keras.Model) -> dict[str, np.ndarray]:
     return found
 
 
-def train_aware(source: Any, small: Any, log_dir: Path, epochs: int = 1) -> tuple[training.Outcome, dict[str, Any]]:
+def train_aware(source: Any, small: Any, log_dir: Path, epochs: int = 1) -> tuple[loop.Outcome, dict[str, Any]]:
     config = Quantize("qat8", epochs=epochs, batch_size=16)
     promises = source.outcome.promises if source is not small else ()
     base = source.load()
-    keras_io.save(base, str(log_dir))
-    training.start(config.seed)
-    splits = training.open_splits(small.examples, small.module, config)
+    keras_file.save(base, str(log_dir))
+    loop.start(config.seed)
+    splits = loop.open_splits(small.examples, small.module, config)
     return quantization.train_aware(base, small.module, splits, config, promises, str(log_dir))
 
 
@@ -119,9 +121,9 @@ def most_values(kernel: np.ndarray) -> int:
     return max(len(np.unique(kernel[..., channel])) for channel in range(kernel.shape[-1]))
 
 
-def reloaded(outcome: training.Outcome, how: dict[str, Any], small: Any, folder: Path) -> dict[str, np.ndarray]:
-    keras_io.save_qat(outcome.model, str(folder))
-    return kernels(keras_io.load_qat(str(folder), small.module, how))
+def reloaded(outcome: loop.Outcome, how: dict[str, Any], small: Any, folder: Path) -> dict[str, np.ndarray]:
+    keras_file.save_qat(outcome.model, str(folder))
+    return kernels(keras_file.load_qat(str(folder), small.module, how))
 
 
 @pytest.mark.slow
@@ -146,8 +148,8 @@ def test_zeros_and_shared_values_survive_together(small: Any, pruned_and_cluster
 @pytest.mark.slow
 def test_a_broken_promise_names_the_layer(small: Any, tmp_path: Path) -> None:
     config = Quantize("qat8", epochs=1, batch_size=64)
-    training.start(config.seed)
-    splits = training.open_splits(small.examples, small.module, config)
+    loop.start(config.seed)
+    splits = loop.open_splits(small.examples, small.module, config)
     promises = (Promise("sparsity", "hidden", (128, 16), 0.5),)  # it never was
     with pytest.raises(
         BrokenPromiseError, match=r"Quantizer broke what was promised for 1 layers: hidden \(sparsity 0.5"
@@ -161,7 +163,7 @@ def test_nothing_to_quantize(small: Any, tmp_path: Path) -> None:
 
     model = tf_keras.Sequential([tf_keras.Input([2]), Own(name="own")])
     config = Quantize("qat8")
-    splits = training.open_splits(small.examples, small.module, config)
+    splits = loop.open_splits(small.examples, small.module, config)
     with pytest.raises(ValueError, match=r"none of the layers can be quantized: own: Own$"):
         quantization.train_aware(model, small.module, splits, config, (), str(tmp_path))
 
@@ -193,8 +195,8 @@ def test_a_post_training_scheme_hands_the_model_on(small: Any, calibration: str,
     assert passport.steps[-1]["config"]["scheme"] == "int8"
     assert passport.steps[-1]["model"] == passport.steps[0]["model"]
     assert passport.steps[-1]["inputs"]["model"] == passport.steps[0]["model"]
-    model = keras_io.load(str(tmp_path / "compressed"), small.module)
-    assert keras_io.digest(model) == passport.steps[0]["model"]
+    model = keras_file.load(str(tmp_path / "compressed"), small.module)
+    assert keras_file.digest(model) == passport.steps[0]["model"]
     assert not (tmp_path / "run").exists()
 
 
@@ -212,10 +214,10 @@ def test_a_trained_scheme_writes_what_rebuilds_the_model(small: Any, calibration
     assert passport.promises == ()
     assert entry["inputs"].keys() == {"model", "module", "examples"}
     # the float model beside it is the one that went in
-    base = keras_io.load(str(tmp_path / "compressed"), small.module)
-    assert keras_io.digest(base) == passport.steps[0]["model"]
+    base = keras_file.load(str(tmp_path / "compressed"), small.module)
+    assert keras_file.digest(base) == passport.steps[0]["model"]
     assert entry["model"] != passport.steps[0]["model"]
-    wrapped = keras_io.load_qat(str(tmp_path / "compressed"), small.module, passport.scheme["qat"])
+    wrapped = keras_file.load_qat(str(tmp_path / "compressed"), small.module, passport.scheme["qat"])
     assert not np.array_equal(kernels(wrapped)["hidden"], base.get_layer("hidden").kernel)
     outputs = wrapped.predict(small.images(), verbose=0)
     labels = np.arange(32) % 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tf_keras
 
-from edgeline import converter
+from edgeline.conversion import converter
 from edgeline.errors import UserError
 from edgeline.passport import Passport
 from edgeline.quantizer import quantization, selection, sensitivity

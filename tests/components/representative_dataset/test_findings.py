@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeline import model_module
-from edgeline.data import ExampleParser
+from edgeline.data.reading import ExampleParser
 from edgeline.errors import UserError
+from edgeline.model_module import hooks
 from edgeline.representative_dataset import findings, selection
 from edgeline.representative_dataset.config import Sample
 from edgeline.representative_dataset.findings import EvalFilter, Summary
 from edgeline.representative_dataset.selection import Choice, Drawn
 
 
-def variant(tiny_module: Path, code: str) -> model_module.ModelModule:
+def variant(tiny_module: Path, code: str) -> hooks.ModelModule:
     tiny_module.write_text(tiny_module.read_text() + "\n\n" + code)
-    return model_module.load(str(tiny_module))
+    return hooks.load(str(tiny_module))
 
 
 # check ----------------------------------------------------------------------------------------------------------------

@@ -14,14 +14,16 @@ import pytest
 import tensorflow as tf
 from google.protobuf import json_format
 
-from edgeline import calibration_set, data, keras_io, model_module
+from edgeline.data import calibration_set, reading
 from edgeline.errors import UserError
-from edgeline.litert import TFLiteModel
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
 from edgeline.passport import Passport
 from edgeline.representative_dataset import findings, selection, transforms
 from edgeline.representative_dataset.config import Sample
 from edgeline.representative_dataset.findings import EvalFilter, Summary
 from edgeline.representative_dataset.transforms import FetchShards, FilterShards, Plan, SummarizeShards
+from edgeline.tflite.litert import TFLiteModel
 from edgeline.tflite_exporter import conversion
 
 
@@ -324,7 +326,7 @@ def test_the_pipeline_writes_samples_and_manifest(
     assert samples["x"].dtype == np.float32
 
     digests = {
-        split: {hashlib.sha256(content).hexdigest() for content in data.read_serialized(shards).as_numpy_iterator()}
+        split: {hashlib.sha256(content).hexdigest() for content in reading.read_serialized(shards).as_numpy_iterator()}
         for split, shards in (("train", files), ("eval", evaluation))
     }
     assert len(set(manifest["digests"])) == 10
@@ -420,7 +422,7 @@ def test_the_order_of_inputs_never_matters(tiny_module: Path, tmp_path: Path, wr
         path = tmp_path / f"two_inputs_{number}.py"
         hook = f"def preprocess(features):\n    return {{{returned}}}, features['y']\n"
         path.write_text(tiny_module.read_text() + TWO_INPUTS + hook)
-        module = model_module.load(str(path))
+        module = hooks.load(str(path))
         model = module.build_model()
         assert list(model.input_names) == ["wide", "narrow"]
         drawn = findings.stack(summarize(plan(path, model.input_names, samples=50), files).drawn)
@@ -428,7 +430,7 @@ def test_the_order_of_inputs_never_matters(tiny_module: Path, tmp_path: Path, wr
         samples, manifest = calibration_set.read(str(tmp_path / "set"))
         manifests.append(manifest)
         assert list(samples) == list(order)
-        passport = Passport(io=keras_io.describe_io(model, module), scheme={"scheme": "int8", "io_type": "int8"})
+        passport = Passport(io=keras_file.describe_io(model, module), scheme={"scheme": "int8", "io_type": "int8"})
         calibration_set.check_fits(manifest, passport.io["inputs"])
         scales = {port.name: port.scale for port in TFLiteModel(conversion.convert(model, passport, samples)).inputs}
         assert scales == {"wide": pytest.approx(98 / 255), "narrow": pytest.approx(0.5 / 255)}

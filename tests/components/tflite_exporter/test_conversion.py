@@ -15,11 +15,16 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from google.protobuf import json_format
 
-from edgeline import arrays, calibration_set, data, keras_io, litert, model_module, targets
-from edgeline.layers import BrokenPromiseError
-from edgeline.litert import TFLiteModel
+from edgeline import files, targets
+from edgeline.conversion import checks
+from edgeline.data import calibration_set, reading
+from edgeline.keras_models.promise_checks import BrokenPromiseError
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
 from edgeline.passport import Passport, Promise
-from edgeline.tflite_exporter import checks, conversion
+from edgeline.tflite import litert
+from edgeline.tflite.litert import TFLiteModel
+from edgeline.tflite_exporter import conversion
 from edgeline.tflite_exporter.config import Export
 from edgeline.tflite_exporter.conversion import ExportError
 
@@ -52,7 +57,7 @@ def converted(small: Any) -> Any:
         if (scheme, io_type) not in found:
             model = small.load()
             if scheme == "qat8":
-                model = keras_io.quantization_aware(model, {"layers": QAT_LAYERS})
+                model = keras_file.quantization_aware(model, {"layers": QAT_LAYERS})
                 model(images, training=True)  # the ranges of the activations
             content = conversion.convert(model, with_scheme(passport, scheme, io_type), {"image": images})
             found[scheme, io_type] = content, model(images).numpy()
@@ -222,13 +227,13 @@ def test_export_for_a_target_of_fixed_sizes(small: Any, calibration: str, tmp_pa
 
 def test_golden_vectors_are_what_the_app_sees(small: Any, calibration: str, tmp_path: Path) -> None:
     metadata = export(small, calibration, tmp_path / "out", "int8", "uint8")
-    golden = arrays.read(tmp_path / "out" / "golden.npz")
+    golden = files.read_arrays(tmp_path / "out" / "golden.npz")
     # the app's own preprocessing starts from these
     raw = [
         json_format.Parse(line, tf.train.Example())
         for line in (tmp_path / "out" / "golden.jsonl").read_text().splitlines()
     ]
-    inputs, _, _ = data.ExampleParser(small.module)(tf.constant([example.SerializeToString() for example in raw]))
+    inputs, _, _ = reading.ExampleParser(small.module)(tf.constant([example.SerializeToString() for example in raw]))
     np.testing.assert_array_equal(inputs, small.images()[:8])
     assert golden.keys() == {"inputs/image", "outputs/logits"}
     assert metadata["golden"] == len(golden["inputs/image"]) == len(golden["outputs/logits"]) == 8
@@ -250,10 +255,10 @@ def test_export_of_a_model_trained_for_quantization(small: Any, calibration: str
     plan = {"layers": QAT_LAYERS}
     source = tmp_path / "model"
     base = small.load()
-    keras_io.save(base, str(source))
-    wrapped = keras_io.quantization_aware(base, plan)
+    keras_file.save(base, str(source))
+    wrapped = keras_file.quantization_aware(base, plan)
     wrapped(small.images(), training=True)
-    keras_io.save_qat(wrapped, str(source))
+    keras_file.save_qat(wrapped, str(source))
     passport = with_scheme(Passport.read(small.folder), "qat8", "uint8", qat=plan)
     metadata = conversion.export(
         Export(parity_samples=8), small.module, passport, toolchain="tools", model_uri=str(source),
@@ -287,11 +292,11 @@ def test_export_refuses_outputs_that_are_no_numbers(tiny_module: Path, tmp_path:
         'keras.layers.Dense(8, activation="relu")', "keras.layers.Activation(tf.math.log)"
     )
     tiny_module.write_text(code + "\n\ndef custom_objects():\n    return {'log': tf.math.log}\n")
-    module = model_module.load(str(tiny_module))
+    module = hooks.load(str(tiny_module))
     model = module.build_model()
-    keras_io.save(model, str(tmp_path))
+    keras_file.save(model, str(tmp_path))
     calibration_set.write(str(tmp_path / "calibration"), {"x": np.float32([[-1, 1, 1, 1]])}, {})
-    passport = with_scheme(Passport(keras_io.describe_io(model, module)), "float32")
+    passport = with_scheme(Passport(keras_file.describe_io(model, module)), "float32")
     with pytest.raises(ExportError, match="NaN or infinite"):
         conversion.export(
             Export(), module, passport, toolchain="", model_uri=str(tmp_path),
@@ -308,16 +313,16 @@ def export_built(tiny_module: Path, build: str, scheme: str, *, shape: tuple[int
     after = rest[rest.index("def compile_model") :]
     tiny_module.write_text(f"{code}{build}\n\n\n{after}")
     tf_keras.utils.set_random_seed(1)
-    module = model_module.load(str(tiny_module))
+    module = hooks.load(str(tiny_module))
     model = module.build_model()
     folder = tiny_module.parent / "artifact"
-    keras_io.save(model, str(folder))
+    keras_file.save(model, str(folder))
     samples = np.random.default_rng(0).normal(size=[12, *shape]).astype(np.float32)
     calibration_set.write(str(folder / "calibration"), {"x": samples}, {})
     serving = folder / "serving"
     serving.mkdir()
     passport = with_scheme(
-        Passport(keras_io.describe_io(model, module), steps=({"step": "T", "config": {}, "model": ""},)), scheme
+        Passport(keras_file.describe_io(model, module), steps=({"step": "T", "config": {}, "model": ""},)), scheme
     )
     metadata = conversion.export(
         Export(**asked), module, passport, toolchain="", model_uri=str(folder),
@@ -479,7 +484,7 @@ def test_a_custom_operator_that_the_runtime_knows(tiny_module: Path) -> None:
     assert metadata["ops"]["custom"] == {"TFLite_Detection_PostProcess": 1}
     assert passport.failure is metadata["not_run"] is None
     assert [port["name"] for port in metadata["outputs"]] == ["boxes", "classes", "scores", "count"]
-    golden = arrays.read(tiny_module.parent / "artifact" / "serving" / "golden.npz")
+    golden = files.read_arrays(tiny_module.parent / "artifact" / "serving" / "golden.npz")
     # Keras' stand-in finds nothing; the operator keeps those boxes that do not lie upon each other
     assert golden["outputs/count"].max() > 0
     assert metadata["parity"]["count"]["max_abs"] > 0

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import tf_keras
 
-from edgeline import calibration_set, keras_io, model_module
-from edgeline.litert import TFLiteModel
-from edgeline.model_module import ModelModule
+from edgeline.data import calibration_set
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
+from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Passport
 from edgeline.quantizer import quantization
 from edgeline.quantizer.config import Quantize
+from edgeline.tflite.litert import TFLiteModel
 from edgeline.tflite_exporter import conversion
 from edgeline.tflite_exporter.config import Export
 
@@ -57,12 +59,14 @@ def images(height: int, width: int, count: int) -> np.ndarray:
 def p_net(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelModule, tf_keras.Model]:
     root = tmp_path_factory.mktemp("p_net")
     (root / "p_net.py").write_text(P_NET)
-    module = model_module.load(str(root / "p_net.py"))
+    module = hooks.load(str(root / "p_net.py"))
     tf_keras.utils.set_random_seed(0)
     model = module.build_model()
-    keras_io.save(model, str(root / "model"))
-    passport = Passport(io=keras_io.describe_io(model, module))
-    passport.with_step("Trainer", {}, inputs={}, toolchain="tools", model=keras_io.digest(model)).write(root / "model")
+    keras_file.save(model, str(root / "model"))
+    passport = Passport(io=keras_file.describe_io(model, module))
+    passport.with_step("Trainer", {}, inputs={}, toolchain="tools", model=keras_file.digest(model)).write(
+        root / "model"
+    )
     # the samples have one size, that at which the network makes one prediction
     calibration_set.write(str(root / "calibration"), {"image": images(12, 12, 40)}, {})
     return root, module, model

@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import tf_keras
 
-from edgeline import calibration_set, inspection, keras_io, litert, model_module
-from edgeline.layers import BrokenPromiseError
-from edgeline.litert import TFLiteModel
+from edgeline.conversion import checks, trial
+from edgeline.data import calibration_set
+from edgeline.keras_models.promise_checks import BrokenPromiseError
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
 from edgeline.passport import Passport, Promise
-from edgeline.tflite_exporter import checks, conversion, trial
+from edgeline.tflite import inspection, litert
+from edgeline.tflite.litert import TFLiteModel
+from edgeline.tflite_exporter import conversion
 from edgeline.tflite_exporter.config import Export
 
 layers = tf_keras.layers
@@ -102,7 +106,7 @@ def test_all_kernels_run_it_in_any_batch_size(files: Any) -> None:
 
 
 def test_it_is_exported_by_its_passport(files: Any, tiny_module: Path, tmp_path: Path) -> None:
-    keras_io.save(files["model"], str(tmp_path))
+    keras_file.save(files["model"], str(tmp_path))
     samples = np.random.default_rng(1).random((4, 16, 16, 3), np.float32)
     calibration_set.write(str(tmp_path / "calibration"), {"image": samples}, {})
     scheme = {"scheme": "float32", "io_type": "float32", "sparse": 1}
@@ -111,7 +115,7 @@ def test_it_is_exported_by_its_passport(files: Any, tiny_module: Path, tmp_path:
     serving = tmp_path / "serving"
     serving.mkdir()
     metadata = conversion.export(
-        Export(batch_size=4), model_module.load(str(tiny_module)), passport, toolchain="", model_uri=str(tmp_path),
+        Export(batch_size=4), hooks.load(str(tiny_module)), passport, toolchain="", model_uri=str(tmp_path),
         calibration_uri=str(tmp_path / "calibration"), serving=serving,
     )  # fmt: skip
     assert metadata["any_batch"]

@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import tf_keras
 
-from edgeline import checkpoints, data, keras_io, model_module, training
+from edgeline.data import reading
 from edgeline.errors import UserError
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
 from edgeline.passport import Passport
 from edgeline.trainer import phases
 from edgeline.trainer.component import Trainer
 from edgeline.trainer.config import Train
+from edgeline.training import checkpoints, loop
 
 MODULE = """
 
@@ -64,22 +67,22 @@ def module(small: Any, tmp_path: Path) -> Path:
     return path
 
 
-def change(module: Path, old: str, new: str) -> model_module.ModelModule:
+def change(module: Path, old: str, new: str) -> hooks.ModelModule:
     code = module.read_text()
     assert old in code
     module.write_text(code.replace(old, new))
-    return model_module.load(str(module))
+    return hooks.load(str(module))
 
 
 class Run:
     """A training on the small examples: the model before and after, its history and its phases."""
 
-    def __init__(self, code: model_module.ModelModule, examples: str, logs: Path, **asked: Any):
+    def __init__(self, code: hooks.ModelModule, examples: str, logs: Path, **asked: Any):
         config = Train(batch_size=16, **asked)
-        training.start(config.seed)
+        loop.start(config.seed)
         self.model = code.build_model()
         self.before = weights(self.model)
-        splits = training.open_splits(examples, code, phases.lengths(code.phases(), config))
+        splits = loop.open_splits(examples, code, phases.lengths(code.phases(), config))
         self.history, self.phases = phases.fit(self.model, code, splits, config, str(logs))
 
 
@@ -96,7 +99,7 @@ Train_ = Callable[..., Run]
 
 @pytest.fixture
 def train(module: Path, small: Any, tmp_path: Path) -> Train_:
-    return lambda **asked: Run(model_module.load(str(module)), small.examples, tmp_path / "logs", **asked)
+    return lambda **asked: Run(hooks.load(str(module)), small.examples, tmp_path / "logs", **asked)
 
 
 def test_each_phase_trains_its_layers_at_its_rate(train: Train_, module: Path, tmp_path: Path) -> None:
@@ -107,12 +110,12 @@ def test_each_phase_trains_its_layers_at_its_rate(train: Train_, module: Path, t
     # the norm keeps its statistics too: the model calls its base with training=False
     assert changed(done.before, weights(done.model)) == {"late/kernel", "late/bias", "logits/kernel", "logits/bias"}
     # rehearsed, then for real
-    compiled = model_module.load(str(module))._code.COMPILED
+    compiled = hooks.load(str(module))._code.COMPILED
     assert compiled == 2 * [("top", 2), ("fine_tuning", 4)]
     assert float(done.model.optimizer.learning_rate) == pytest.approx(1e-3)
     # later steps train what the last phase trained
-    keras_io.save(done.model, str(tmp_path / "model"))
-    loaded = keras_io.load(str(tmp_path / "model"), model_module.load(str(module)))
+    keras_file.save(done.model, str(tmp_path / "model"))
+    loaded = keras_file.load(str(tmp_path / "model"), hooks.load(str(module)))
     assert len(loaded.trainable_weights) == 4
     assert [layer.trainable for layer in loaded.get_layer("base").layers] == [False, False, True, True]
 
@@ -125,7 +128,7 @@ def test_the_component_says_so_in_passport_and_history(module: Path, small: Any,
         def set_string_custom_property(self, name: str, value: str) -> None:
             pass
 
-    code = model_module.load(str(module))
+    code = hooks.load(str(module))
     function = Trainer.EXECUTOR_SPEC.executor_class._FUNCTION
     function(
         examples=Artifact(Path(small.examples)), model=Artifact(tmp_path / "model"),
@@ -149,11 +152,11 @@ def test_the_first_phase_leaves_the_base_alone(train: Train_, module: Path) -> N
 
 
 def test_every_epoch_draws_anew(train: Train_, module: Path, small: Any) -> None:
-    code = model_module.load(str(module))
+    code = hooks.load(str(module))
     config = phases.lengths(code.phases(), Train(epochs=3, batch_size=16))
     assert config.epochs == 5
-    batches = data.training_data(
-        data.split_files(small.examples, "train"), code, batch_size=16, epochs=config.epochs, seed=0
+    batches = reading.training_data(
+        reading.split_files(small.examples, "train"), code, batch_size=16, epochs=config.epochs, seed=0
     )
     # what the second phase begins with is no epoch of the first
     firsts = [next(iter(batches.after(epoch)))[0].numpy() for epoch in range(config.epochs)]

@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 import tf_keras
 
-from edgeline import deployed, keras_io, model_module
+from edgeline import files
 from edgeline.errors import UserError
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
 from edgeline.trainer.config import Train
 from edgeline.trainer.warm_start import begin
 
 
 @pytest.fixture
 def trained(small: Any) -> str:
-    return str(Path(small.folder, keras_io.MODEL_FILE))
+    return str(Path(small.folder, keras_file.MODEL_FILE))
 
 
 def weights_of(model: tf_keras.Model) -> list[np.ndarray]:
@@ -34,7 +36,7 @@ def test_all_weights_are_taken(small: Any, trained: str) -> None:
     model = small.module.build_model()
     expected = weights_of(small.load())
     assert not same(weights_of(model), expected)
-    digest = deployed.sha256_of(trained)
+    digest = files.sha256_of(trained)
     facts = begin(model, small.module, Train(warm_start=trained, warm_start_digest=digest))
     assert facts == {
         "from": trained, "sha256": digest, "taken": True, "note": f"starts from the weights of {trained}"
@@ -66,7 +68,7 @@ def test_another_model_starts_from_scratch(
     code = Path(small.path).read_text()
     assert old in code
     (tmp_path / "other.py").write_text(code.replace(old, new))
-    module = model_module.load(str(tmp_path / "other.py"))
+    module = hooks.load(str(tmp_path / "other.py"))
     model = module.build_model()
     before = weights_of(model)
     facts = begin(model, module, Train(warm_start=trained))
@@ -107,8 +109,8 @@ def test_what_is_frozen_makes_no_difference(tmp_path: Path, small: Any) -> None:
 
     source, model = build(True), build(False)
     source.get_layer("base").layers[1].moving_mean.assign([1.0, 2.0, 3.0, 4.0])
-    keras_io.save(source, str(tmp_path))
-    config = Train(warm_start=str(tmp_path / keras_io.MODEL_FILE))
+    keras_file.save(source, str(tmp_path))
+    config = Train(warm_start=str(tmp_path / keras_file.MODEL_FILE))
     assert begin(model, small.module, config)["taken"]
     np.testing.assert_array_equal(model.get_layer("base").layers[1].moving_mean, [1.0, 2.0, 3.0, 4.0])
     data = np.arange(8, dtype=np.float32).reshape(2, 4)

@@ -1,0 +1,300 @@
+"""What must hold of a converted model: close to Keras, of allowed operators, quantized by the rules, nothing lost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tf_keras
+from ai_edge_litert import schema_py_generated as schema
+
+from edgeline.conversion import converter
+from edgeline.conversion.trial import ExportError
+from edgeline.keras_models import promise_checks
+from edgeline.keras_models.promise_checks import BrokenPromiseError
+from edgeline.model_io import graph_model, keras_file
+from edgeline.model_io.graph_model import GraphModel
+from edgeline.passport import Promise
+from edgeline.tflite import litert
+
+#: How far a scheme's outputs may be from Keras', per output: `relative` is the most that any value may differ, as a
+#: fraction of the largest one; `cosine` the least likeness of the outputs on all samples. Measured on trained and
+#: untrained networks (convolutional, dense, recurrent, attention; classifiers, regressors, autoencoders):
+#: - float32 differs by 5e-7 of the largest value at most: 1e-3 leaves room for depth, and refuses any real fault;
+#: - float16 by 1.4e-3: 2e-2 for the same reason;
+#: - the others by 1% to 8%, since one saturated value decides it, so they are judged by the cosine, which was at least
+#:   0.9997. At 0.98, noise has a fifth of the signal's amplitude: no sound model of a scheme with float or 16-bit
+#:   activations shows that. int8 loses more in deep models that are still useful, and the Evaluator judges those on the
+#:   metric that matters; at 0.9 noise has half of the signal's amplitude, and what is below has nothing to evaluate:
+#:   constant or saturated outputs, another order or sign. Outputs of one sign and size (a regressor's) keep a cosine
+#:   near 1 even so: for them this is no substitute for the Evaluator.
+#: What an output's own quantization cannot show is never a fault: see `check_parity`.
+#: Argmax agreement is reported and not judged: an untrained or ambiguous sample flips it at any precision.
+LIMITS: Mapping[str, Mapping[str, float]] = {
+    "float32": {"relative": 1e-3},
+    "float16": {"relative": 2e-2},
+    "dynamic_range": {"cosine": 0.98},
+    "int16x8": {"cosine": 0.98},
+    "int8": {"cosine": 0.9},
+    "qat8": {"cosine": 0.9},
+}
+
+#: So many of a list are named in a message.
+_MOST_NAMED = 8
+
+
+def parity(expected: dict[str, np.ndarray], received: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Compares a TFLite model's outputs with the Keras model's.
+
+    Args:
+      expected: by output name, shape [samples, ...].
+      received: likewise.
+
+    Returns:
+      Per output: max_abs (largest difference), relative (that by the largest expected value), cosine (of the flattened
+      outputs, -1 to 1), agreement (fraction of samples with the same argmax over the last axis, 0-1).
+
+    Raises:
+      ExportError: an output is missing, has another shape, or is not finite in one of them.
+    """
+    result = {}
+    for name, want in expected.items():
+        got = received.get(name)
+        if got is None or got.shape != want.shape:
+            shape = None if got is None else got.shape
+            raise ExportError(f"output {name!r} has shape {shape}, expected {want.shape}; outputs: {sorted(received)}")
+        for whose, values in (("", got), (" of the source model", want)):
+            broken = int((~np.isfinite(values)).sum())
+            if broken:
+                raise ExportError(f"output {name!r}{whose} has {broken} values that are NaN or infinite")
+        want, got = want.astype(np.float64), got.astype(np.float64)
+        difference = float(np.abs(want - got).max())
+        norms = float(np.linalg.norm(want) * np.linalg.norm(got))
+        result[name] = {
+            "max_abs": difference,
+            "relative": difference / max(float(np.abs(want).max()), 1e-12),
+            "cosine": float(np.vdot(want, got)) / norms if norms else float(np.array_equal(want, got)),
+            "agreement": float(np.mean(want.argmax(-1) == got.argmax(-1))) if want.ndim > 1 else 1.0,
+        }
+    return result
+
+
+def check_parity(scheme: str, closeness: dict[str, dict[str, float]], steps: Mapping[str, float], kernels: str) -> None:
+    """Holds what `parity` found against the scheme's LIMITS.
+
+    Two steps of an output's quantization are always allowed: probabilities of 0.001, say, are all zeros in int8.
+
+    Args:
+      scheme: a key of LIMITS.
+      closeness: facts per output.
+      steps: least difference that an output can show, by name; 0 or absent where it is a float.
+      kernels: what ran, for the message.
+
+    Raises:
+      ExportError: an output is too far off; names it.
+    """
+    limits = LIMITS[scheme]
+    for name, facts in closeness.items():
+        if facts["max_abs"] <= 2 * steps.get(name, 0.0):
+            continue
+        if facts["relative"] > limits.get("relative", np.inf):
+            raise ExportError(
+                f"output {name!r} differs from the source model's by {facts['max_abs']:.3g}, {facts['relative']:.2%} "
+                f"of its largest value, with {kernels}; {scheme} may differ by {limits['relative']:.2%}"
+            )
+        if facts["cosine"] < limits.get("cosine", -1.0):
+            raise ExportError(
+                f"output {name!r} has little to do with the source model's, with {kernels}: their cosine is "
+                f"{facts['cosine']:.3f}, {scheme} needs at least {limits['cosine']:g}"
+            )
+
+
+def check_operators(facts: dict[str, Any], *, allow_select_tf_ops: bool, allow_custom_ops: bool) -> None:
+    """Checks that a model has no operators but LiteRT's own and what is allowed.
+
+    Args:
+      facts: of the file, as `inspection.facts` returns them.
+      allow_select_tf_ops: whether TensorFlow's may be among them.
+      allow_custom_ops: whether others may.
+
+    Raises:
+      ExportError: names the operators and their layers.
+    """
+    for kind, allowed, option in (("flex", allow_select_tf_ops, "select_tf"), ("custom", allow_custom_ops, "custom")):
+        if facts["ops"][kind] and not allowed:
+            raise ExportError(
+                f"the model needs operators that are not LiteRT's own: {_named(facts['foreign_ops'], kind)}. Replace "
+                f"those layers, or allow the operators (allow_{option}_ops) where the app brings them"
+            )
+
+
+def check_integers(facts: dict[str, Any], scheme: dict[str, Any]) -> None:
+    """Checks that a model that is to compute on integers does so.
+
+    int8 and int16x8 are; with float inputs and outputs a QUANTIZE and a DEQUANTIZE stand at the model's ends. qat8 is
+    where its inputs and outputs are integers: else layers that the training could not quantize stay float, as it said.
+    What was asked to stay float (the scheme's keep_float) may.
+
+    Args:
+      facts: of the file, as `inspection.facts` returns them.
+      scheme: the passport's.
+
+    Raises:
+      ExportError: names the float operators with their layers, or the float inputs and outputs.
+    """
+    kind, has_integer_ports = scheme["scheme"], scheme["io_type"] != "float32"
+    if scheme.get("keep_float") or not (kind in ("int8", "int16x8") or (kind == "qat8" and has_integer_ports)):
+        return
+    found = facts["float_ops"]
+    # the conversions around a float operator only say where it is
+    culprits = [op for op in found if op["op"] not in ("QUANTIZE", "DEQUANTIZE")] or found
+    if culprits:
+        raise ExportError(
+            f"{kind} computes on integers alone, but these operators stayed float: {_named(culprits)}. Replace those "
+            f"layers, or choose a scheme with float activations (dynamic_range, float16)"
+        )
+    ports = [port["name"] for port in (*facts["inputs"], *facts["outputs"]) if port["dtype"] == "float32"]
+    if has_integer_ports and ports:
+        raise ExportError(f"inputs and outputs must be {scheme['io_type']}, but {', '.join(ports)} stayed float32")
+
+
+def _named(ops: list[dict[str, str]], kind: str | None = None) -> str:
+    """Returns operators in words: `SIN (layer wave, tensor model/wave/Sin)`, those of one kind in a layer once."""
+    chosen = [op for op in ops if kind is None or op["kind"] == kind]
+    counts = Counter((op["op"], op["layer"]) for op in chosen)
+    first = {(op["op"], op["layer"]): op["tensor"] for op in reversed(chosen)}
+    words = [
+        f"{f'{count} ' if count > 1 else ''}{op} (layer {layer or 'unknown'}, tensor {first[op, layer]})"
+        for (op, layer), count in counts.items()
+    ]
+    more = f" and {len(words) - _MOST_NAMED} more" if len(words) > _MOST_NAMED else ""
+    return ", ".join(words[:_MOST_NAMED]) + more
+
+
+def check_quantization(facts: dict[str, Any]) -> None:
+    """Checks that quantized weights and biases are as the TFLite specification says; see `inspection.facts`.
+
+    Raises:
+      ExportError: names the tensors.
+    """
+    broken = facts["violations"]
+    if broken:
+        more = f"; and {len(broken) - _MOST_NAMED} more" if len(broken) > _MOST_NAMED else ""
+        raise ExportError(
+            f"the file breaks the TFLite quantization specification: {'; '.join(broken[:_MOST_NAMED])}{more}"
+        )
+
+
+def check_promises(content: bytes, promises: tuple[Promise, ...]) -> None:
+    """Checks that zeros, their patterns and shared values survived into the flatbuffer.
+
+    The converter transposes kernels and folds BatchNorm into them, which scales each output channel: so shapes are
+    compared as multisets of dimensions, and distinct values are counted per output channel (the first axis). Each
+    promise needs a tensor of its own: of two kernels of one shape in a layer, one does not answer for the other.
+
+    Args:
+      content: of the `.tflite` file.
+      promises: of the Keras model's kernels.
+
+    Raises:
+      BrokenPromiseError: names the layers.
+    """
+    found = [*litert.kernels(content, at_least=2), *_recurrent_kernels(content)]
+    broken = []
+    # no names of weights are left in a flatbuffer
+    wanted = Counter(dataclasses.replace(promise, weight="") for promise in dict.fromkeys(promises))
+    for promise, count in wanted.items():
+        same = [w for w in found if _has_size(promise, w.stored.shape)]
+        named = [w for w in same if f"/{promise.layer}/" in f"/{w.name}/"] or same
+        if sum(_holds(promise, w) for w in named) < count:
+            seen = ", ".join(f"{w.zeros.mean():.4f} zeros, {_most_values(w.stored)} values" for w in named)
+            several = f" in {count} weights" if count > 1 else ""
+            broken.append(f"{promise_checks.describe(promise)}{several}, found {seen or 'no such tensor'})")
+    if broken:
+        raise BrokenPromiseError(
+            f"the conversion broke what was promised for {len(broken)} layers: {'; '.join(broken)}"
+        )
+
+
+def _recurrent_kernels(content: bytes) -> list[litert.Weight]:
+    """Returns the kernels of fused LSTM layers, which have a tensor for each gate, as the one matrix of Keras."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    by_name = {weight.name: weight for weight in litert.weights(content)}
+    made = []
+    for graph in model.subgraphs:
+        for operator in graph.operators or []:
+            code = model.operatorCodes[operator.opcodeIndex]
+            if max(code.builtinCode, code.deprecatedBuiltinCode) != _LSTM:
+                continue
+            names = [graph.tensors[i].name.decode() if i >= 0 else "" for i in operator.inputs]
+            # gates in Keras's order: input, forget, cell, output
+            for first in (1, 5):
+                gates = [by_name[name] for name in names[first : first + 4] if name in by_name]
+                if len(gates) == 4:
+                    stored = np.concatenate([gate.stored for gate in gates])
+                    made.append(litert.Weight(gates[0].name, stored, gates[0].zero_point))
+    return made
+
+
+_LSTM = schema.BuiltinOperator.UNIDIRECTIONAL_SEQUENCE_LSTM
+
+
+def _has_size(promise: Promise, shape: tuple[int, ...]) -> bool:
+    return sorted(n for n in promise.shape if n != 1) == sorted(n for n in shape if n != 1)
+
+
+def _holds(promise: Promise, weight: litert.Weight) -> bool:
+    most = _most_values(weight.stored)
+    if promise.kind in ("sparsity", "clusters"):
+        return promise_checks.holds(promise, weight.zeros, most)
+    # a pattern runs along axes: output channels are first here and last in Keras, but for embeddings
+    shape = tuple(n for n in promise.shape if n != 1)
+    turned = (np.moveaxis(weight.zeros, 0, -1), weight.zeros)
+    fitting = [zero.reshape(promise.shape) for zero in turned if tuple(n for n in zero.shape if n != 1) == shape]
+    return any(promise_checks.holds(promise, zero, most) for zero in fitting)
+
+
+def _most_values(stored: np.ndarray) -> int:
+    return max(len(np.unique(channel)) for channel in stored)
+
+
+def techniques(facts: dict[str, Any], promises: tuple[Promise, ...]) -> dict[str, dict[str, int]]:
+    """Returns what the constants cost by what was done to them.
+
+    Args:
+      facts: of the file, as `inspection.facts` returns them.
+      promises: of earlier steps; a constant is a promise's where its name holds the layer's and the size fits.
+
+    Returns:
+      tensors, bytes and zlib_bytes (each tensor for itself) by number type and techniques, such as `int8
+      pruned clustered` or `float32 pruned sparse` (stored so), the largest first. What the file has beside them is
+      graph and names.
+    """
+    words = {"sparsity": "pruned", "clusters": "clustered"}  # blocks and patterns are of zeros too
+    sizes: dict[str, dict[str, int]] = {}
+    for weight in facts["weights"]:
+        kinds = {
+            "sparsity" if promise.of_zeros else promise.kind
+            for promise in promises
+            if f"/{promise.layer}/" in f"/{weight['name']}/" and _has_size(promise, tuple(weight["shape"]))
+        }
+        label = " ".join([weight["dtype"], *(word for kind, word in words.items() if kind in kinds)])
+        label += " sparse" if weight["sparse"] else ""
+        entry = sizes.setdefault(label, {"tensors": 0, "bytes": 0, "zlib_bytes": 0})
+        entry["tensors"] += 1
+        entry["bytes"] += weight["bytes"]
+        entry["zlib_bytes"] += weight["zlib_bytes"]
+    return dict(sorted(sizes.items(), key=lambda item: (-item[1]["bytes"], item[0])))
+
+
+def reference(
+    model: tf_keras.Model | GraphModel, io: dict[str, Any], inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Returns the outputs of the model that is converted, by name, shape [samples, ...]."""
+    infer = keras_file.inference_function(model, io)
+    count = len(next(iter(inputs.values())))
+    parts = [infer(**batch) for batch in converter.batches(inputs, graph_model.fixed_batch(io) or count)]
+    return {name: np.concatenate([part[name].numpy() for part in parts])[:count] for name in parts[0]}

@@ -1,0 +1,270 @@
+"""A float `.tflite` file, whoever made it, as a model to quantize after training: no TensorFlow graph is needed.
+
+ai-edge-quantizer does the work. Its int8 does not know every operator that LiteRT has in int8 (PReLU is one it lacks);
+TensorFlow's quantizer, which reads flatbuffers too, is asked where something stayed float.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
+from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
+from ai_edge_quantizer.algorithm_manager import AlgorithmName
+from ai_edge_quantizer.utils import qsv_utils
+from tensorflow.lite.python.convert import mlir_quantize
+from tensorflow.lite.python.optimize.calibrator import Calibrator
+
+from edgeline.errors import UserError
+from edgeline.tflite import inspection
+from edgeline.tflite.litert import DEFAULT_SIGNATURE, TFLiteModel, default_signature
+
+_OPS = qtyping.TFLOperationName
+_PER_TENSOR = qtyping.QuantGranularity.TENSORWISE
+#: So many of a list are named in a message.
+_MOST_NAMED = 8
+
+
+def read(path: Path, signature: str = "") -> tuple[bytes, dict[str, Any]]:
+    """Reads a model that is to be quantized.
+
+    Args:
+      path: of the `.tflite` file, which may be damaged.
+      signature: the one that is the model; empty: `serving_default`, or the only one.
+
+    Returns:
+      The content, of that signature alone, and the passport's `io` without labels: its names are the signature's, or
+      where the file has none the tensors'.
+
+    Raises:
+      UserError: it is damaged, LiteRT cannot run it, it has no such signature, or it is quantized already.
+    """
+    facts = inspection.read(path, weights=False)  # in a child process, which a damaged file may crash
+    names = [found["name"] for found in facts["signatures"]]
+    if signature and signature not in names:
+        raise UserError(f"model {path} has no signature {signature!r}; its signatures are {', '.join(names) or 'none'}")
+    try:
+        chosen = signature or default_signature(names)
+    except ValueError as error:
+        raise UserError(f"model {path} cannot be used: {error}; choose one with --signature") from None
+    content = path.read_bytes()
+    quantized = _quantized(content)
+    if quantized:
+        more = f" and {len(quantized) - _MOST_NAMED} more" if len(quantized) > _MOST_NAMED else ""
+        raise UserError(
+            f"model {path} is quantized already: {', '.join(quantized[:_MOST_NAMED])}{more}. Only a float32 model can "
+            f"be quantized: give the one that it was made of"
+        )
+    if len(names) != 1:
+        content = _only(content, chosen)
+    try:
+        runner = TFLiteModel(content)
+        # where only the batch is open: some operators cannot be prepared for sizes of 1
+        if all(-1 not in port.shape[1:] for port in runner.inputs):
+            runner.resize(1)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"model {path} cannot be run by LiteRT: {' '.join(str(error).split())[:500]}") from error
+    found = inspection.structure(content)
+    ports = {side: [_port(port) for port in found[side]] for side in ("inputs", "outputs")}
+    for port in ports["inputs"]:
+        if not port["shape"]:
+            raise UserError(f"model {path}: input {port['name']!r} is a single number; a batch must be its first axis")
+    return content, ports
+
+
+def _port(facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": facts["name"],
+        "shape": [None if n == -1 else n for n in facts["shape"]],
+        "dtype": facts["dtype"],
+    }
+
+
+def _quantized(content: bytes) -> list[str]:
+    """Returns the tensors whose numbers stand for real ones, in words."""
+    types = {number: name.lower() for name, number in vars(schema.TensorType).items() if not name.startswith("_")}
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    found = []
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            scales = tensor.quantization.scale if tensor.quantization is not None else None
+            is_float = tensor.type in (schema.TensorType.FLOAT32, schema.TensorType.FLOAT64)
+            if tensor.type == schema.TensorType.FLOAT16 or (scales is not None and len(scales) and not is_float):
+                found.append(f"{tensor.name.decode(errors='replace')} ({types.get(tensor.type, tensor.type)})")
+    return found
+
+
+def _only(content: bytes, signature: str | None) -> bytes:
+    """Returns a model of one signature and what it needs; without any it gets one that has the tensors' names."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    if signature is None:
+        graph, chosen = model.subgraphs[0], schema.SignatureDefT()
+        chosen.signatureKey, chosen.subgraphIndex = DEFAULT_SIGNATURE.encode(), 0
+        chosen.inputs, chosen.outputs = _named(graph, graph.inputs), _named(graph, graph.outputs)
+    else:
+        chosen = next(found for found in model.signatureDefs if found.signatureKey.decode() == signature)
+    kept = [chosen.subgraphIndex]
+    for index in kept:  # grows while it is read
+        kept += [n for options, field in _links(model.subgraphs[index]) if (n := getattr(options, field)) not in kept]
+    for index in kept:
+        for options, field in _links(model.subgraphs[index]):
+            setattr(options, field, kept.index(getattr(options, field)))
+    model.subgraphs = [model.subgraphs[index] for index in kept]
+    chosen.subgraphIndex = 0
+    model.signatureDefs = [chosen]
+    used = {tensor.buffer for graph in model.subgraphs for tensor in graph.tensors}
+    used |= {entry.buffer for entry in model.metadata or []}
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
+            buffer.data = None
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def for_one_example(content: bytes) -> bytes:
+    """Returns a model that takes one example, of one that says it takes any number; 1 is the size it was made in."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    graph = model.subgraphs[0]
+    for tensor in (graph.tensors[index] for index in (*graph.inputs, *graph.outputs)):
+        sizes = tensor.shapeSignature
+        if sizes is not None and len(sizes) and sizes[0] == -1:
+            tensor.shapeSignature = [1, *sizes[1:]]
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _named(graph: Any, indices: Iterable[int]) -> list[Any]:
+    entries = []
+    for index in indices:
+        entry = schema.TensorMapT()
+        entry.name, entry.tensorIndex = graph.tensors[index].name, int(index)
+        entries.append(entry)
+    return entries
+
+
+def _links(graph: Any) -> Iterator[tuple[Any, str]]:
+    """Yields where the operators of a graph name other graphs: branches and bodies of loops."""
+    for operator in graph.operators or []:
+        for options in (operator.builtinOptions, operator.builtinOptions2):
+            for field in vars(options) if options is not None else ():
+                if field.lower().endswith("subgraphindex") and getattr(options, field) >= 0:
+                    yield options, field
+
+
+# schemes --------------------------------------------------------------------------------------------------------------
+
+
+def convert(content: bytes, scheme: dict[str, Any], batches: Iterable[dict[str, np.ndarray]]) -> bytes:
+    """Quantizes a model by a post-training scheme.
+
+    Args:
+      content: of the file, which has one signature.
+      scheme: the passport's: scheme and io_type.
+      batches: calibration samples by input name, in batches that the model takes.
+
+    Returns:
+      The content of the quantized file; of float32 the same that went in.
+
+    Raises:
+      ValueError: the quantizers cannot make it; says why.
+    """
+    kind, io_type = scheme["scheme"], scheme["io_type"]
+    if kind == "float32":
+        return content
+    samples = list(batches) if kind in ("int8", "int16x8") else []
+    if samples:
+        _refuse_loops(content, kind)
+    manager = recipe_manager.RecipeManager()
+    if kind == "float16":
+        # its way to say that weights are stored so and computed on in float32
+        manager.add_weight_only_config(
+            ".*", _OPS.ALL_SUPPORTED, 16, _PER_TENSOR, algorithm_key=AlgorithmName.FLOAT_CASTING
+        )
+    elif kind == "dynamic_range":
+        manager.add_dynamic_config(".*", _OPS.ALL_SUPPORTED, 8)
+    else:
+        manager.add_static_config(".*", _OPS.ALL_SUPPORTED, 8 if kind == "int8" else 16, 8)
+        for end in (_OPS.INPUT, _OPS.OUTPUT):
+            _set_end(manager, end, io_type)
+    try:
+        quantized = _quantize(content, manager, samples)
+    except Exception as error:  # each operator has its own ways to fail
+        raise ValueError(f"ai-edge-quantizer cannot make {kind} of the model: {_first_line(error)}") from error
+    if kind != "int8" or not inspection.structure(quantized)["float_ops"]:
+        return quantized
+    with contextlib.suppress(ValueError):
+        other: bytes = mlir_quantize(
+            calibrate(content, samples), input_data_type=tf.as_dtype(io_type), output_data_type=tf.as_dtype(io_type)
+        )
+        if len(inspection.structure(other)["float_ops"]) < len(inspection.structure(quantized)["float_ops"]):
+            return other
+    return quantized
+
+
+def calibrate(content: bytes, batches: Iterable[dict[str, np.ndarray]]) -> bytes:
+    """Returns a model in which TensorFlow's calibrator has noted the range of every tensor; arguments as of `convert`.
+
+    Raises:
+      ValueError: the calibrator does not know an operator.
+    """
+    _refuse_loops(content, "int8")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated", UserWarning)
+            calibrated: bytes = Calibrator(content).calibrate(lambda: iter(batches))
+    except RuntimeError as error:
+        raise ValueError(f"TensorFlow cannot calibrate the model: {_first_line(error)}") from error
+    return calibrated
+
+
+def _refuse_loops(content: bytes, kind: str) -> None:
+    if inspection.structure(content)["ops"]["builtin"].get("WHILE"):
+        raise ValueError(
+            f"{kind} cannot be made of a TFLite model with loops (WHILE): the quantizers do not see into them. Choose "
+            f"dynamic_range or float16"
+        )
+
+
+def _set_end(manager: recipe_manager.RecipeManager, end: qtyping.TFLOperationName, io_type: str) -> None:
+    """Sets the number type of the model's inputs or outputs; int8 is what the scheme makes of them anyway."""
+    if io_type == "float32":
+        manager.add_quantization_config(".*", end, algorithm_key=AlgorithmName.NO_QUANTIZE)
+    elif io_type == "uint8":
+        config = qtyping.OpQuantizationConfig(
+            activation_tensor_config=qtyping.TensorQuantizationConfig(
+                8, False, _PER_TENSOR, qtyping.TensorDataType.UINT
+            ),
+            weight_tensor_config=qtyping.TensorQuantizationConfig(8, True, _PER_TENSOR),
+            compute_precision=qtyping.ComputePrecision.INTEGER,
+        )
+        manager.add_quantization_config(".*", end, config)
+
+
+def _quantize(content: bytes, manager: recipe_manager.RecipeManager, samples: list[dict[str, np.ndarray]]) -> bytes:
+    ranges = None
+    # progress bars go to the terminal, whoever else shows something there
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.filterwarnings("ignore", ".*experimental_preserve_all_tensors", UserWarning)
+        if samples:
+            watched = calibrator.Calibrator(
+                content, 1, calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,
+                # as TensorFlow's calibrator does; the default is a moving average, which depends on the order
+                qsv_utils.min_max_update,
+            )  # fmt: skip
+            [signature] = watched.get_signature_list()
+            for sample in samples:  # one by one: variables, an LSTM's state, are reset after each call
+                watched.calibrate({signature: [sample]}, manager)
+            ranges = watched.get_model_qsvs()
+        made = quantizer.Quantizer(bytearray(content), manager.get_quantization_recipe())
+        result = made.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+    return bytes(result.quantized_model)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

@@ -1,0 +1,1 @@
+"""From measurements to a verdict: which candidates meet the budget, and which is selected."""

@@ -1,0 +1,44 @@
+"""The models that are judged."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from edgeline.passport import Passport
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A TFLiteExporter's output, opened.
+
+    Attributes:
+      name: of the recipe.
+      folder: with `model.tflite`, `metadata.json` and `passport.json`.
+      passport: what was done to it.
+      metadata: its sizes and ports; None where it failed earlier.
+    """
+
+    name: str
+    folder: Path
+    passport: Passport
+    metadata: dict[str, Any] | None
+
+    @property
+    def model_path(self) -> str:
+        """The `.tflite` file."""
+        return str(self.folder / "model.tflite")
+
+
+@dataclasses.dataclass(frozen=True)
+class DeployedModel:
+    """The model in the field.
+
+    Attributes:
+      facts: path, version, sha256, name, bytes and zlib_bytes, for the report.
+      failure: why it cannot be compared with; None where it can.
+    """
+
+    facts: dict[str, Any]
+    failure: str | None = None

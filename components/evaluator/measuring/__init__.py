@@ -1,0 +1,1 @@
+"""Measuring all candidates in one pass over the eval split."""

@@ -1,0 +1,1 @@
+"""Keras models in memory: their layers, promises and forms."""

@@ -1,0 +1,1 @@
+"""Models in files: Keras, SavedModel, and graphs without layers."""

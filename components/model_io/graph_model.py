@@ -1,0 +1,143 @@
+"""A model of which only the graph is known, such as a SavedModel without Keras metadata: converted, never trained.
+
+In an artifact's folder it lies as `Format-Serving/` alone: a SavedModel, whose signature `serving_raw` is the model, or
+`model.tflite`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from edgeline.model_io import keras_file
+from edgeline.model_module.hooks import ModelModule
+from edgeline.tflite.litert import TFLiteModel
+
+if TYPE_CHECKING:
+    from edgeline.data.transformation import Transformation  # imports Beam
+
+TFLITE_FILE = f"{keras_file.SERVING_FOLDER}/model.tflite"
+
+
+class GraphModel(tf.Module):
+    """Calls a graph as a Keras model is called.
+
+    Attributes:
+      io: the passport's.
+
+    Args:
+      function: from tensors by input name to tensors by output name.
+      io: the passport's: names, shapes and dtypes of both.
+      keep: what holds the graph's variables.
+    """
+
+    io: dict[str, Any]
+
+    def __init__(self, function: Callable[..., Any], io: dict[str, Any], keep: Any = None):
+        super().__init__()
+        self._function = function
+        self._keep = keep
+        # a module would wrap what is assigned plainly, and JSON knows no wrappers
+        object.__setattr__(self, "io", io)
+
+    @property
+    def input_names(self) -> list[str]:
+        """The inputs' names, in their order."""
+        return [port["name"] for port in self.io["inputs"]]
+
+    @property
+    def inputs(self) -> list[tf.TensorSpec]:
+        """The inputs' shapes and dtypes."""
+        return [tf.TensorSpec(port["shape"], port["dtype"]) for port in self.io["inputs"]]
+
+    def __call__(self, inputs: Any, training: bool = False) -> list[tf.Tensor]:
+        """Returns the outputs in their order; one input comes as a tensor, several as a list in theirs."""
+        tensors = inputs if isinstance(inputs, list | tuple) else [inputs]
+        outputs = self._function(**dict(zip(self.input_names, tensors, strict=True)))
+        return [outputs[port["name"]] for port in self.io["outputs"]]
+
+
+class TFLiteGraph(GraphModel):
+    """A float `.tflite` file, called as a Keras model is called; LiteRT runs it.
+
+    Attributes:
+      content: of the file, which has one signature.
+
+    Args:
+      content: likewise.
+      io: the passport's, with the signature's names.
+    """
+
+    content: bytes
+
+    def __init__(self, content: bytes, io: dict[str, Any]):
+        super().__init__(self._run, io)
+        object.__setattr__(self, "content", content)
+        self._runner = TFLiteModel(content)
+
+    def _run(self, **tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        def run(*values: np.ndarray) -> list[np.ndarray]:
+            # one by one: not every file takes the batches that it says it takes
+            received = self._runner.run(dict(zip(tensors, values, strict=True)), 1)
+            return [received[port["name"]] for port in self.io["outputs"]]
+
+        outputs = tf.numpy_function(run, list(tensors.values()), [port["dtype"] for port in self.io["outputs"]])
+        # of a single output it makes no list
+        tensors_out = tf.nest.flatten(outputs)
+        return {port["name"]: tensor for port, tensor in zip(self.io["outputs"], tensors_out, strict=True)}
+
+
+def fixed_batch(io: dict[str, Any]) -> int | None:
+    """Returns the batch size that a model was made for; None: any."""
+    size: int | None = io["inputs"][0]["shape"][0]
+    return size
+
+
+def is_one(folder: str) -> bool:
+    """Returns whether an artifact's folder holds a graph alone, and no Keras model."""
+    return not Path(folder, keras_file.MODEL_FILE).exists() and Path(folder, keras_file.SERVING_FOLDER).exists()
+
+
+def save(
+    model: GraphModel,
+    module: ModelModule,
+    io: dict[str, Any],
+    folder: str,
+    transformation: Transformation | None = None,
+) -> None:
+    """Writes `Format-Serving/`; a model of a fixed batch size gets no signature for serialized examples.
+
+    The arguments are those of `keras_io.save_serving`.
+    """
+    if isinstance(model, TFLiteGraph):
+        Path(folder, TFLITE_FILE).parent.mkdir(parents=True, exist_ok=True)
+        Path(folder, TFLITE_FILE).write_bytes(model.content)
+        return
+    if fixed_batch(io) is None:
+        keras_file.save_serving(model, module, io, folder, transformation)
+        return
+    holder = tf.Module()
+    holder.model = model
+    signature = keras_file.input_signature(io, fixed_batch(io))
+    raw = keras_file.inference_function(model, io).get_concrete_function(**signature)
+    tf.saved_model.save(holder, str(Path(folder, keras_file.SERVING_FOLDER)), signatures={"serving_raw": raw})
+
+
+def load(folder: str, io: dict[str, Any]) -> GraphModel:
+    """Returns the model that `save` wrote."""
+    if Path(folder, TFLITE_FILE).exists():
+        return TFLiteGraph(Path(folder, TFLITE_FILE).read_bytes(), io)
+    loaded = tf.saved_model.load(str(Path(folder, keras_file.SERVING_FOLDER)))
+    return GraphModel(loaded.signatures["serving_raw"], io, loaded)
+
+
+def copy(source: str, target: str) -> None:
+    """Copies the model from one artifact's folder to another's."""
+    shutil.copytree(
+        Path(source, keras_file.SERVING_FOLDER), Path(target, keras_file.SERVING_FOLDER), dirs_exist_ok=True
+    )

@@ -1,0 +1,1 @@
+"""The user's model module: where it lies, its digest, its hooks."""

@@ -1,0 +1,1 @@
+"""Pushing the selected model to where devices take it from."""

@@ -1,0 +1,113 @@
+"""Numbers as the report prints them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MISSING = "–"
+
+
+def _decimals(reference: float | None, digits: int) -> int:
+    """How many decimals show `digits` significant digits of numbers about as large as the reference."""
+    if not reference:
+        return digits
+    return min(max(digits - math.ceil(math.log10(abs(reference))), 0), 9)
+
+
+@dataclass(frozen=True)
+class Format:
+    """Numbers as text. A column has as many decimals as the baseline's value needs, so that its digits line up."""
+
+    metric_decimals: int
+    ms_decimals: int
+
+    @classmethod
+    def of(cls, metric: float | None, ms: float | None) -> Format:
+        """Returns the format for numbers about as large as the baseline's."""
+        return cls(_decimals(metric, 4), _decimals(ms, 3))
+
+    def metric(self, value: float | None) -> str:
+        """A value of the budget's metric."""
+        return self.fixed(value, self.metric_decimals)
+
+    def change(self, value: float | None) -> str:
+        """A difference of two values of the metric, with its sign."""
+        text = self.metric(value)
+        return f"+{text}" if value is not None and value > 0 and text.strip("0.") else text
+
+    def interval(self, ends: Sequence[float | None] | None, signed: bool = False) -> str | None:
+        """Both ends of an interval of the metric; None without one."""
+        if not ends or None in ends:
+            return None
+        write = self.change if signed else self.metric
+        return f"{write(ends[0])} to {write(ends[1])}"
+
+    def ms(self, value: float | None) -> str:
+        """Milliseconds, without the unit."""
+        return self.fixed(value, self.ms_decimals)
+
+    def latency(self, p50: float | None, p90: float | None) -> str:
+        """Both latencies of the table."""
+        return MISSING if p50 is None and p90 is None else f"{self.ms(p50)} / {self.ms(p90)}"
+
+    def count(self, value: float | None) -> str:
+        """A whole number."""
+        return MISSING if value is None else f"{value:,.0f}".replace("-", "−")
+
+    def signed(self, value: int) -> str:
+        """A difference of two whole numbers."""
+        return f"{value:+,}".replace("-", "−") if value else "0"
+
+    def percent(self, value: float | None) -> str:
+        """A fraction."""
+        return MISSING if value is None else f"{100 * value:.1f} %"
+
+    def times(self, value: float | None) -> str:
+        """A ratio."""
+        return MISSING if value is None else f"{value:.1f}×"
+
+    def number(self, value: float | None) -> str:
+        """A number of unknown scale, such as a metric that the budget does not name."""
+        return MISSING if value is None else f"{value:.4g}".replace("-", "−")
+
+    def size(self, value: float | None) -> str:
+        """Bytes, rounded."""
+        for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+            if value is not None and abs(value) >= unit:
+                return f"{value / unit:.3g} {name}"
+        return MISSING if value is None else f"{value:g} B"
+
+    def seconds(self, value: float | None) -> str:
+        """A time that a step takes."""
+        if value is None:
+            return MISSING
+        if value < 60:
+            return f"{value:.1f} s"
+        minutes, seconds = divmod(round(value), 60)
+        return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {seconds:02d} s"
+
+    def ratio(self, old: float | None, new: float | None, less: str, more: str) -> str | None:
+        """Compares two positive numbers, as in "2.0× faster"; None if one is missing."""
+        if not old or not new:
+            return None
+        return f"{old / new:.1f}× {less}" if new <= old else f"{new / old:.1f}× {more}"
+
+    def any(self, value: Any) -> str:
+        """What a report's newer writer may say of a layer."""
+        if value is None or value == "":
+            return MISSING
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return self.count(value) if isinstance(value, int) else self.number(value)
+
+    def fixed(self, value: float | None, decimals: int) -> str:
+        """A number with this many decimals."""
+        if value is None:
+            return MISSING
+        if abs(value) >= 1e9:  # a diverged model; all digits would only widen the column
+            return self.number(value)
+        text = f"{value:.{decimals}f}"
+        return text.replace("-", "−" if text.strip("-0.") else "")

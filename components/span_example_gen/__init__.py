@@ -1,0 +1,1 @@
+"""Ingesting the spans of a data folder as Examples."""

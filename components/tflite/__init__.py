@@ -1,0 +1,1 @@
+"""`.tflite` files: running, inspecting and timing them."""

@@ -1,0 +1,1 @@
+"""`edgeline kubeflow`: compiling the pipeline, and talking to a server."""

@@ -1,0 +1,101 @@
+"""The command line: which commands there are. A command's own module is imported when it is asked for, no other."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+from rich.console import Console
+
+from edgeline.errors import UserError
+from edgeline.pipelines import console
+from edgeline.pipelines.exit_codes import ExitCode
+
+
+class Command(NamedTuple):
+    """A command of `edgeline`.
+
+    Attributes:
+      module: whose `add_commands(commands, common)` adds its parser, perhaps with others of the same module.
+      summary: what it does, for the list of `edgeline --help`.
+    """
+
+    module: str
+    summary: str
+
+
+#: In the order of `edgeline --help`. The one place that a new command is entered, besides its own module.
+COMMANDS = {
+    "run": Command("edgeline.pipelines.cli.run", "train, compress, export, evaluate, select and push"),
+    "optimize": Command("edgeline.pipelines.cli.run", "like run, for a model that is already trained"),
+    "data": Command("edgeline.pipelines.cli.data", "make a data folder"),
+    "recipes": Command("edgeline.pipelines.cli.listing", "list the named recipes"),
+    "runs": Command("edgeline.pipelines.cli.listing", "list the runs of a pipeline, from its metadata"),
+    "lineage": Command("edgeline.pipelines.cli.listing", "say which data, module, parameters and steps made a file"),
+    "export": Command(
+        "edgeline.pipelines.cli.export", "make one TFLite or ONNX file of a trained model, without a pipeline"
+    ),
+    "inspect": Command(
+        "edgeline.pipelines.cli.inspect_file", "say what is in a .tflite file, or which signatures a SavedModel has"
+    ),
+    "report": Command("edgeline.pipelines.cli.report", "draw the report of a run anew, and open it"),
+    "compare": Command(
+        "edgeline.pipelines.cli.report", "say what two runs were asked differently, and what came out differently"
+    ),
+    "bench": Command("edgeline.pipelines.cli.bench", "measure what .tflite files cost on this machine"),
+    "push": Command("edgeline.pipelines.cli.push", "list the versions that were pushed, and roll back to one of them"),
+    "verify": Command("edgeline.pipelines.cli.verify", "check an exported model against what was exported with it"),
+    "history": Command("edgeline.pipelines.cli.history", "say what became of every run, night by night"),
+    "gc": Command("edgeline.pipelines.cli.clean", "delete what old runs have left behind"),
+    "kubeflow": Command("edgeline.kubeflow.cli.main", "run on Kubeflow Pipelines or Vertex"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    # before the first import of TensorFlow, in this process and its children
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+    given = sys.argv[1:] if argv is None else argv
+    # no option of `edgeline` itself takes a value, so that the first word is the command
+    arguments = parser([word for word in given if not word.startswith("-")][:1]).parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except UserError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        return _fail(str(error), ExitCode.USERS_MISTAKE)
+    except KeyboardInterrupt:
+        return _fail("interrupted; finished steps are kept, run the same command again to go on", ExitCode.INTERRUPTED)
+
+
+def _fail(message: str, code: ExitCode) -> int:
+    console.say(Console(stderr=True), f"edgeline: {message}", "red")
+    return code
+
+
+def parser(names: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """Returns the parser of `edgeline`.
+
+    Args:
+      names: the commands whose options it has to know; of the others it knows only that they are there.
+    """
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    whole = argparse.ArgumentParser(
+        prog="edgeline",
+        description="Turn a Keras model into the smallest, fastest TFLite model that still meets its quality budget.",
+    )
+    commands = whole.add_subparsers(metavar="COMMAND", required=True)
+    wanted = {command.module for name, command in COMMANDS.items() if name in names}
+    for name, command in COMMANDS.items():
+        if command.module not in wanted:
+            commands.add_parser(name, help=command.summary)
+        elif name not in commands.choices:
+            importlib.import_module(command.module).add_commands(commands, common)
+    return whole

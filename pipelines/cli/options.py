@@ -1,0 +1,454 @@
+"""The options of training and of the budget: the same for a local run and for a compiled one."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeline import targets
+from edgeline.budget import DEPLOYED, DIRECTIONS, DROP_BOUNDS, LIMITS, NONE, OBJECTIVES, Budget
+from edgeline.config import FineTuning
+from edgeline.data_gate.config import Gate
+from edgeline.errors import UserError
+from edgeline.evaluator.config import Evaluation
+from edgeline.model_importer.config import GRAPHS, WITH_SIGNATURES, Import, digest_of, kind_of
+from edgeline.pipelines import recipes
+from edgeline.quantizer.config import POST_TRAINING, Quantize
+from edgeline.recipe import Recipe, find
+from edgeline.representative_dataset.config import LABEL, STRATEGIES, Sample
+from edgeline.tflite_exporter.config import Export
+from edgeline.trainer.config import Train
+
+#: What `edgeline run` works on where nothing is said.
+DIGITS_MODULE = "edgeline.pipelines.examples.digits.model"
+DIGITS_ROOT = Path("runs/digits")
+
+
+def _add(parser: Any, flag: str, default: float | str, text: str, **settings: Any) -> None:
+    """Adds an option of the default's type whose help ends with the default."""
+    parser.add_argument(flag, type=type(default), default=default, help=f"{text} (default: %(default)s)", **settings)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that chooses between output for people and for machines."""
+    parser.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Adds the options for what of the data is read, and when."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--window",
+        type=int,
+        metavar="N",
+        help="of spans (--data 'DIR/day-{SPAN}' or 'DIR/{YYYY}-{MM}-{DD}'): the newest complete one and the N-1 before "
+        "(default: 1)",
+    )
+    group.add_argument(
+        "--only-new-data",
+        action="store_true",
+        help="do nothing, exit code 0, if data, module and options are those of the last finished run; with spans, "
+        "every run does so",
+    )
+    group.add_argument(
+        "--schema",
+        type=Path,
+        metavar="FILE.pbtxt",
+        help="what the data must look like; stop before the training where they do not (see: edgeline data schema)",
+    )
+    add_gate(group)
+
+
+def add_gate(parser: Any) -> None:
+    """Adds the options that `gate` reads."""
+    _add(
+        parser,
+        "--max-drift",
+        Gate().max_drift,
+        "with --schema: how far a feature of the training split may be from the last run's, and from the eval split, "
+        "where the schema has no comparator for it; 0-1, -1: any",
+        metavar="X",
+    )
+    parser.add_argument("--allow-drift", action="store_true", help="say what has drifted, and go on")
+
+
+def gate(arguments: argparse.Namespace, last_statistics: str) -> Gate:
+    """Returns what the options of `add_gate` say.
+
+    Args:
+      arguments: of the command.
+      last_statistics: where the statistics of the last data are kept.
+
+    Raises:
+      UserError: a value is out of range, or something is asked that needs a schema.
+    """
+    unset = Gate()
+    if not arguments.schema and (arguments.allow_drift or arguments.max_drift != unset.max_drift):
+        raise UserError("--max-drift and --allow-drift need --schema: make one with `edgeline data schema`")
+    with as_user_error():
+        return Gate(
+            max_drift=arguments.max_drift, allow_drift=int(arguments.allow_drift), last_statistics=last_statistics
+        )
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `training` reads."""
+    group = parser.add_argument_group("training")
+    for flag, default, text in (
+        ("--epochs", Train().epochs, "of the first training"),
+        ("--finetune-epochs", FineTuning().epochs, "of each compression step that trains"),
+        ("--batch-size", Train().batch_size, "of all trainings"),
+        ("--early-stopping", 0, "stop after so many epochs without a better validation loss; 0: never"),
+        ("--seed", 0, "of every random draw"),
+        ("--samples", Sample().samples, "for calibration"),
+    ):
+        _add(group, flag, default, text, metavar="N")
+    group.add_argument(
+        "--non-deterministic",
+        dest="deterministic",
+        action="store_const",
+        const=0,
+        default=1,
+        help="let operations sum in any order: may be faster on a GPU, and two runs differ in the last digits",
+    )
+    unset = Sample()
+    what = "which training examples quantization is calibrated on"
+    _add(group, "--calibration", unset.strategy, what, choices=STRATEGIES)
+    what = f"for stratified: {LABEL}, or a feature with one string or int64"
+    _add(group, "--calibration-by", unset.by, what, metavar="FEATURE")
+    what = "for diverse: share at each end of a range that counts as outliers, in %%"
+    _add(group, "--winsor-percent", unset.winsor_percent, what, metavar="X")
+    what = "share of training examples that may hold NaN or infinite values"
+    _add(group, "--max-bad-fraction", unset.max_bad_fraction, what, metavar="X")
+
+
+def training(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns `train`, `finetune` and `sample` of a Run.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+    shared = {"batch_size": arguments.batch_size, "seed": arguments.seed, "deterministic": arguments.deterministic}
+    with as_user_error():
+        return {
+            "train": Train(epochs=arguments.epochs, early_stopping_patience=arguments.early_stopping, **shared),
+            "finetune": FineTuning(epochs=arguments.finetune_epochs, **shared),
+            "sample": Sample(
+                samples=arguments.samples,
+                seed=arguments.seed,
+                strategy=arguments.calibration,
+                by=arguments.calibration_by,
+                winsor_percent=arguments.winsor_percent,
+                max_bad_fraction=arguments.max_bad_fraction,
+            ),
+        }
+
+
+def add_budget(parser: argparse.ArgumentParser, *, target_flag: str = "--target") -> None:
+    """Adds the options that `budget` reads.
+
+    Args:
+      parser: to add them to.
+      target_flag: what the option for the target is called, where `--target` means something else.
+    """
+    unset = Budget()
+    group = parser.add_argument_group("budget")
+    group.add_argument(
+        "--max-accuracy-drop",
+        "--max-drop",
+        dest="max_drop",
+        type=float,
+        default=unset.max_drop,
+        metavar="X",
+        help="below the float32 baseline, in the metric's unit (default: %(default)s)",
+    )
+    _add(group, "--metric", unset.metric, "the compiled metric that counts")
+    what = "whether more (max) or less (min) of it is better"
+    _add(group, "--direction", unset.direction, what, choices=DIRECTIONS)
+    what = "what must be within the drop: the measured one, or the upper end of its 95%% interval"
+    _add(group, "--drop-bound", unset.drop_bound, what, choices=DROP_BOUNDS)
+    what = "the worst value that the metric may have, whatever the baseline has"
+    _add(group, "--value-threshold", unset.value_threshold, what, metavar="X")
+    what = "below the model that was pushed last, on the same data; -1: do not compare"
+    _add(group, "--max-deployed-drop", unset.max_deployed_drop, what, metavar="X")
+    group.add_argument(
+        "--max-slice-drop",
+        dest="max_slice_drops",
+        action="append",
+        nargs=2,
+        default=[],
+        metavar=("SLICE", "X"),
+        help="likewise in each slice by features (label, camera, or camera,label) or in one (label=7); may be repeated",
+    )
+    what = "slices with fewer are not judged"
+    _add(group, "--min-slice-examples", unset.min_slice_examples, what, metavar="N")
+    for name, words, unit in LIMITS:
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=int if unit == "bytes" else float,
+            default=getattr(unset, name),
+            metavar="N" if unit == "bytes" else "MS",
+            help=f"most that the {words} may be (default: no limit)",
+        )
+    what = "what the selected candidate has least of"
+    _add(group, "--objective", unset.objective, what, choices=OBJECTIVES)
+    add_target(group, target_flag)
+
+
+def add_target(parser: Any, flag: str = "--target", *, default: str | None = targets.DEFAULT) -> None:
+    """Adds the option for the kind of hardware, read as `arguments.runs_on`."""
+    parser.add_argument(
+        flag,
+        dest="runs_on",
+        choices=targets.NAMES,
+        default=default,
+        help="the hardware that has to be able to run the model: its number types, operators and sizes"
+        + (" (default: %(default)s)" if default else ""),
+    )
+
+
+def budget(arguments: argparse.Namespace) -> Budget:
+    """Returns what the options of `add_budget` say.
+
+    Raises:
+      UserError: a value is out of range, or two contradict each other.
+    """
+    names = [field.name for field in dataclasses.fields(Budget) if field.name != "target"]
+    values = {name: getattr(arguments, name) for name in names} | {"target": arguments.runs_on}
+    drops: dict[str, float] = {}
+    for key, text in arguments.max_slice_drops:
+        try:
+            value = float(text)
+        except ValueError:
+            raise UserError(f"--max-slice-drop {key} {text}: the drop must be a number, such as 0.03") from None
+        if key in drops and drops[key] != value:
+            raise UserError(f"--max-slice-drop {key} is given as {drops[key]:g} and as {value:g}; give it once")
+        drops[key] = value
+    with as_user_error():
+        return Budget(**{**values, "max_slice_drops": json.dumps(drops)})
+
+
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `evaluation` reads."""
+    group = parser.add_argument_group("evaluation")
+    what = "records of the eval split that may be unreadable; they are left out"
+    _add(group, "--max-bad-records", Evaluation().max_bad_records, what, metavar="N")
+    group.add_argument("--check-keras", action="store_true", help="also evaluate the baseline's Keras model")
+    group.add_argument(
+        "--like",
+        default=DEPLOYED,
+        metavar=f"FILE.tflite|{DEPLOYED}|{NONE}",
+        help="whose inputs, outputs (names, shapes, number types), order of labels and target a candidate must have: a "
+        f"file's, those of the model that was pushed last, or {NONE}'s: a new contract (default: %(default)s)",
+    )
+
+
+def evaluation(arguments: argparse.Namespace) -> Evaluation:
+    """Returns what the options of `add_evaluation` say.
+
+    Raises:
+      UserError: a value is out of range, or there is no such file.
+    """
+    with as_user_error():
+        return Evaluation(
+            max_bad_records=arguments.max_bad_records,
+            check_keras=int(arguments.check_keras),
+            like=_like(arguments.like),
+        )
+
+
+def _like(given: str) -> str:
+    """Returns the value of `Evaluation.like`: of a file its contract, as the file is not there where it is judged."""
+    if given in (DEPLOYED, NONE):
+        return given
+    from edgeline.deployed import contract
+
+    path = Path(given)
+    if not path.is_file():
+        raise UserError(f"--like {given}: there is no such file; give a .tflite file, {DEPLOYED} or {NONE}")
+    return json.dumps({"of": path.name, "contract": contract.of_file(path)}, sort_keys=True)
+
+
+def add_recipes(parser: argparse._ActionsContainer) -> None:
+    """Adds the options that `chosen` reads, apart from the target."""
+    parser.add_argument(
+        "--recipe",
+        action="append",
+        dest="recipes",
+        metavar="NAME",
+        help="a candidate to make; may be repeated (see: edgeline recipes)",
+    )
+    add_recipes_file(parser)
+
+
+def add_recipes_file(parser: argparse._ActionsContainer) -> None:
+    """Adds the option that names a file of the user's own recipes."""
+    parser.add_argument(
+        "--recipes-file",
+        type=Path,
+        metavar="FILE.py",
+        help="Python file of functions that return recipes of your own; without --recipe, these are made",
+    )
+
+
+def chosen(arguments: argparse.Namespace) -> list[Recipe]:
+    """Returns the recipes that `--recipe` names, of Edgeline and of the user's file, else those tried where none is.
+
+    Each of int8 or qat8 exists with int8 inputs and outputs too, as NAME_io: where the target takes nothing else, these
+    are tried.
+
+    Raises:
+      UserError: a name is unknown, the file has no recipes, or the target can run none of what they make.
+    """
+    known = recipes.catalog(arguments.recipes_file)
+    with_integers = {f"{name}_io": made for name, recipe in known.recipes.items() for made in _with_integers(recipe)}
+    found = find(arguments.recipes or known.default, known.recipes | with_integers | known.recipes)
+    target = targets.TARGETS[arguments.runs_on]
+    if target is None or not target.integers_only:
+        return found
+    if not arguments.recipes:
+        found = [with_integers.get(f"{recipe.name}_io", recipe) for recipe in found]
+        found = [recipe for recipe in found if _io_type(recipe) in target.io] or found
+    if not any(_io_type(recipe) in target.io for recipe in found):
+        possible = [f"{recipe.name}_io" for recipe in found if f"{recipe.name}_io" in with_integers] or ["int8_io"]
+        raise UserError(
+            f"target {arguments.runs_on} takes integers only, but of {', '.join(recipe.name for recipe in found)} none "
+            f"has integer inputs and outputs; choose {', '.join(possible)}"
+        )
+    return found
+
+
+def _with_integers(recipe: Recipe) -> list[Recipe]:
+    *before, last = recipe.steps
+    if not isinstance(last, Quantize) or last.scheme not in ("int8", "qat8") or last.io_type != "float32":
+        return []
+    return [Recipe(f"{recipe.name}_io", (*before, dataclasses.replace(last, io_type="int8")))]
+
+
+def _io_type(recipe: Recipe) -> str:
+    last = recipe.steps[-1]
+    return last.io_type if isinstance(last, Quantize) else ""
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `export` reads, apart from those of `add_budget`."""
+    group = parser.add_argument_group("export")
+    group.add_argument(
+        "--allow-select-tf-ops",
+        action="store_true",
+        help="convert TensorFlow's own operators too; such a model is listed, never selected",
+    )
+    group.add_argument("--allow-custom-ops", action="store_true", help="allow custom operators, which the app brings")
+
+
+def export(arguments: argparse.Namespace) -> Export:
+    """Returns what the options of `add_export` say."""
+    return Export(
+        allow_select_tf_ops=int(arguments.allow_select_tf_ops),
+        allow_custom_ops=int(arguments.allow_custom_ops),
+        one_example=int(targets.needs_fixed_shapes(arguments.runs_on)),
+    )
+
+
+@contextlib.contextmanager
+def as_user_error() -> Iterator[None]:
+    """A config refuses a value with ValueError; where the value came from the command line, that is the user's."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+_MODEL = "a .keras or .h5 file (tf-keras, Keras 2 or 3), a SavedModel's folder, a GraphDef (.pb), or a float .tflite"
+
+
+def add_import_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the positional MODEL and the options that `imported` reads."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help=_MODEL)
+    group = parser.add_argument_group("the model")
+    group.add_argument(
+        "--signature", default="", metavar="NAME", help="of a SavedModel or .tflite file that has several"
+    )
+    group.add_argument(
+        "--input",
+        action="append",
+        dest="inputs",
+        default=[],
+        metavar="NAME[=?,96,96,3]",
+        help="of a GraphDef, with its shape where the graph does not say; may be repeated (default: all placeholders)",
+    )
+    group.add_argument(
+        "--output-name",
+        action="append",
+        dest="outputs",
+        default=[],
+        metavar="NAME",
+        help="of a GraphDef; may be repeated (default: what nothing else reads)",
+    )
+    group.add_argument(
+        "--allow-lambda",
+        action="store_true",
+        help="run the Python code that Lambda layers in the file hold: only if you trust its author",
+    )
+
+
+def imported(arguments: argparse.Namespace) -> Import:
+    """Returns what the options of `add_import_options` say.
+
+    Raises:
+      UserError: the path holds no model, or of another kind than an option is for.
+    """
+    path = arguments.model.absolute()
+    kind = kind_of(path)
+    for flag, given, wanted, words in (
+        ("--signature", arguments.signature, WITH_SIGNATURES, "SavedModel or a .tflite file"),
+        ("--input", arguments.inputs, ("graph_def",), _KINDS["graph_def"]),
+        ("--output-name", arguments.outputs, ("graph_def",), _KINDS["graph_def"]),
+    ):
+        if given and kind not in wanted:
+            raise UserError(f"{flag} is for a {words}, but {arguments.model} is a {_KINDS[kind]}")
+    return Import(
+        str(path),
+        digest_of(path),
+        signature=arguments.signature,
+        inputs=";".join(arguments.inputs),
+        outputs=";".join(arguments.outputs),
+        allow_lambda=int(arguments.allow_lambda),
+    )
+
+
+_KINDS = {
+    "keras": ".keras file",
+    "h5": ".h5 file",
+    "keras_saved_model": "SavedModel with Keras metadata",
+    "saved_model": "SavedModel without Keras metadata",
+    "graph_def": "frozen GraphDef",
+    "tflite": ".tflite file",
+}
+
+
+def is_graph(source: Import) -> bool:
+    """Returns whether of a model only the graph is known, not its layers."""
+    return source.kind in GRAPHS
+
+
+def check_recipes(source: Import, recipes: Sequence[Recipe]) -> None:
+    """Checks before a run that a model can be what the recipes want to make of it.
+
+    Raises:
+      UserError: a recipe trains, but of the model only the graph is known; names these recipes.
+    """
+    trained = [
+        recipe.name for recipe in recipes if any(not isinstance(step, Quantize) or step.trains for step in recipe.steps)
+    ]
+    if is_graph(source) and trained:
+        raise UserError(
+            f"model {source.source} is a {_KINDS[source.kind]}: its layers are unknown, so it cannot be trained on, "
+            f"and {', '.join(trained)} needs that. Give the Keras model it was exported from, or recipes of one of "
+            f"{', '.join(POST_TRAINING)} alone"
+        )

@@ -1,0 +1,153 @@
+"""`edgeline push`: which versions of a model are there, and back to an earlier one."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import posixpath
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from edgeline.deployed import versions
+from edgeline.deployed.versions import Version
+from edgeline.errors import UserError
+from edgeline.pipelines import console
+from edgeline.pipelines.cli import options
+from edgeline.pipelines.exit_codes import ExitCode
+from edgeline.pipelines.records import events, prometheus
+
+
+def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Adds `push` to the commands of `edgeline`.
+
+    Args:
+      commands: what `add_subparsers` of `edgeline` returned.
+      common: parent of every command's parser.
+    """
+    push = commands.add_parser(
+        "push",
+        parents=[common],
+        description=(
+            "List the versions of a model that were pushed, or point latest.json at another one. The version that is\n"
+            "left for an earlier one is withdrawn: no run pushes its file again, until a rollback names it."
+        ),
+        epilog="exit codes: 0 done, 2 there is no such version, or it is not whole",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    push.set_defaults(command=_push)
+    where = push.add_mutually_exclusive_group(required=True)
+    where.add_argument("--root", type=Path, help="of the pipeline; its folder `pushed` is meant")
+    where.add_argument("--pushed", metavar="PATH", help="a folder that models are pushed to: a path, gs://, ...")
+    what = push.add_mutually_exclusive_group(required=True)
+    what.add_argument("--list", action="store_true", help="list the versions; reads every model")
+    what.add_argument(
+        "--rollback",
+        nargs="?",
+        const="",
+        metavar="VERSION",
+        help="deploy this version (default: the latest whole one before the deployed one)",
+    )
+    push.add_argument("--why", default="", metavar="TEXT", help="the reason, which is kept with the rollback")
+    push.add_argument("--by", metavar="NAME", help="who does it (default: this user)")
+    options.add_output(push)
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    if arguments.list:
+        for flag in ("why", "by"):
+            if getattr(arguments, flag):
+                raise UserError(f"--{flag} is for --rollback, which --list is not")
+    push_to = arguments.pushed or str(arguments.root / "pushed")
+    if arguments.root is not None and not arguments.root.is_dir():
+        raise UserError(f"--root {arguments.root} does not exist; give the folder of a pipeline")
+    return _list(arguments, push_to) if arguments.list else _roll_back(arguments, push_to)
+
+
+def _names(root: Path | None) -> dict[str, str]:
+    """Returns the candidates' names by version, as far as the event log of the root knows them."""
+    if root is None or not (root / events.EVENTS_FILE).exists():
+        return {}
+    return {e["version"]: e["name"] for e in events.read(root) if e["event"] == "pushed" and e["name"]}
+
+
+def _list(arguments: argparse.Namespace, push_to: str) -> int:
+    names, found = _names(arguments.root), versions.versions(push_to)
+    entries = [
+        {
+            "version": version.version,
+            "name": (version.withdrawn or {}).get("name") or names.get(version.version),
+            "sha256": version.sha256,
+            "bytes": version.bytes,
+            "pushed_at": version.pushed_at.isoformat(timespec="seconds"),
+            "current": version.current,
+            "problem": version.problem,
+            "withdrawn": version.withdrawn,
+        }
+        for version in found
+    ]
+    out = console.for_tables()
+    if arguments.output == "json":
+        console.say(out, json.dumps({"exit_code": ExitCode.DONE, "pushed": push_to, "versions": entries}))
+        return ExitCode.DONE
+    if not entries:
+        console.say(out, f"{push_to} has no versions")
+        return ExitCode.DONE
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for name in ("version", "candidate", "sha256", "bytes", "pushed", "state"):
+        table.add_column(name, justify="right" if name == "bytes" else "left", overflow="fold")
+    for version, entry in zip(found, entries, strict=True):
+        state, style = _state(version)
+        cells = (
+            version.version,
+            str(entry["name"] or ""),
+            (version.sha256 or "")[:12],
+            "" if version.bytes is None else f"{version.bytes:,}",
+            f"{version.pushed_at.astimezone():%Y-%m-%d %H:%M}",
+            state,
+        )
+        table.add_row(*map(Text, cells), style=style)
+    out.print(table)
+    return ExitCode.DONE
+
+
+def _state(version: Version) -> tuple[str, str]:
+    """Returns what to say of a version, and the style to say it in."""
+    current = "deployed" if version.current else ""
+    if version.problem:
+        return ", ".join(filter(None, (current, version.problem))), "red"
+    if version.withdrawn:
+        gone = version.withdrawn
+        text = f"rolled back {gone['at'][:10]} by {gone['by']}" + (f": {gone['why']}" if gone["why"] else "")
+        return ", ".join(filter(None, (current, text))), "yellow"
+    return current, "bold green" if version.current else ""
+
+
+def _roll_back(arguments: argparse.Namespace, push_to: str) -> int:
+    names, by = _names(arguments.root), arguments.by or _user()
+    before = next((v.version for v in versions.versions(push_to) if v.current), None)
+    target = arguments.rollback or versions.previous(push_to)
+    versions.roll_back(push_to, target, by=by, why=arguments.why, name=names.get(target))
+    facts = {"from": before, "to": target, "by": by, "why": arguments.why}
+    if arguments.root is not None:
+        events.append(arguments.root, "rollback", **facts)
+        prometheus.write(arguments.root)
+    out = console.for_tables()
+    if arguments.output == "json":
+        console.say(out, json.dumps({"exit_code": ExitCode.DONE, "pushed": push_to, **facts}))
+    else:
+        console.say(out, f"deployed  {posixpath.join(push_to, target, 'model.tflite')}")
+        if before:
+            console.say(out, f"before    {before}")
+    return ExitCode.DONE
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"

@@ -1,0 +1,1 @@
+"""Making data folders of public data sets."""

@@ -1,0 +1,1 @@
+"""What runs leave behind in a root: events, metrics, lineage, history."""

@@ -1,0 +1,1 @@
+"""One run on this machine, from request to outcome."""

@@ -1,0 +1,131 @@
+"""Writing the events of one run, however it ends."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from edgeline.errors import UserError
+from edgeline.pipelines.exit_codes import ExitCode
+from edgeline.pipelines.records import events
+from edgeline.pipelines.run.outcome import unmet
+
+if TYPE_CHECKING:  # both import TFX, which takes nine seconds
+    from edgeline.pipelines.run.node_events import Event
+    from edgeline.pipelines.run.outcome import Outcome
+
+
+class Journal:
+    """Writes the events of one run; within its `with` block, every end of the run leaves its line.
+
+    A root that does not exist yet gets the lines once it does: a mistake in a command must not make a folder.
+
+    Args:
+      root: of the pipeline.
+      command: `run` or `optimize`.
+      **asked: what else is worth knowing of the request.
+
+    Attributes:
+      run: id of the run.
+      exit_code: to be set by whoever ends the run; of a run that raises it is that of the error.
+      error: why it failed; likewise.
+    """
+
+    def __init__(self, root: Path, command: str, **asked: Any):
+        self.root = root
+        self.run = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        self.exit_code: int = ExitCode.STEP_FAILED
+        self.error: str | None = None
+        self._mlmd_run: str | None = None
+        self._start = time.monotonic()
+        self._waiting: list[str] = []
+        self.write(
+            "started", command=command, host=socket.gethostname(), pid=os.getpid(),
+            version=importlib.metadata.version("edgeline"), **asked,
+        )  # fmt: skip
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Appends an event of this run."""
+        line = {"time": events.now(), "run": self.run, "event": event, **facts}
+        self._waiting.append(json.dumps(line, ensure_ascii=False))
+        if self.root.is_dir():
+            events.append_lines(self.root, self._waiting)
+            self._waiting = []
+
+    def step(self, event: Event) -> None:
+        """Takes an event of the runner."""
+        if event.state != "waiting":
+            self.write(
+                "step", step=event.node_id, state=event.state, seconds=round(event.seconds, 3), detail=event.detail
+            )
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Writes what a run came to."""
+        self._mlmd_run = outcome.run_id
+        self.error = "; ".join(failure.text for failure in outcome.failures) or None
+        if outcome.report is not None:
+            self._evaluated(outcome.report)
+        if outcome.pushed_now and outcome.pushed is not None:
+            name = (outcome.report or {}).get("selected")
+            self.write("pushed", version=outcome.pushed.parent.name, name=name)
+        elif outcome.pushed is not None:
+            self.write("not_pushed", why=f"version {outcome.pushed.parent.name}, pushed earlier, is this model")
+        elif outcome.not_pushed is not None:
+            self.write("not_pushed", why=outcome.not_pushed)
+        elif outcome.report is not None and not outcome.report["selected"]:
+            self.write("not_pushed", why=unmet(outcome.report))
+
+    def _evaluated(self, report: dict[str, Any]) -> None:
+        metric, deployed = report["budget"]["metric"], report.get("deployed")
+
+        def value(model: dict[str, Any]) -> float | None:
+            return (model.get("metrics") or {}).get(metric)
+
+        self.write(
+            "evaluated",
+            metric=metric,
+            baseline=value(report["baseline"]),
+            examples=report["dataset"]["examples"],
+            candidates=len(report["candidates"]),
+            blessed=sum(bool(candidate["blessed"]) for candidate in report["candidates"]),
+            deployed=deployed
+            and {"version": deployed["version"], "value": value(deployed), "zlib_bytes": deployed.get("zlib_bytes")},
+        )
+        named = report["selected"] or report["closest"]
+        model = next((c for c in report["candidates"] if c["name"] == named), None)
+        facts = {key: model.get(key) for key in ("sha256", "drop", "bytes", "zlib_bytes")} if model else {}
+        facts |= {"metric": metric, "value": value(model)} if model else {}
+        if report["selected"]:
+            self.write("selected", name=named, **facts)
+        else:
+            self.write("none_selected", closest=named, **facts)
+
+    def __enter__(self) -> Journal:
+        """Begins the run."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Ends it: with the exit code that was set, or with that of the error."""
+        if error is not None:
+            codes = {UserError: ExitCode.USERS_MISTAKE, KeyboardInterrupt: ExitCode.INTERRUPTED}
+            self.exit_code = next(
+                (code for each, code in codes.items() if isinstance(error, each)), ExitCode.STEP_FAILED
+            )
+            self.error = str(error) or type(error).__name__
+        self.write(
+            "finished",
+            exit_code=self.exit_code,
+            seconds=round(time.monotonic() - self._start, 3),
+            error=self.error,
+            mlmd_run=self._mlmd_run,
+        )

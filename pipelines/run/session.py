@@ -1,0 +1,179 @@
+"""One local run from request to outcome: build the pipeline, run it, publish the report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tfx.v1 as tfx
+from tfx.dsl.components.base.base_node import BaseNode
+
+from edgeline.deployed import pointer_file, versions
+from edgeline.errors import UserError
+from edgeline.pipelines.compression import Run, create_pipeline
+from edgeline.pipelines.run.live_view import LiveView
+from edgeline.pipelines.run.local_runner import BEAM_ARGS, LocalRunner
+from edgeline.pipelines.run.node_events import Event, Listener, RunResult
+from edgeline.pipelines.run.outcome import Failure, Outcome
+from edgeline.report.rendering import write_report
+from edgeline.training import checkpoints
+
+
+@contextlib.contextmanager
+def _kept_checkpoints(folder: Path) -> Iterator[None]:
+    """Lets trainings keep each epoch, unless the user has said where they are kept."""
+    if checkpoints.FOLDER_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[checkpoints.FOLDER_VARIABLE] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[checkpoints.FOLDER_VARIABLE]
+
+
+def run(
+    request: Run,
+    root: Path,
+    examples: BaseNode,
+    view: LiveView,
+    *,
+    schema: BaseNode | None = None,
+    enable_cache: bool = True,
+    listen: Listener = lambda event: None,
+) -> Outcome:
+    """Runs the pipeline of a request on this machine.
+
+    Args:
+      request: what is asked.
+      root: where everything of this pipeline is kept; its name is the pipeline's.
+      examples: the component that gives the data.
+      view: shows the nodes.
+      schema: the component that gives the schema to check the data by; None: they are not checked.
+      enable_cache: whether nodes may be served from earlier runs.
+      listen: is told of the nodes' states too.
+
+    Raises:
+      UserError: the root is in use by another run, or its disk is full or cannot be written.
+    """
+    name = re.sub("[^a-z0-9-]+", "-", root.name.lower()).strip("-") or "edgeline"
+    pipeline = create_pipeline(
+        name, request, root=root, examples=examples, schema=schema, beam_args=BEAM_ARGS, enable_cache=enable_cache
+    )
+
+    def tell(event: Event) -> None:
+        view(event)
+        listen(event)
+
+    start = time.monotonic()
+    with view, _kept_checkpoints(root / ".checkpoints"):
+        result = LocalRunner(tell).run(pipeline)
+    if all(node.state in ("done", "cached") for node in result.nodes.values()):
+        shutil.rmtree(root / ".checkpoints", ignore_errors=True)
+    seconds = time.monotonic() - start
+    failures = tuple(
+        Failure(f"{node_id}: {_plain(node.exception)}", node.exception)
+        for node_id, node in result.nodes.items()
+        if node.state == "failed"
+    )
+    report = _publish(result, root, {"seconds": seconds, "nodes": _nodes(result, pipeline)})
+    pushed, not_pushed = _pushed(result), None
+    pusher = result.nodes["Pusher"].state
+    pushed_now = pushed is not None and pusher == "done"
+    if report is not None and report["selected"] and not pushed_now and pusher in ("done", "cached"):
+        pushed, not_pushed = _in_the_field(pushed, report, root / "pushed")
+    return Outcome(
+        failures,
+        report,
+        root / "report" / "report.html" if report is not None else None,
+        pushed,
+        not_pushed,
+        {
+            s: n
+            for s in ("done", "cached", "failed", "skipped")
+            if (n := [r.state for r in result.nodes.values()].count(s))
+        },
+        pushed_now,
+        result.run_id,
+        _drifted(result) if schema is not None else (),
+    )
+
+
+def _drifted(result: RunResult) -> tuple[str, ...]:
+    found = result.outputs("DataGate", "drift")
+    return tuple(json.loads(found[0].get_string_custom_property("drifted"))) if found else ()
+
+
+def _plain(error: BaseException | None) -> str:
+    # Beam appends the transform in which an error was raised
+    return re.sub(r" \[while running .*\]$", "", str(error).strip(), flags=re.DOTALL) or type(error).__name__
+
+
+def _nodes(result: RunResult, pipeline: tfx.dsl.Pipeline) -> list[dict[str, Any]]:
+    """Returns the steps as the report says them, in the order they ran in."""
+    upstream = {node.id: sorted(before.id for before in node.upstream_nodes) for node in pipeline.components}
+    return [
+        {"id": node_id, "state": node.state, "seconds": node.seconds, "upstream": upstream[node_id]}
+        for node_id, node in result.nodes.items()
+    ]
+
+
+def _publish(result: RunResult, root: Path, run: dict[str, Any]) -> dict[str, Any] | None:
+    """Copies the latest report to its lasting place, each file at once, adds the run to it, and returns it."""
+    if not (found := result.outputs("Evaluator", "evaluation")):
+        return None
+    folder = root / "report"
+    folder.mkdir(exist_ok=True)
+    for name in ("report.json", "report.html"):
+        partial = folder / f".{name}.{os.getpid()}"
+        shutil.copy(Path(found[0].uri, name), partial)
+        partial.replace(folder / name)
+    content: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    content["run"] = run
+    try:
+        write_report(content, folder)
+    except Exception:  # the run is done and the Evaluator's own page is in place; only its steps are not drawn
+        logging.exception("The report could not be drawn anew with the steps of the run.")
+    return content
+
+
+def _pushed(result: RunResult) -> Path | None:
+    with contextlib.suppress(IndexError):
+        artifact = result.outputs("Pusher", "pushed_model")[0]
+        if artifact.get_int_custom_property("pushed"):
+            return Path(artifact.get_string_custom_property("pushed_destination"), "model.tflite")
+    return None
+
+
+def _in_the_field(pushed: Path | None, report: dict[str, Any], push_to: Path) -> tuple[Path | None, str | None]:
+    """Returns what to say of a selected model that this run did not push: where it is deployed, or why it is not.
+
+    Since an earlier run pushed it (None: none did), a rollback or another run may have deployed another model.
+    """
+    again = f"{report['selected']} is not pushed again (cached); use --no-cache to push it"
+    try:
+        found = pointer_file.latest(str(push_to))
+    except UserError as error:
+        return None, f"{error}\n{again}"
+    if found is None:
+        return None, f"no model is deployed in {push_to}, {again}"
+    # another version may have the same content
+    [sha256] = [c["sha256"] for c in report["candidates"] if c["name"] == report["selected"]]
+    if found.sha256 == sha256 or (pushed and found.version == pushed.parent.name):
+        return Path(found.path), None
+    if entry := versions.withdrawal(str(push_to), sha256):
+        return None, (
+            f"{found.name or 'another model'} (version {found.version}) is deployed, {report['selected']} is version "
+            f"{entry['version']}, which {entry['by']} rolled back on {entry['at'][:10]}"
+            f"{': ' + entry['why'] if entry['why'] else ''}; `edgeline push --root {push_to.parent} --rollback "
+            f"{entry['version']}` deploys it again"
+        )
+    return None, f"{found.name or 'another model'} (version {found.version}) is deployed, {again}"

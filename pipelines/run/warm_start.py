@@ -1,0 +1,92 @@
+"""Which weights a training begins with: `--warm-start`, resolved where the pipeline is built."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from edgeline import files
+from edgeline.deployed import pointer_file
+from edgeline.errors import UserError
+from edgeline.model_importer.config import kind_of
+from edgeline.trainer.config import Train
+
+LATEST = "latest"
+
+#: Where the Trainer's Model artifact has its file; keras_io, which says so, imports TensorFlow.
+MODEL_FILE = "Format-Keras/model.keras"
+
+#: Those that give a pipeline its float model.
+_SOURCES = ("Trainer", "ModelImporter")
+
+
+def add_option(parser: argparse._ActionsContainer) -> None:
+    """Adds the option for a local run."""
+    parser.add_argument(
+        "--warm-start",
+        metavar=f"{LATEST}|PATH",
+        help=f"begin the training with the weights of the float model behind the pushed one ({LATEST}), or of a .keras "
+        "file or Model folder (default: the module's initial weights)",
+    )
+
+
+def asked(train: Train, given: str | None) -> Train:
+    """Returns the Trainer's config with what the option says; `latest` stays as it is, see `resolved`.
+
+    Args:
+      train: what is asked besides.
+      given: `latest`, a path, or None without the option.
+
+    Raises:
+      UserError: the path is not that of a `.keras` file or of a Model artifact's folder.
+    """
+    if given is None or given == LATEST:
+        return dataclasses.replace(train, warm_start=given or "")
+    path = Path(given).absolute()
+    if path.is_dir():
+        path /= MODEL_FILE
+    if kind_of(path) != "keras":
+        raise UserError(f"--warm-start {given}: expected a .keras file, or the folder of a Model that has one")
+    return _of(train, path)
+
+
+def resolved(train: Train, root: Path) -> tuple[Train, str]:
+    """Returns the Trainer's config with the file that `latest` means now, and a line for the user where it is none.
+
+    Args:
+      train: as `asked` returned it. A run asked for `latest` twice is the same request, whatever that means each time.
+      root: folder of the pipeline.
+    """
+    if train.warm_start != LATEST:
+        return train, ""
+    try:
+        return _of(train, _behind_the_pushed(root)), ""
+    except UserError as error:
+        return dataclasses.replace(train, warm_start=""), f"warm start: starts from scratch because {error}"
+
+
+def _of(train: Train, path: Path) -> Train:
+    return dataclasses.replace(train, warm_start=str(path), warm_start_digest=files.sha256_of(str(path)))
+
+
+def _behind_the_pushed(root: Path) -> Path:
+    """Returns the file of the float model that the deployed model was made of.
+
+    Raises:
+      UserError: nothing is deployed, or that model is not in the metadata, or no longer on disk.
+    """
+    from edgeline.pipelines.records import lineage
+
+    found = pointer_file.latest(str(root / "pushed"))
+    if found is None:
+        raise UserError("nothing was pushed yet")
+    steps = lineage.trace(found.path, root).steps
+    sources = {step.id for step in steps if step.component in _SOURCES}
+    folders = [i.artifact.uri for step in steps for i in step.inputs if i.port == "model" and i.producer in sources]
+    path = Path(folders[0], MODEL_FILE) if folders else None
+    if path is None or not path.is_file():
+        raise UserError(
+            f"the float model behind version {found.version} is not there any more ({path or 'it has no layers'})"
+        )
+    return path
