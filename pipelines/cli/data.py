@@ -41,7 +41,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         kind.add_argument("out", type=Path, metavar="DIR", help="the folder to make")
         kind.add_argument("--shards", type=int, default=8, help="files of the train split (default: %(default)s)")
         kind.set_defaults(command=_data, write=write)
-    data.add_schema_command(kinds, common)
+    add_schema_command(kinds, common)
 
 
 def _write_digits(arguments: argparse.Namespace, shown: Console) -> writing.DatasetSummary:

@@ -265,9 +265,9 @@ def test_full_root(case: Case, tmp_path: Path) -> None:
 
 def test_help_does_not_import_tensorflow() -> None:
     code = (
-        "import sys\nfrom edgeline.pipelines import cli\n"
-        "try:\n    cli.main(['run', '--help'])\nexcept SystemExit:\n    pass\n"
-        "cli.main(['recipes'])\n"
+        "import sys\nfrom edgeline.pipelines.cli.main import main\n"
+        "try:\n    main(['run', '--help'])\nexcept SystemExit:\n    pass\n"
+        "main(['recipes'])\n"
         "heavy = {'tensorflow', 'tfx', 'apache_beam', 'tf_keras'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -218,7 +218,7 @@ def test_on_a_uri() -> None:
 
 def test_a_path_needs_the_standard_library_only(pushed: Path) -> None:
     code = (
-        f"import sys; from edgeline import deployed; deployed.latest({str(pushed)!r}); "
+        f"import sys; from edgeline.deployed import pointer_file; pointer_file.latest({str(pushed)!r}); "
         "print([name for name in ('tensorflow', 'tfx', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -414,6 +414,6 @@ def test_other_arguments_of_compile_come_back() -> None:
 
 @pytest.mark.slow
 def test_keras_3_is_not_imported_before_it_is_needed() -> None:
-    code = "import sys\nfrom edgeline import keras3_bridge\nprint('keras' in sys.modules, 'keras.src' in sys.modules)"
+    code = "import sys, edgeline.keras_models.keras3_bridge\nprint('keras' in sys.modules, 'keras.src' in sys.modules)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert child.stdout.split() == ["False", "False"]

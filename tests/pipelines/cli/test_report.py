@@ -163,7 +163,7 @@ def test_opening(tmp_path: Path, facts: Facts, has_browser: bool) -> None:
     if has_browser:
         environment["BROWSER"] = f"{browser} %s"
     code = (
-        "import sys; from edgeline.pipelines import cli; code = cli.main(sys.argv[1:]);"
+        "import sys; from edgeline.pipelines.cli.main import main; code = main(sys.argv[1:]);"
         "assert not {'tensorflow', 'tfx'} & sys.modules.keys(); sys.exit(code)"  # they would take 15 s
     )
     command = [sys.executable, "-c", code, "report", str(source), "--open"]

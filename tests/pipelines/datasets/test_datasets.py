@@ -656,7 +656,7 @@ def write_imdb_file(path: Path, **changed: Any) -> Path:
 
 
 def test_imdb_is_what_keras_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tf_keras.src.datasets import imdb
+    from tf_keras.src.datasets import imdb as keras_imdb
     from tf_keras.utils import pad_sequences
 
     source = write_imdb_file(tmp_path / "imdb.npz")
@@ -664,8 +664,8 @@ def test_imdb_is_what_keras_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (summary.name, summary.labels) == ("imdb", ("negative", "positive"))
     assert summary.counts["eval"] == 60
     assert summary.counts["train"] + summary.counts["validation"] == 60
-    monkeypatch.setattr(imdb, "get_file", lambda *given, **more: str(source))
-    for part, splits in zip(imdb.load_data(num_words=20_000), (("train", "validation"), ("eval",)), strict=True):
+    monkeypatch.setattr(keras_imdb, "get_file", lambda *given, **more: str(source))
+    for part, splits in zip(keras_imdb.load_data(num_words=20_000), (("train", "validation"), ("eval",)), strict=True):
         expected = {(tuple(x), y) for x, y in zip(pad_sequences(part[0], maxlen=100).tolist(), part[1], strict=True)}
         written = {
             (tuple(features["tokens"].int64_list.value), features["label"].int64_list.value[0])

@@ -118,8 +118,8 @@ def test_ten_nights_make_ten_rows(tmp_path: Path) -> None:
 
 
 def test_a_killed_run(tmp_path: Path) -> None:
-    code = "import sys, os; from pathlib import Path; from edgeline.pipelines import events; "
-    code += "events.Journal(Path(sys.argv[1]), 'run'); os.kill(os.getpid(), 9)"
+    code = "import sys, os; from pathlib import Path; from edgeline.pipelines.run.journal import Journal; "
+    code += "Journal(Path(sys.argv[1]), 'run'); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
     [only] = events.nights(events.read(tmp_path))
     assert (only.verdict, only.exit_code, only.seconds) == ("killed", None, None)
@@ -140,7 +140,7 @@ def test_a_line_that_is_cut_off_costs_no_other(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_mix_their_lines(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from edgeline.pipelines import events\n"
+    code = "import sys; from pathlib import Path; from edgeline.pipelines.records import events\n"
     code += "for n in range(200): events.append(Path(sys.argv[1]), 'gc', number=n, padding='x' * 500)"
     workers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
     assert [worker.wait() for worker in workers] == [0, 0]
