@@ -7,13 +7,16 @@ import hashlib
 import posixpath
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:  # who reads bytes alone does without
+    import numpy as np
 
 
 def write_arrays(path: str | Path, arrays: dict[str, np.ndarray], *, compress: bool = False) -> None:
     """Writes arrays by name; the path is taken as it is, with no suffix added."""
+    import numpy as np
+
     content: dict[str, Any] = arrays
     with Path(path).open("wb") as file:
         (np.savez_compressed if compress else np.savez)(file, **content)
@@ -21,6 +24,8 @@ def write_arrays(path: str | Path, arrays: dict[str, np.ndarray], *, compress: b
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """Returns the arrays of a file by name."""
+    import numpy as np
+
     # NumPy leaves a file that it opened itself open where it is damaged
     with Path(path).open("rb") as file:
         return dict(np.load(file))

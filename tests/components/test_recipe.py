@@ -142,9 +142,9 @@ def test_commands_take_the_file(tmp_path: Path) -> None:
         "compile": ["kubeflow", "compile", "--module", "m"],
     }
     for command in commands.values():
-        given = main._parser().parse_args([*command, "--recipes-file", str(path)])
+        given = main.parser().parse_args([*command, "--recipes-file", str(path)])
         assert [recipe.name for recipe in options.chosen(given)] == ["blocks"]
-        given = main._parser().parse_args(
+        given = main.parser().parse_args(
             [*command, "--recipes-file", str(path), "--recipe", "int8", "--recipe", "blocks_io"]
         )
         assert [recipe.name for recipe in options.chosen(given)] == ["int8", "blocks_io"]
