@@ -173,6 +173,7 @@ def run_cell(name: str, technique: str, size: int, folder: Path, keep: Path) -> 
     import numpy as np
     import tensorflow as tf
 
+    from edgeline import layout
     from edgeline.clusterer import clustering
     from edgeline.clusterer.config import Cluster
     from edgeline.data import calibration_set
@@ -244,7 +245,7 @@ def run_cell(name: str, technique: str, size: int, folder: Path, keep: Path) -> 
     )  # fmt: skip
     tick("export")
     if name in TIMED:
-        shutil.copyfile(folder / "serving" / conversion.MODEL_FILE, keep)
+        shutil.copyfile(folder / "serving" / layout.TFLITE_FILE, keep)
     return {
         "left_float": scheme.get("qat", {}).get("left_float", {}),
         "parity": metadata["parity"],

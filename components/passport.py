@@ -10,7 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-FILE_NAME = "passport.json"
+from edgeline import layout
+
 SCHEMA_VERSION = 1
 
 
@@ -101,7 +102,7 @@ class Passport:
     def write(self, folder: str | Path) -> None:
         """Writes `passport.json` into a folder that exists."""
         content = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(self)}
-        Path(folder, FILE_NAME).write_text(json.dumps(content, indent=1) + "\n")
+        Path(folder, layout.PASSPORT_FILE).write_text(json.dumps(content, indent=1) + "\n")
 
     @staticmethod
     def read(folder: str | Path) -> Passport:
@@ -110,7 +111,7 @@ class Passport:
         Raises:
           ValueError: it was written by another version of the format.
         """
-        path = Path(folder, FILE_NAME)
+        path = Path(folder, layout.PASSPORT_FILE)
         content = json.loads(path.read_text())
         version = content.pop("schema_version", None)
         if version != SCHEMA_VERSION:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from edgeline.errors import UserError
 from edgeline.kubeflow.settings import Settings, mounted_at
+from edgeline.pipelines.root import PUSHED
 
 TARGETS = ("oss", "vertex")
 _SCHEMES = {"oss": ("gs", "s3", "minio"), "vertex": ("gs",)}
@@ -81,7 +82,7 @@ class Deployment:
     @property
     def push_destination(self) -> str:
         """What the Pusher is told to push to."""
-        default = SCRATCH if self.target == "oss" else f"{self.pipeline_root.rstrip('/')}/pushed"
+        default = SCRATCH if self.target == "oss" else f"{self.pipeline_root.rstrip('/')}/{PUSHED}"
         return self.push_to or default
 
     @property

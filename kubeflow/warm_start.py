@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 import re
 
+from edgeline import layout
 from edgeline.errors import UserError
 from edgeline.kubeflow.settings import Settings, mounted_at
-from edgeline.pipelines.run.warm_start import LATEST, MODEL_FILE
+from edgeline.pipelines.run.warm_start import LATEST
 from edgeline.trainer.config import Train
 
 
@@ -49,5 +50,5 @@ def on_cluster(train: Train, asked: str, target: str, settings: Settings) -> Tra
         where = "below /gcs/" if target == "vertex" else "in a volume that the settings file mounts for the Trainer"
         raise UserError(f"--warm-start must be a gs:// URI or a path {where}, received {path!r}")
     if not path.endswith(".keras"):
-        path = f"{path.rstrip('/')}/{MODEL_FILE}"
+        path = f"{path.rstrip('/')}/{layout.KERAS_FILE}"
     return dataclasses.replace(train, warm_start=path, warm_start_digest=digest)

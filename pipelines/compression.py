@@ -41,6 +41,7 @@ from edgeline.model_importer.config import Import
 from edgeline.model_module import hooks
 from edgeline.model_module.module_source import Source
 from edgeline.pipelines.recipes import float32
+from edgeline.pipelines.root import Root
 from edgeline.pruner.config import Prune
 from edgeline.pusher.component import Pusher
 from edgeline.quantizer.config import Quantize
@@ -103,7 +104,7 @@ def create_pipeline(
     name: str,
     run: Run,
     *,
-    root: Path,
+    root: Root,
     examples: BaseNode,
     schema: BaseNode | None = None,
     beam_args: Sequence[str] = (),
@@ -122,14 +123,12 @@ def create_pipeline(
     """
     return tfx.dsl.Pipeline(
         pipeline_name=name,
-        pipeline_root=str(root / "artifacts"),
+        pipeline_root=str(root.artifacts),
         components=create_components(
-            name, run, examples=examples, schema=schema, push_to=str(root / "pushed"), beam_args=beam_args
+            name, run, examples=examples, schema=schema, push_to=str(root.pushed), beam_args=beam_args
         ),
         enable_cache=enable_cache,
-        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
-            str(root / "metadata.db")
-        ),
+        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(root.metadata_db)),
         beam_pipeline_args=list(beam_args),
     )
 
@@ -233,7 +232,7 @@ def import_spans(window: Window) -> SpanExampleGen:
     return _keyed(SpanExampleGen(window))
 
 
-def import_schema(file: Path, root: Path) -> ImportSchemaGen:
+def import_schema(file: Path, root: Root) -> ImportSchemaGen:
     """Returns the stock component that takes a schema in; its cache key has the path only, so that gets the content.
 
     Args:
@@ -244,7 +243,7 @@ def import_schema(file: Path, root: Path) -> ImportSchemaGen:
       UserError: the root cannot be written.
     """
     content = file.read_bytes()
-    copy = root / "schemas" / f"{digest_of_bytes(content)[:16]}.pbtxt"
+    copy = root.schemas / f"{digest_of_bytes(content)[:16]}.pbtxt"
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(content)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeline import files
+from edgeline import files, layout
 from edgeline.tflite import device_cost
 from edgeline.tflite.litert import TFLiteModel
 
@@ -70,7 +70,7 @@ def run(content: bytes, inputs: dict[str, np.ndarray], *, batch: int, timeout_se
       BatchError: it crashed or refused it only in the batch size that was asked for.
     """
     with tempfile.TemporaryDirectory(prefix="edgeline-") as folder:
-        paths = [str(Path(folder, name)) for name in ("model.tflite", "inputs.npz", "outputs.npz")]
+        paths = [str(Path(folder, name)) for name in (layout.TFLITE_FILE, "inputs.npz", "outputs.npz")]
         Path(paths[0]).write_bytes(content)
         files.write_arrays(paths[1], inputs)
         command = [sys.executable, "-m", __spec__.name, *paths, str(batch), str(timeout_seconds)]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgeline import layout
 from edgeline.errors import UserError
 
 #: Of a float output, as a fraction of its largest value: another processor adds in another order.
@@ -36,11 +37,11 @@ def check(model: Path) -> dict[str, dict[str, Any]]:
 
     folder, content = model.parent, model.read_bytes()
     try:
-        metadata = json.loads((folder / "metadata.json").read_text())
+        metadata = json.loads((folder / layout.METADATA_FILE).read_text())
         note("file", _file(content, metadata), f"{len(content):,} bytes, SHA-256 {metadata['sha256'][:12]}…")
     except (OSError, ValueError, TypeError, KeyError) as error:
         metadata = None
-        note("file", [_unreadable("metadata.json", error)], "")
+        note("file", [_unreadable(layout.METADATA_FILE, error)], "")
     try:
         passport = Passport.read(folder)
         steps = " → ".join(step["step"] for step in passport.steps)
@@ -48,7 +49,7 @@ def check(model: Path) -> dict[str, dict[str, Any]]:
         labelled = passport.io.get("labels") or []
     except Exception as error:  # any JSON may be in a file of that name
         passport, labelled = None, []
-        note("passport", [_unreadable("passport.json", error)], "")
+        note("passport", [_unreadable(layout.PASSPORT_FILE, error)], "")
     try:
         facts = inspection.read(model, weights=False)
     except UserError as error:
@@ -103,7 +104,7 @@ def _ports(facts: dict[str, Any], metadata: dict[str, Any]) -> Iterator[str]:
 
 
 def _labels(folder: Path, facts: dict[str, Any], expected: list[str]) -> Iterator[str]:
-    path = folder / "labels.txt"
+    path = folder / layout.LABELS_FILE
     try:
         received = path.read_text().removesuffix("\n").split("\n")
     except FileNotFoundError:
@@ -111,7 +112,7 @@ def _labels(folder: Path, facts: dict[str, Any], expected: list[str]) -> Iterato
             yield f"labels.txt is missing, expected {len(expected)} classes"
         return
     except (OSError, ValueError) as error:
-        yield _unreadable("labels.txt", error)
+        yield _unreadable(layout.LABELS_FILE, error)
         return
     if received != expected:
         where = next((i for i, pair in enumerate(zip(received, expected, strict=False)) if pair[0] != pair[1]), None)
@@ -143,11 +144,11 @@ def _golden(
     if metadata is not None and metadata.get("not_run"):
         return "golden", [], f"nothing to run: {metadata['not_run']}", False
     try:
-        stored = files.read_arrays(folder / "golden.npz")
+        stored = files.read_arrays(folder / layout.GOLDEN_FILE)
     except FileNotFoundError:
         return "golden", ["golden.npz is missing"], "", True
     except Exception as error:  # a damaged archive makes anything of its reader
-        return "golden", [_unreadable("golden.npz", error)], "", True
+        return "golden", [_unreadable(layout.GOLDEN_FILE, error)], "", True
     ports = {f"{side}/{port['name']}": port for side in ("inputs", "outputs") for port in facts[side]}
     if stored.keys() != ports.keys():
         return "golden", [f"golden.npz has {', '.join(stored)}, the model {', '.join(ports)}"], "", True

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "eval")
 SHARD_SUFFIX = ".tfrecord.gz"
+#: Of a folder whose labels have names: one class name per line; the line, from 0, is the label.
+LABELS_FILE = "labels.txt"
 
 _NO_RECORD = "is not a TFRecord file, or its first record is damaged: not one record can be read"
 

@@ -15,11 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeline import layout
 from edgeline.errors import UserError
 from edgeline.targets import spelled
 
-LABELS_FILE = "labels.txt"
-METADATA_FILE = "metadata.json"
 _SIDES = ("inputs", "outputs")
 
 
@@ -57,7 +56,7 @@ def of_file(path: Path) -> dict[str, Any]:
     from edgeline.tflite import inspection  # needs NumPy, which a reader of latest.json can do without
 
     facts = inspection.read(path, weights=False)
-    beside = path.parent / LABELS_FILE
+    beside = path.parent / layout.LABELS_FILE
     try:
         labels = read_labels(beside.read_bytes()) if beside.is_file() else _packed_labels(path)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
@@ -76,7 +75,7 @@ def _packed_labels(path: Path) -> list[str]:
 
 def _target_beside(path: Path) -> str | None:
     try:
-        metadata = json.loads((path.parent / METADATA_FILE).read_bytes())
+        metadata = json.loads((path.parent / layout.METADATA_FILE).read_bytes())
         found = metadata.get("target") if metadata["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None  # anybody may have a file of that name

@@ -35,16 +35,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeline import files
+from edgeline import files, layout
 from edgeline.deployed import contract
 from edgeline.errors import UserError
 
 POINTER_FILE = "latest.json"
 SCHEMA_VERSION = 1
-
-MODEL_FILE = "model.tflite"
-METADATA_FILE = "metadata.json"
-_LABELS_FILE = "labels.txt"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Deployed:
             yield Path(self.path)
             return
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, MODEL_FILE)
+            path = Path(folder, layout.TFLITE_FILE)
             path.write_bytes(files.read_bytes(self.path))
             yield path
 
@@ -113,7 +109,7 @@ def latest(push_to: str) -> Deployed | None:
     except FileNotFoundError as error:
         raise _broken(pointer, f"names a version of which {error.filename} is missing") from error
     except ValueError as error:
-        raise _broken(pointer, f"names a version whose {METADATA_FILE} {error}") from error
+        raise _broken(pointer, f"names a version whose {layout.METADATA_FILE} {error}") from error
     if sha256 != named["sha256"]:
         raise _broken(
             pointer, f"names {path}, which is not what was pushed: SHA-256 {sha256}, expected {named['sha256']}"
@@ -139,19 +135,19 @@ def point(
     """
     pointer = posixpath.join(push_to, POINTER_FILE)
     folder = posixpath.join(push_to, version)
-    content = files.read_bytes(posixpath.join(folder, MODEL_FILE))
+    content = files.read_bytes(posixpath.join(folder, layout.TFLITE_FILE))
     try:
         metadata = metadata_of(folder)
     except ValueError as error:
-        raise ValueError(f"{folder}/{METADATA_FILE} {error}") from error
+        raise ValueError(f"{folder}/{layout.METADATA_FILE} {error}") from error
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != metadata["sha256"]:
         raise ValueError(
-            f"{folder}/{MODEL_FILE} is not the file that its {METADATA_FILE} describes: SHA-256 {sha256}, expected "
-            f"{metadata['sha256']}"
+            f"{folder}/{layout.TFLITE_FILE} is not the file that its {layout.METADATA_FILE} describes: SHA-256 "
+            f"{sha256}, expected {metadata['sha256']}"
         )
     try:
-        labels = contract.read_labels(files.read_bytes(posixpath.join(folder, _LABELS_FILE)))
+        labels = contract.read_labels(files.read_bytes(posixpath.join(folder, layout.LABELS_FILE)))
     except FileNotFoundError:
         labels = []
     before = path_of(push_to)  # a broken one must not keep the next push from replacing it
@@ -159,7 +155,7 @@ def point(
     moved = {
         "schema_version": SCHEMA_VERSION,
         "version": version,
-        "model": f"{version}/{MODEL_FILE}",
+        "model": f"{version}/{layout.TFLITE_FILE}",
         "sha256": sha256,
         "bytes": len(content),
         "name": name,
@@ -210,7 +206,7 @@ def metadata_of(folder: str) -> dict[str, Any]:
       ValueError: it is damaged; says how, to go behind the file's name.
     """
     try:
-        found = json.loads(files.read_bytes(posixpath.join(folder, METADATA_FILE)))
+        found = json.loads(files.read_bytes(posixpath.join(folder, layout.METADATA_FILE)))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is no JSON: {error}") from error
     if not isinstance(found, dict):

@@ -9,9 +9,9 @@ import posixpath
 from pathlib import Path
 from typing import Any
 
-from edgeline import files
+from edgeline import files, layout
 from edgeline.deployed import pointer_file
-from edgeline.deployed.pointer_file import METADATA_FILE, MODEL_FILE, POINTER_FILE
+from edgeline.deployed.pointer_file import POINTER_FILE
 from edgeline.errors import UserError
 
 
@@ -53,17 +53,17 @@ def versions(push_to: str) -> list[Version]:
     for version in sorted(filter(str.isdecimal, _names(push_to)), key=int, reverse=True):
         folder, sha256, size, problem = posixpath.join(push_to, version), None, None, None
         try:
-            content = files.read_bytes(posixpath.join(folder, MODEL_FILE))
+            content = files.read_bytes(posixpath.join(folder, layout.TFLITE_FILE))
             sha256, size = hashlib.sha256(content).hexdigest(), len(content)
             if pointer_file.metadata_of(folder)["sha256"] != sha256:
-                problem = f"its {METADATA_FILE} describes another {MODEL_FILE}"
+                problem = f"its {layout.METADATA_FILE} describes another {layout.TFLITE_FILE}"
         except FileNotFoundError as error:
             problem = f"{posixpath.basename(str(error.filename))} is missing"
         except ValueError:
-            problem = f"its {METADATA_FILE} is not that of a model"
+            problem = f"its {layout.METADATA_FILE} is not that of a model"
         current = version == pointer.get("version")
         if current and problem is None and sha256 != pointer.get("sha256"):
-            problem = f"{POINTER_FILE} names another {MODEL_FILE}"
+            problem = f"{POINTER_FILE} names another {layout.TFLITE_FILE}"
         found.append(Version(version, sha256, size, problem, current, withdrawn.get(sha256 or "")))
     return found
 

@@ -13,10 +13,10 @@ from tfx.dsl.components.base import base_beam_component, base_beam_executor, exe
 from tfx.types import artifact_utils, channel, component_spec
 from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
 
-from edgeline import artifacts, progress
+from edgeline import artifacts, layout, progress
 from edgeline.budget import DEPLOYED, NO_LIMIT, Budget
 from edgeline.data import reading
-from edgeline.deployed import contract, pointer_file
+from edgeline.deployed import pointer_file
 from edgeline.errors import UserError
 from edgeline.evaluator.config import Evaluation
 from edgeline.evaluator.judging import reporting
@@ -177,11 +177,11 @@ def _form(input_dict: dict[str, Any], passport: Passport) -> ModelForm | None:
 
 
 def _open(name: str, uri: str) -> Candidate:
-    folder = Path(uri, keras_file.SERVING_FOLDER)
+    folder = Path(uri, layout.SERVING_FOLDER)
     passport = Passport.read(folder)
     if passport.failure:
         return Candidate(name, folder, passport, None)
-    path = folder / contract.METADATA_FILE
+    path = folder / layout.METADATA_FILE
     try:
         return Candidate(name, folder, passport, json.loads(path.read_text()))
     except (OSError, ValueError) as error:
@@ -196,15 +196,15 @@ def _bless(name: str | None, target: str, candidates: dict[str, Any], selected: 
     blessing.set_int_custom_property("blessed", blessed)
     Path(blessing.uri).mkdir(parents=True, exist_ok=True)
     Path(blessing.uri, "BLESSED" if blessed else "NOT_BLESSED").touch()
-    Path(selected.uri, keras_file.SERVING_FOLDER).mkdir(parents=True, exist_ok=True)
+    Path(selected.uri, layout.SERVING_FOLDER).mkdir(parents=True, exist_ok=True)
     if name is None:
         return
     chosen = candidates[name]
     shutil.copytree(
-        Path(chosen.uri, keras_file.SERVING_FOLDER), Path(selected.uri, keras_file.SERVING_FOLDER), dirs_exist_ok=True
+        Path(chosen.uri, layout.SERVING_FOLDER), Path(selected.uri, layout.SERVING_FOLDER), dirs_exist_ok=True
     )
     # whoever points to this folder later, after a rollback too, finds there what the model was judged for
-    described = Path(selected.uri, keras_file.SERVING_FOLDER, contract.METADATA_FILE)
+    described = Path(selected.uri, layout.SERVING_FOLDER, layout.METADATA_FILE)
     described.write_text(json.dumps({**json.loads(described.read_text()), "target": target}, indent=1) + "\n")
     selected.set_string_custom_property("candidate", name)
     selected.set_string_custom_property("sha256", chosen.get_string_custom_property("sha256"))

@@ -16,6 +16,7 @@ import tf_keras
 from google.protobuf.message import DecodeError
 from tf_keras.protobuf import saved_metadata_pb2
 
+from edgeline import layout
 from edgeline.conversion import float_tflite
 from edgeline.errors import UserError
 from edgeline.keras_models import keras3_bridge
@@ -45,9 +46,9 @@ def located(config: Import, trained: str | None) -> Import:
         )
     if trained is None:
         return config
-    folder = Path(trained, keras_file.SERVING_FOLDER)
+    folder = Path(trained, layout.SERVING_FOLDER)
     if not folder.is_dir():
-        raise UserError(f"the trained model in {trained} has no {keras_file.SERVING_FOLDER}: no SavedModel was written")
+        raise UserError(f"the trained model in {trained} has no {layout.SERVING_FOLDER}: no SavedModel was written")
     return dataclasses.replace(config, source=str(folder), digest=digest_of(folder))
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from edgeline import layout
 from edgeline.model_io import keras_file
 from edgeline.model_module.hooks import ModelModule
 from edgeline.tflite.litert import TFLiteModel
@@ -21,7 +22,7 @@ from edgeline.tflite.litert import TFLiteModel
 if TYPE_CHECKING:
     from edgeline.data.transformation import Transformation  # imports Beam
 
-TFLITE_FILE = f"{keras_file.SERVING_FOLDER}/model.tflite"
+TFLITE_FILE = f"{layout.SERVING_FOLDER}/{layout.TFLITE_FILE}"
 
 
 class GraphModel(tf.Module):
@@ -100,7 +101,7 @@ def fixed_batch(io: dict[str, Any]) -> int | None:
 
 def is_one(folder: str) -> bool:
     """Returns whether an artifact's folder holds a graph alone, and no Keras model."""
-    return not Path(folder, keras_file.MODEL_FILE).exists() and Path(folder, keras_file.SERVING_FOLDER).exists()
+    return not Path(folder, layout.KERAS_FILE).exists() and Path(folder, layout.SERVING_FOLDER).exists()
 
 
 def save(
@@ -125,19 +126,17 @@ def save(
     holder.model = model
     signature = keras_file.input_signature(io, fixed_batch(io))
     raw = keras_file.inference_function(model, io).get_concrete_function(**signature)
-    tf.saved_model.save(holder, str(Path(folder, keras_file.SERVING_FOLDER)), signatures={"serving_raw": raw})
+    tf.saved_model.save(holder, str(Path(folder, layout.SERVING_FOLDER)), signatures={"serving_raw": raw})
 
 
 def load(folder: str, io: dict[str, Any]) -> GraphModel:
     """Returns the model that `save` wrote."""
     if Path(folder, TFLITE_FILE).exists():
         return TFLiteGraph(Path(folder, TFLITE_FILE).read_bytes(), io)
-    loaded = tf.saved_model.load(str(Path(folder, keras_file.SERVING_FOLDER)))
+    loaded = tf.saved_model.load(str(Path(folder, layout.SERVING_FOLDER)))
     return GraphModel(loaded.signatures["serving_raw"], io, loaded)
 
 
 def copy(source: str, target: str) -> None:
     """Copies the model from one artifact's folder to another's."""
-    shutil.copytree(
-        Path(source, keras_file.SERVING_FOLDER), Path(target, keras_file.SERVING_FOLDER), dirs_exist_ok=True
-    )
+    shutil.copytree(Path(source, layout.SERVING_FOLDER), Path(target, layout.SERVING_FOLDER), dirs_exist_ok=True)

@@ -17,21 +17,17 @@ from edgeline.errors import UserError
 from edgeline.files import digest_of_bytes
 from edgeline.keras_models import quantization_aware as quantization
 from edgeline.keras_models.model_form import ModelForm
+from edgeline.layout import KERAS_FILE, QAT_FILE, SERVING_FOLDER
 from edgeline.model_module.hooks import ModelModule
 from edgeline.tflite import inspection
 
 if TYPE_CHECKING:
     from edgeline.data.transformation import Transformation  # imports Beam
 
-KERAS_FOLDER = "Format-Keras"
-MODEL_FILE = f"{KERAS_FOLDER}/model.keras"
-QAT_FILE = f"{KERAS_FOLDER}/qat.npz"
-SERVING_FOLDER = "Format-Serving"
-
 
 def save(model: tf_keras.Model, folder: str) -> None:
     """Writes `Format-Keras/model.keras`, without the optimizer's state."""
-    path = Path(folder, MODEL_FILE)
+    path = Path(folder, KERAS_FILE)
     path.parent.mkdir(parents=True, exist_ok=True)
     # a copy that was never compiled: the format always keeps the optimizer's state of a compiled model
     plain = tf_keras.models.clone_model(model)
@@ -45,10 +41,10 @@ def load(folder: str, module: ModelModule) -> tf_keras.Model:
     Raises:
       UserError: of the model only the graph is known.
     """
-    path = Path(folder, MODEL_FILE)
+    path = Path(folder, KERAS_FILE)
     if not path.exists() and Path(folder, SERVING_FOLDER).exists():
         raise UserError(
-            f"the model in {folder} was imported without its layers (no {MODEL_FILE}, only {SERVING_FOLDER}): it can "
+            f"the model in {folder} was imported without its layers (no {KERAS_FILE}, only {SERVING_FOLDER}): it can "
             f"be converted and quantized after training, but not trained on; import the Keras model it was exported "
             f"from"
         )
@@ -57,7 +53,7 @@ def load(folder: str, module: ModelModule) -> tf_keras.Model:
 
 def form(folder: str, io: dict[str, Any]) -> ModelForm:
     """Returns the form of the model in an artifact's folder; `io` is its passport's."""
-    path = Path(folder, MODEL_FILE)
+    path = Path(folder, KERAS_FILE)
     if not path.exists():
         return ModelForm(io)
     with zipfile.ZipFile(path) as archive:

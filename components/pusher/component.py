@@ -19,7 +19,7 @@ from tfx.proto import pusher_pb2
 from tfx.types import artifact_utils
 from tfx.utils import io_utils, proto_utils
 
-from edgeline import files
+from edgeline import files, layout
 from edgeline.deployed import pointer_file, versions
 
 
@@ -38,7 +38,7 @@ class Executor(executor.Executor):
         push_to = destination.filesystem.base_directory.rstrip("/")
         # what was rolled back stays so, however often a run selects the same file again
         if self.CheckBlessing(input_dict):
-            sha256 = files.sha256_of(f"{self.GetModelPath(input_dict)}/model.tflite")
+            sha256 = files.sha256_of(f"{self.GetModelPath(input_dict)}/{layout.TFLITE_FILE}")
             if versions.withdrawal(push_to, sha256):
                 self._MarkNotPushed(artifact_utils.get_single_instance(output_dict["pushed_model"]))
                 return

@@ -9,6 +9,7 @@ from typing import Any
 
 import tf_keras
 
+from edgeline import layout
 from edgeline.data import calibration_set
 from edgeline.errors import UserError
 from edgeline.keras_models import layers, promise_checks, quantization_aware
@@ -169,8 +170,8 @@ def quantize(
         graph_model.copy(model_uri, compressed_uri)
         facts = {"model": passport.steps[-1]["model"]}
     else:
-        Path(compressed_uri, keras_file.KERAS_FOLDER).mkdir(parents=True, exist_ok=True)
-        shutil.copy(Path(model_uri, keras_file.MODEL_FILE), Path(compressed_uri, keras_file.MODEL_FILE))
+        Path(compressed_uri, layout.KERAS_FOLDER).mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(model_uri, layout.KERAS_FILE), Path(compressed_uri, layout.KERAS_FILE))
         facts = {"model": passport.steps[-1]["model"]}
     if selection.needs_model(config):
         chosen, found = selection.select(

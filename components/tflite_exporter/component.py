@@ -7,9 +7,8 @@ from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArti
 from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Model
 
-from edgeline import errors
+from edgeline import errors, layout
 from edgeline.artifacts import RepresentativeDataset
-from edgeline.model_io import keras_file
 from edgeline.model_module import hooks
 from edgeline.passport import Passport
 from edgeline.tflite_exporter import conversion
@@ -40,7 +39,7 @@ def TFLiteExporter(
         allow_select_tf_ops=allow_select_tf_ops, allow_custom_ops=allow_custom_ops,
         one_example=one_example,
     )  # fmt: skip
-    serving = Path(tflite.uri, keras_file.SERVING_FOLDER)
+    serving = Path(tflite.uri, layout.SERVING_FOLDER)
     serving.mkdir(parents=True, exist_ok=True)
     passport = Passport.read(model.uri)
     try:

@@ -13,7 +13,7 @@ import numpy as np
 import tf_keras
 from tensorflow.lite.python.convert import ConverterError
 
-from edgeline import files
+from edgeline import files, layout
 from edgeline.conversion import checks, converter, trial
 from edgeline.conversion.trial import BatchError, ExportError, Trial
 from edgeline.data import calibration_set
@@ -24,12 +24,6 @@ from edgeline.passport import Passport
 from edgeline.tflite import inspection, litert
 from edgeline.tflite.litert import TFLiteModel
 from edgeline.tflite_exporter.config import Export
-
-MODEL_FILE = "model.tflite"
-METADATA_FILE = "metadata.json"
-LABELS_FILE = "labels.txt"
-GOLDEN_FILE = "golden.npz"
-GOLDEN_RAW_FILE = "golden.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,10 +203,10 @@ def export(
         "passport": _summary(passport),
         "not_run": not_run,
     }
-    (serving / MODEL_FILE).write_bytes(content)
-    (serving / METADATA_FILE).write_text(json.dumps(metadata, indent=1) + "\n")
+    (serving / layout.TFLITE_FILE).write_bytes(content)
+    (serving / layout.METADATA_FILE).write_text(json.dumps(metadata, indent=1) + "\n")
     if passport.io["labels"]:
-        (serving / LABELS_FILE).write_text("\n".join(passport.io["labels"]) + "\n")
+        (serving / layout.LABELS_FILE).write_text("\n".join(passport.io["labels"]) + "\n")
     passport = passport.with_step(
         "TFLiteExporter",
         config.parameters(),
@@ -266,10 +260,10 @@ def _write_golden(
     count = len(next(iter(outcome.alone.values())))
     inputs = {f"inputs/{port.name}": port.quantize(tested[port.name][:count]) for port in runner.inputs}
     outputs = {f"outputs/{port.name}": port.quantize(outcome.alone[port.name]) for port in runner.outputs}
-    files.write_arrays(serving / GOLDEN_FILE, inputs | outputs, compress=True)
+    files.write_arrays(serving / layout.GOLDEN_FILE, inputs | outputs, compress=True)
     raw = Path(calibration_uri, calibration_set.RAW_FILE)
     if raw.is_file():
-        (serving / GOLDEN_RAW_FILE).write_text("".join(raw.read_text().splitlines(keepends=True)[:count]))
+        (serving / layout.GOLDEN_RAW_FILE).write_text("".join(raw.read_text().splitlines(keepends=True)[:count]))
     return count
 
 

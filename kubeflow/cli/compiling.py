@@ -12,6 +12,7 @@ from edgeline.kubeflow import data, deployment, settings, warm_start
 from edgeline.model_module import module_source
 from edgeline.pipelines.cli import options
 from edgeline.pipelines.exit_codes import ExitCode
+from edgeline.pipelines.root import LAST_STATISTICS, pipeline_name
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -127,7 +128,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         arguments.allow_mutable_tag,
     )
     deployment.check_uri("--data", arguments.data, arguments.target)
-    name = arguments.name or _name_of(arguments.pipeline_root)
+    name = arguments.name or pipeline_name(arguments.pipeline_root.rstrip("/").rpartition("/")[2])
     if not re.fullmatch("[a-z0-9][a-z0-9-]{0,127}", name):
         raise UserError(f"--name must have small letters, digits and hyphens only, received {name!r}")
     if not arguments.output.parent.is_dir():
@@ -170,7 +171,7 @@ def _compile(arguments: argparse.Namespace) -> int:
 def _last_statistics(arguments: argparse.Namespace, target: deployment.Deployment) -> str:
     path: str | None = arguments.last_statistics
     if path is None:
-        return f"{target.pipeline_root.rstrip('/')}/last_statistics" if target.target == "vertex" else ""
+        return f"{target.pipeline_root.rstrip('/')}/{LAST_STATISTICS}" if target.target == "vertex" else ""
     if not arguments.schema:
         raise UserError("--last-statistics needs --schema")
     on_volume = target.target == "oss"
@@ -179,7 +180,3 @@ def _last_statistics(arguments: argparse.Namespace, target: deployment.Deploymen
         volume = " or a path in a volume that the settings file mounts for the DataGate" if on_volume else ""
         raise UserError(f"--last-statistics must be a gs:// URI{volume}, received {path!r}")
     return path
-
-
-def _name_of(root: str) -> str:
-    return re.sub("[^a-z0-9-]+", "-", root.rstrip("/").rpartition("/")[2].lower()).strip("-") or "edgeline"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 from edgeline.errors import UserError
@@ -33,7 +32,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     gc.set_defaults(command=_gc)
-    gc.add_argument("root", type=Path, metavar="ROOT", help="of the pipeline")
+    gc.add_argument("root", type=options.root, metavar="ROOT", help="of the pipeline")
     gc.add_argument("--keep", type=int, required=True, metavar="N", help="so many of the last runs keep everything")
     gc.add_argument(
         "--forget-blessed",

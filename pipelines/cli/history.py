@@ -18,6 +18,7 @@ from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import events
+from edgeline.pipelines.root import Root
 
 _STYLES = {"pushed": "green", "nothing fits": "yellow", "refused": "red", "failed": "red", "killed": "red"}
 
@@ -32,10 +33,10 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     history = commands.add_parser(
         "history",
         parents=[common],
-        description=f"List the runs of a pipeline from its event log ({events.EVENTS_FILE}), the refused among them.",
+        description="List the runs of a pipeline from its event log (events.jsonl), the refused among them.",
     )
     history.set_defaults(command=_history)
-    history.add_argument("root", type=Path, metavar="ROOT", help="of the pipeline")
+    history.add_argument("root", type=options.root, metavar="ROOT", help="of the pipeline")
     history.add_argument(
         "--html",
         nargs="?",
@@ -48,14 +49,14 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _history(arguments: argparse.Namespace) -> int:
-    root: Path = arguments.root
+    root: Root = arguments.root
     log = events.read(root)
     nights = events.nights(log)
     back = [event for event in log if event["event"] == "rollback"]
     page = None
     if arguments.html is not None:
-        page = root / "report" / "history.html" if arguments.html == Path() else arguments.html
-        _draw(page, root.absolute().name, nights, log)
+        page = root.history_page if arguments.html == Path() else arguments.html
+        _draw(page, root.absolute().path.name, nights, log)
     out = console.for_tables()
     if arguments.output == "json":
         runs = [dataclasses.asdict(n) | {"started": n.started.isoformat(timespec="seconds")} for n in nights]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from edgeline import targets
+from edgeline import layout, targets
 from edgeline.errors import UserError
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
@@ -88,16 +88,16 @@ def _inspect_saved_model(arguments: argparse.Namespace) -> int:
 
 def _passport(folder: Path) -> dict[str, Any] | None:
     """Returns what `passport.json` in a folder says; None without, and `error` where it cannot be read."""
-    from edgeline.passport import FILE_NAME, Passport
+    from edgeline.passport import Passport
 
-    if not (folder / FILE_NAME).exists():
+    if not (folder / layout.PASSPORT_FILE).exists():
         return None
     try:
         passport = Passport.read(folder)
         steps = [{"step": str(step["step"]), "config": dict(step["config"])} for step in passport.steps]
         failure = f"{passport.failure['step']}: {passport.failure['error']}" if passport.failure else None
     except Exception as error:  # any JSON may be in a file of that name
-        return {"error": f"{folder / FILE_NAME} cannot be read: {type(error).__name__}: {error}"}
+        return {"error": f"{folder / layout.PASSPORT_FILE} cannot be read: {type(error).__name__}: {error}"}
     return {"steps": steps, "scheme": passport.scheme, "failure": failure}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,8 +11,8 @@ from rich.table import Table
 
 from edgeline.pipelines import console, recipes
 from edgeline.pipelines.cli import options
-from edgeline.pipelines.cli.options import DIGITS_ROOT
 from edgeline.pipelines.exit_codes import ExitCode
+from edgeline.pipelines.root import DEFAULT_ROOT
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -28,14 +27,16 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     listing.set_defaults(command=_recipes)
 
     runs = commands.add_parser("runs", parents=[common])
-    runs.add_argument("--root", type=Path, default=DIGITS_ROOT, help="(default: %(default)s)")
+    runs.add_argument("--root", type=options.root, default=DEFAULT_ROOT, help="(default: %(default)s)")
     runs.set_defaults(command=_runs)
 
     lineage = commands.add_parser("lineage", parents=[common])
     lineage.add_argument(
         "target", metavar="FILE.tflite|ARTIFACT_ID", help="matched by its SHA-256, or by its id in the metadata"
     )
-    lineage.add_argument("--root", type=Path, help="of the pipeline (default: found above FILE, else runs/digits)")
+    lineage.add_argument(
+        "--root", type=options.root, help="of the pipeline (default: found above FILE, else runs/digits)"
+    )
     lineage.set_defaults(command=_lineage)
 
 

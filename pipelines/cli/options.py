@@ -18,6 +18,7 @@ from edgeline.errors import UserError
 from edgeline.evaluator.config import Evaluation
 from edgeline.model_importer.config import GRAPHS, WITH_SIGNATURES, Import, digest_of, kind_of
 from edgeline.pipelines import recipes
+from edgeline.pipelines.root import Root
 from edgeline.quantizer.config import POST_TRAINING, Quantize
 from edgeline.recipe import Recipe, find
 from edgeline.representative_dataset.config import LABEL, STRATEGIES, Sample
@@ -26,7 +27,11 @@ from edgeline.trainer.config import Train
 
 #: What `edgeline run` works on where nothing is said.
 DIGITS_MODULE = "edgeline.pipelines.examples.digits.model"
-DIGITS_ROOT = Path("runs/digits")
+
+
+def root(text: str) -> Root:
+    """Is the type of an option that takes the root of a pipeline."""
+    return Root(Path(text))
 
 
 def _add(parser: Any, flag: str, default: float | str, text: str, **settings: Any) -> None:

@@ -6,13 +6,13 @@ import argparse
 import getpass
 import json
 import posixpath
-from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from edgeline import layout
 from edgeline.deployed import versions
 from edgeline.deployed.versions import Version
 from edgeline.errors import UserError
@@ -20,6 +20,7 @@ from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import events, prometheus
+from edgeline.pipelines.root import Root
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     push.set_defaults(command=_push)
     where = push.add_mutually_exclusive_group(required=True)
-    where.add_argument("--root", type=Path, help="of the pipeline; its folder `pushed` is meant")
+    where.add_argument("--root", type=options.root, help="of the pipeline; its folder `pushed` is meant")
     where.add_argument("--pushed", metavar="PATH", help="a folder that models are pushed to: a path, gs://, ...")
     what = push.add_mutually_exclusive_group(required=True)
     what.add_argument("--list", action="store_true", help="list the versions; reads every model")
@@ -62,15 +63,15 @@ def _push(arguments: argparse.Namespace) -> int:
         for flag in ("why", "by"):
             if getattr(arguments, flag):
                 raise UserError(f"--{flag} is for --rollback, which --list is not")
-    push_to = arguments.pushed or str(arguments.root / "pushed")
-    if arguments.root is not None and not arguments.root.is_dir():
+    push_to = arguments.pushed or str(arguments.root.pushed)
+    if arguments.root is not None and not arguments.root.path.is_dir():
         raise UserError(f"--root {arguments.root} does not exist; give the folder of a pipeline")
     return _list(arguments, push_to) if arguments.list else _roll_back(arguments, push_to)
 
 
-def _names(root: Path | None) -> dict[str, str]:
+def _names(root: Root | None) -> dict[str, str]:
     """Returns the candidates' names by version, as far as the event log of the root knows them."""
-    if root is None or not (root / events.EVENTS_FILE).exists():
+    if root is None or not root.events.exists():
         return {}
     return {e["version"]: e["name"] for e in events.read(root) if e["event"] == "pushed" and e["name"]}
 
@@ -140,7 +141,7 @@ def _roll_back(arguments: argparse.Namespace, push_to: str) -> int:
     if arguments.output == "json":
         console.say(out, json.dumps({"exit_code": ExitCode.DONE, "pushed": push_to, **facts}))
     else:
-        console.say(out, f"deployed  {posixpath.join(push_to, target, 'model.tflite')}")
+        console.say(out, f"deployed  {posixpath.join(push_to, target, layout.TFLITE_FILE)}")
         if before:
             console.say(out, f"before    {before}")
     return ExitCode.DONE

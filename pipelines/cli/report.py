@@ -17,16 +17,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgeline import layout
 from edgeline.errors import UserError
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import compare
 from edgeline.pipelines.records.compare import Comparison, Part
+from edgeline.pipelines.root import DEFAULT_ROOT, Root
 
-REPORT_FILE = "report.json"
-
-_DEFAULT_ROOT = Path("runs/digits")
 #: Longer values are shortened in the table; the JSON has them whole.
 _MOST_LETTERS = 60
 
@@ -47,7 +46,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     report.set_defaults(command=_report)
     which = report.add_mutually_exclusive_group()
     which.add_argument("file", nargs="?", type=Path, metavar="FILE", help=where)
-    which.add_argument("--root", type=Path, default=_DEFAULT_ROOT, help="of the pipeline (default: %(default)s)")
+    which.add_argument("--root", type=options.root, default=DEFAULT_ROOT, help="of the pipeline (default: %(default)s)")
     report.add_argument("--open", action="store_true", help="open it in the browser")
     report.add_argument(
         "-o", dest="out", type=Path, metavar="OUT.html", help="(default: report.html beside the report.json)"
@@ -76,12 +75,14 @@ def find(path: Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        for found in (path / REPORT_FILE, path / "report" / REPORT_FILE):
+        for found in (path / layout.REPORT_FILE, Root(path).report / layout.REPORT_FILE):
             if found.is_file():
                 return found
-        below = sorted({*path.glob(f"*/{REPORT_FILE}"), *path.glob(f"*/report/{REPORT_FILE}")})
+        below = sorted(
+            {*path.glob(f"*/{layout.REPORT_FILE}"), *path.glob(f"*/{Root(path).report.name}/{layout.REPORT_FILE}")}
+        )
         hint = f"give {' or '.join(map(str, below[:3]))}" if below else "the run makes it when it evaluates candidates"
-        raise UserError(f"there is no {REPORT_FILE} in {path}, and none in {path / 'report'}; {hint}")
+        raise UserError(f"there is no {layout.REPORT_FILE} in {path}, and none in {Root(path).report}; {hint}")
     missing = next((p for p in reversed((path, *path.parents)) if not p.exists()), path)
     siblings = [entry.name for entry in missing.parent.iterdir()] if missing.parent.is_dir() else []
     near = difflib.get_close_matches(missing.name, siblings, n=3)
@@ -102,10 +103,10 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
 def _report(arguments: argparse.Namespace) -> int:
     from edgeline.report import rendering
 
-    source, facts = _read(arguments.file or arguments.root)
-    out = (arguments.out or source.with_name("report.html")).absolute()
+    source, facts = _read(arguments.file or arguments.root.path)
+    out = (arguments.out or source.with_name(layout.REPORT_PAGE)).absolute()
     if out == source.absolute():
-        raise UserError(f"-o {arguments.out} is the {REPORT_FILE} itself; give another file")
+        raise UserError(f"-o {arguments.out} is the {layout.REPORT_FILE} itself; give another file")
     page = rendering.render(facts)
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:

@@ -17,10 +17,11 @@ from edgeline.model_module import module_source
 from edgeline.model_module.module_source import Source
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options, verdict
-from edgeline.pipelines.cli.options import DIGITS_MODULE, DIGITS_ROOT
+from edgeline.pipelines.cli.options import DIGITS_MODULE
 from edgeline.pipelines.datasets import mnist
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import prometheus
+from edgeline.pipelines.root import DEFAULT_ROOT, Root
 from edgeline.pipelines.run import new_data, warm_start
 from edgeline.pipelines.run.journal import Journal
 from edgeline.pipelines.run.live_view import LiveView
@@ -55,7 +56,9 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         type=Path,
         help="data folder with train, validation and eval (default for the digits example: it is made)",
     )
-    run.add_argument("--root", type=Path, help="where everything of this pipeline is kept (default: runs/digits)")
+    run.add_argument(
+        "--root", type=options.root, help="where everything of this pipeline is kept (default: runs/digits)"
+    )
     warm_start.add_option(run)
     _add_run_options(run)
 
@@ -73,7 +76,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     options.add_import_options(optimize)
     optimize.add_argument("--module", required=True, help="the model module: a .py file or a dotted name")
     optimize.add_argument("--data", type=Path, required=True, help="data folder with train, validation and eval")
-    optimize.add_argument("--root", type=Path, required=True, help="where everything of this pipeline is kept")
+    optimize.add_argument("--root", type=options.root, required=True, help="where everything of this pipeline is kept")
     _add_run_options(optimize)
 
 
@@ -136,7 +139,7 @@ def _run_pipeline(
         "evaluation": options.evaluation(arguments),
         "export": options.export(arguments),
         **options.training(arguments),
-        "gate": options.gate(arguments, str(root / "last_statistics")),
+        "gate": options.gate(arguments, str(root.last_statistics)),
     }
     asked["train"] = warm_start.asked(asked["train"], getattr(arguments, "warm_start", None))
     window = new_data.window(arguments, data)
@@ -150,7 +153,7 @@ def _run_pipeline(
         live = terminal.err if arguments.output == "json" else terminal.out
         try:
             if data is None:
-                data = root / "data"
+                data = root.data
                 if not data.exists():
                     mnist.write_digits(data, console=live)
             asked["train"], cold = warm_start.resolved(asked["train"], root)
@@ -191,19 +194,19 @@ def _nothing_new(why: str, window: Any, arguments: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _folders(arguments: argparse.Namespace) -> tuple[Path, Path | None]:
+def _folders(arguments: argparse.Namespace) -> tuple[Root, Path | None]:
     """Returns the root and the data folder (None: make the digits), by the rules of the command's help."""
     is_default = arguments.module == DIGITS_MODULE
     if arguments.data is None and not is_default:
         raise UserError("--module needs --data: a folder with train, validation and eval (see: edgeline data --help)")
     if arguments.root is None and not (is_default and arguments.data is None):
         raise UserError("--module and --data need --root: the folder where everything of this pipeline is kept")
-    return (arguments.root or DIGITS_ROOT).absolute(), arguments.data and arguments.data.absolute()
+    return (arguments.root or DEFAULT_ROOT).absolute(), arguments.data and arguments.data.absolute()
 
 
-def _open_root(root: Path, run: str) -> Path:
+def _open_root(root: Root, run: str) -> Path:
     """Makes the root and returns the log file of this run."""
-    log = root / "logs" / f"{run}.log"
+    log = root.log(run)
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         log.touch()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from edgeline import layout
 from edgeline.conversion import verification
 from edgeline.errors import UserError
 from edgeline.pipelines import console
@@ -43,13 +43,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     path: Path = arguments.path
     if not path.exists():
         raise UserError(f"{path} does not exist; give a .tflite file or the folder that it was exported to")
-    model = path / "model.tflite" if path.is_dir() else path
+    model = path / layout.TFLITE_FILE if path.is_dir() else path
     if not model.is_file():
-        inside = sorted(path.glob("*/model.tflite")) if path.is_dir() else []
+        inside = sorted(path.glob(f"*/{layout.TFLITE_FILE}")) if path.is_dir() else []
         hint = f"give {inside[-1].parent}" if inside else "give the folder that a model was exported to"
         raise UserError(f"there is no {model}; {hint}")
-    with console.capture_output(os.devnull):  # TensorFlow says things at its import
-        checks = verification.check(model)
+    checks = verification.check(model)
     differences = [f"{name}: {text}" for name, found in checks.items() for text in found["differences"]]
     code = ExitCode.USERS_MISTAKE if differences else ExitCode.DONE
     out = console.for_tables()

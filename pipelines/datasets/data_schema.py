@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgeline.data import data_folder
 from edgeline.data.data_folder import SHARD_SUFFIX
 
 #: Longer values on average are no names of anything: images, texts.
@@ -28,7 +29,7 @@ def infer_schema(data: Path) -> tuple[str, list[str]]:
     schema = tfdv.infer_schema(statistics)
     by_name = {feature.path.step[0]: feature for feature in statistics.datasets[0].features}
     names = {domain.name: domain.value for domain in schema.string_domain}
-    classes = data / "labels.txt"
+    classes = data / data_folder.LABELS_FILE
     for feature in schema.feature:
         found = by_name[feature.name]
         values = names.get(feature.domain, [])

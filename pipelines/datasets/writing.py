@@ -133,7 +133,7 @@ def write(
                 task = bar.add_task(f"{name}: writing {split}", total=len(examples))
                 advance = functools.partial(bar.advance, task)
                 _write_split(temporary / split, examples, manifest["shards"][split], "tokens" in features, advance)
-        (temporary / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+        (temporary / data_folder.LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
         (temporary / "dataset.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         temporary.replace(out)
     except (OSError, tf.errors.OpError) as error:
@@ -220,7 +220,7 @@ def _already_there(out: Path, manifest: dict[str, Any]) -> bool:
             f"{out / 'dataset.json'}): remove the folder, or choose another name"
         )
     names = [f"{split}/{_shard_name(i, count)}" for split, count in found["shards"].items() for i in range(count)]
-    missing = [name for name in (*names, "labels.txt") if not (out / name).is_file()]
+    missing = [name for name in (*names, data_folder.LABELS_FILE) if not (out / name).is_file()]
     if missing:
         raise UserError(
             f"{out} is incomplete, it lacks {data_folder.first_of(missing)}: remove the folder and run it again"

@@ -18,8 +18,8 @@ from ml_metadata.proto import metadata_store_pb2
 
 from edgeline.deployed import versions
 from edgeline.errors import UserError
-from edgeline.pipelines import root_lock
 from edgeline.pipelines.records import lineage
+from edgeline.pipelines.root import Root
 
 _OUTPUT, _INPUT = metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.INPUT
 _LIVE, _DELETED = metadata_store_pb2.Artifact.LIVE, metadata_store_pb2.Artifact.DELETED
@@ -44,7 +44,7 @@ class Garbage:
     bytes: int
 
 
-def find(root: Path, keep: int, *, forget_blessed: bool = False) -> Garbage:
+def find(root: Root, keep: int, *, forget_blessed: bool = False) -> Garbage:
     """Returns what can be deleted; changes nothing.
 
     Args:
@@ -59,7 +59,7 @@ def find(root: Path, keep: int, *, forget_blessed: bool = False) -> Garbage:
         return _find(store, root, keep, forget_blessed)[0]
 
 
-def delete(root: Path, keep: int, *, forget_blessed: bool = False) -> Garbage:
+def delete(root: Root, keep: int, *, forget_blessed: bool = False) -> Garbage:
     """Deletes what `find` returns; where it is killed half-way, the next call deletes the rest.
 
     Raises:
@@ -68,7 +68,7 @@ def delete(root: Path, keep: int, *, forget_blessed: bool = False) -> Garbage:
     with lineage.open_store(root):  # before the lock makes a folder
         pass
     with (
-        root_lock.hold(root / "artifacts", "what it needs must not be deleted. Wait for it, or stop it."),
+        root.locked("what it needs must not be deleted. Wait for it, or stop it."),
         lineage.open_store(root, write=True) as store,
     ):
         garbage, artifacts = _find(store, root, keep, forget_blessed)
@@ -90,7 +90,7 @@ def delete(root: Path, keep: int, *, forget_blessed: bool = False) -> Garbage:
 
 
 def _find(
-    store: metadata_store.MetadataStore, root: Path, keep: int, forget_blessed: bool
+    store: metadata_store.MetadataStore, root: Root, keep: int, forget_blessed: bool
 ) -> tuple[Garbage, list[metadata_store_pb2.Artifact]]:
     """Returns what can be deleted, and the artifacts whose folders are among it."""
     runs = store.get_contexts_by_type("pipeline_run")
@@ -100,7 +100,7 @@ def _find(
     needed = {i for run in latest for e in store.get_executions_by_context(run.id) for i in graph.around(e.id)}
     needed |= _of_models(graph, root, forget_blessed)
 
-    inside = (root / "artifacts").resolve()
+    inside = root.artifacts.resolve()
     artifacts, folders = [], []
     for artifact in graph.artifacts.values():
         folder = Path(artifact.uri).resolve()
@@ -113,7 +113,7 @@ def _find(
     logs = []
     if len(latest) < len(runs):
         oldest = latest[0].create_time_since_epoch / 1000
-        logs = sorted(path for path in root.glob("logs/*.log") if path.stat().st_mtime < oldest)
+        logs = sorted(path for path in root.logs.glob("*.log") if path.stat().st_mtime < oldest)
     size = sum(map(_bytes, (*folders, *logs)))
     return Garbage(len(runs), len(latest), tuple(folders), tuple(logs), size), artifacts
 
@@ -165,13 +165,13 @@ class _Graph:
         return [a for a in self.artifacts.values() if a.type == kind and a.state == _LIVE]
 
 
-def _of_models(graph: _Graph, root: Path, forget_blessed: bool) -> set[int]:
+def _of_models(graph: _Graph, root: Root, forget_blessed: bool) -> set[int]:
     """Returns what pushed and blessed models were made of, and what the Evaluator and the Pusher said of them.
 
     The Evaluator's other inputs are not part of that: all candidates go into it.
     """
     models, value = graph.live("Model"), lineage.value
-    there = {version.version: version.sha256 for version in versions.versions(str(root / "pushed"))}
+    there = {version.version: version.sha256 for version in versions.versions(str(root.pushed))}
     kept = set(filter(None, there.values()))
     for push in graph.live("PushedModel"):
         if value(push, "pushed_version") in there:  # also one whose file is missing or was changed

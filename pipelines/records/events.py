@@ -29,19 +29,14 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeline.errors import UserError
 from edgeline.pipelines.exit_codes import ExitCode
-
-if TYPE_CHECKING:  # both import TFX, which takes nine seconds
-    pass
-
-EVENTS_FILE = "events.jsonl"
+from edgeline.pipelines.root import Root
 
 
-def append(root: Path, event: str, run: str | None = None, /, **facts: Any) -> None:
+def append(root: Root, event: str, run: str | None = None, /, **facts: Any) -> None:
     """Appends one event to a root's log, in one write; does nothing where there is no such folder.
 
     A log that cannot be written stops nothing: what is logged has happened, and matters more.
@@ -55,11 +50,11 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
-def append_lines(root: Path, lines: list[str]) -> None:
+def append_lines(root: Root, lines: list[str]) -> None:
     """Appends lines to a root's log in one write."""
     text = "".join(f"{line}\n" for line in lines).encode()
     with contextlib.suppress(OSError):
-        descriptor = os.open(root / EVENTS_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        descriptor = os.open(root.events, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             # a process that was killed while it wrote has left half a line: only that one is to be lost
             size = os.fstat(descriptor).st_size
@@ -69,13 +64,13 @@ def append_lines(root: Path, lines: list[str]) -> None:
             os.close(descriptor)
 
 
-def read(root: Path) -> list[dict[str, Any]]:
+def read(root: Root) -> list[dict[str, Any]]:
     """Returns the events in a root's log, oldest first; lines that are cut off or are no events are left out.
 
     Raises:
       UserError: there is no log, or it cannot be read.
     """
-    path = root / EVENTS_FILE
+    path = root.events
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except (FileNotFoundError, NotADirectoryError):

@@ -25,9 +25,7 @@ from rich.tree import Tree
 from edgeline.budget import NO_LIMIT
 from edgeline.errors import UserError
 from edgeline.pipelines.console import format_seconds
-
-METADATA_FILE = "metadata.db"
-DEFAULT_ROOT = Path("runs/digits")
+from edgeline.pipelines.root import DEFAULT_ROOT, Root
 
 Value = str | int | float
 
@@ -142,7 +140,7 @@ class Trace:
       pushes: of these exports, oldest first.
     """
 
-    root: Path
+    root: Root
     file: Path | None
     artifact: Artifact
     producer: int | None
@@ -152,7 +150,7 @@ class Trace:
     pushes: tuple[Push, ...]
 
 
-def runs(root: Path) -> list[Run]:
+def runs(root: Root) -> list[Run]:
     """Returns the runs of the pipeline whose folder is `root`, newest first.
 
     Raises:
@@ -192,7 +190,7 @@ def _run(context: Any, executions: list[Any], selected: Mapping[int, Any]) -> Ru
     )
 
 
-def trace(target: str | int | Path, root: Path | None = None) -> Trace:
+def trace(target: str | int | Path, root: Root | None = None) -> Trace:
     """Returns what made a file or an artifact, step by step back to the data.
 
     Args:
@@ -210,13 +208,12 @@ def trace(target: str | int | Path, root: Path | None = None) -> Trace:
     file = Path(str(target))
     sha256 = _sha256(file)
     if root is None:
-        above = (*file.absolute().parents, *file.resolve().parents)
-        root = next((folder for folder in above if (folder / METADATA_FILE).is_file()), DEFAULT_ROOT)
+        root = Root.above(file.absolute()) or Root.above(file.resolve()) or DEFAULT_ROOT
     with open_store(root) as store:
         exports = [a for a in _models(store, sha256) if not value(a, "candidate")]
         if not exports:
             raise UserError(
-                f"No export in {root / METADATA_FILE} has the content of {file} (SHA-256 {sha256}). The file may come "
+                f"No export in {root.metadata_db} has the content of {file} (SHA-256 {sha256}). The file may come "
                 "from another pipeline, then give its folder with --root, or it was changed after the export."
             )
         holds = [a for a in exports if file.resolve().is_relative_to(Path(a.uri).resolve())]
@@ -238,7 +235,7 @@ def _sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def open_store(root: Path, *, write: bool = False) -> Iterator[metadata_store.MetadataStore]:
+def open_store(root: Root, *, write: bool = False) -> Iterator[metadata_store.MetadataStore]:
     """Yields the ML Metadata of the pipeline whose folder is `root`.
 
     Args:
@@ -248,7 +245,7 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[metadata_store.Me
     Raises:
       UserError: `root` has no readable `metadata.db`.
     """
-    path = root / METADATA_FILE
+    path = root.metadata_db
     other = "give the folder of a pipeline with --root, the same as for `edgeline run`"
     header = b"SQLite format 3\0"
     try:
@@ -281,14 +278,14 @@ def _brief(error: BaseException) -> str:
     return re.split(r"\n| query: {2}", str(error).strip())[0].removeprefix("Error when executing query: ")
 
 
-def _artifact_by_id(store: metadata_store.MetadataStore, root: Path, wanted: int) -> Any:
+def _artifact_by_id(store: metadata_store.MetadataStore, root: Root, wanted: int) -> Any:
     # protobuf refuses what does not fit into 64 bits
     if wanted < 2**63 and (found := store.get_artifacts_by_id([wanted])):
         return found[0]
     last = max((artifact.id for artifact in store.get_artifacts()), default=None)
     known = "it has none yet" if last is None else f"its ids go up to {last}"
     raise UserError(
-        f"There is no artifact {wanted} in {root / METADATA_FILE}: {known}. "
+        f"There is no artifact {wanted} in {root.metadata_db}: {known}. "
         "To look into another pipeline, give its folder with --root."
     )
 
@@ -297,7 +294,7 @@ def _models(store: metadata_store.MetadataStore, sha256: str) -> list[Any]:
     return [artifact for artifact in store.get_artifacts_by_type("Model") if value(artifact, "sha256") == sha256]
 
 
-def _trace(store: metadata_store.MetadataStore, root: Path, file: Path | None, artifact: Any) -> Trace:
+def _trace(store: metadata_store.MetadataStore, root: Root, file: Path | None, artifact: Any) -> Trace:
     producer = _producer(store, artifact.id)
     finished: dict[int, Step] = {}
     if producer:
@@ -511,7 +508,7 @@ def _of_data(trace: Trace, steps: Mapping[int, Step]) -> Iterator[tuple[str, str
 
 
 def _grow(
-    branch: Tree, step: Step, steps: Mapping[int, Step], shown: set[int], root: Path, common: Mapping[str, str]
+    branch: Tree, step: Step, steps: Mapping[int, Step], shown: set[int], root: Root, common: Mapping[str, str]
 ) -> None:
     """Adds a step's inputs to its branch; a step that is in the tree already is only named."""
     for taken in step.inputs:
@@ -525,7 +522,7 @@ def _grow(
             _grow(twig, producer, steps, shown, root, common)
 
 
-def _label(prefix: str, artifact: Artifact, step: Step | None, root: Path, common: Mapping[str, str]) -> Text:
+def _label(prefix: str, artifact: Artifact, step: Step | None, root: Root, common: Mapping[str, str]) -> Text:
     label = Text(prefix)
     if step is None:
         label.append("made outside the recorded runs", "yellow")
@@ -539,7 +536,7 @@ def _label(prefix: str, artifact: Artifact, step: Step | None, root: Path, commo
     return label.append(f"\n{artifact.type} {artifact.id}: {_short(artifact.uri, root)}", "dim")
 
 
-def _short(uri: str, root: Path) -> str:
+def _short(uri: str, root: Root) -> str:
     return uri.removeprefix(f"{root.absolute()}/")
 
 

@@ -9,14 +9,12 @@ import contextlib
 import datetime
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from edgeline.deployed import pointer_file
 from edgeline.errors import UserError
 from edgeline.pipelines.records import events
-
-METRICS_FILE = "metrics.prom"
+from edgeline.pipelines.root import Root
 
 _HELP = {
     "edgeline_last_run_timestamp_seconds": "When the last run ended.",
@@ -31,19 +29,19 @@ _HELP = {
 }
 
 
-def write(root: Path) -> None:
+def write(root: Root) -> None:
     """Writes `metrics.prom`, atomically; one that cannot be written stops nothing."""
     with contextlib.suppress(OSError, UserError):
-        text = render(root.absolute().name, events.read(root), _version(root))
-        partial = root / f".{METRICS_FILE}.{os.getpid()}"
+        text = render(root.absolute().path.name, events.read(root), _version(root))
+        partial = root.metrics.with_name(f".{root.metrics.name}.{os.getpid()}")
         partial.write_text(text, encoding="utf-8")
         partial.chmod(0o644)  # the collector is another user
-        partial.replace(root / METRICS_FILE)
+        partial.replace(root.metrics)
 
 
-def _version(root: Path) -> str | None:
+def _version(root: Root) -> str | None:
     with contextlib.suppress(UserError):
-        found = pointer_file.latest(str(root / "pushed"))
+        found = pointer_file.latest(str(root.pushed))
         return found.version if found else None
     return None
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgeline import targets
+from edgeline import layout, targets
 from edgeline.errors import UserError
 from edgeline.model_importer.config import Import
 from edgeline.model_module import hooks
@@ -104,5 +104,5 @@ def export(
             raise UserError(f"{source.source} as {scheme.scheme}: {error}") from error
         if misfits := targets.misfits(target, facts):
             raise UserError(f"{source.source} as {scheme.scheme}: {'; '.join(misfits)}. Nothing is written")
-        shutil.copy(Path(folders["serving"], conversion.MODEL_FILE), output)
+        shutil.copy(Path(folders["serving"], layout.TFLITE_FILE), output)
     return facts

@@ -9,13 +9,13 @@ import os
 import secrets
 import socket
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgeline.errors import UserError
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import events
+from edgeline.pipelines.root import Root
 from edgeline.pipelines.run.outcome import unmet
 
 if TYPE_CHECKING:  # both import TFX, which takes nine seconds
@@ -39,7 +39,7 @@ class Journal:
       error: why it failed; likewise.
     """
 
-    def __init__(self, root: Path, command: str, **asked: Any):
+    def __init__(self, root: Root, command: str, **asked: Any):
         self.root = root
         self.run = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         self.exit_code: int = ExitCode.STEP_FAILED
@@ -56,7 +56,7 @@ class Journal:
         """Appends an event of this run."""
         line = {"time": events.now(), "run": self.run, "event": event, **facts}
         self._waiting.append(json.dumps(line, ensure_ascii=False))
-        if self.root.is_dir():
+        if self.root.path.is_dir():
             events.append_lines(self.root, self._waiting)
             self._waiting = []
 

@@ -26,7 +26,7 @@ from tfx.orchestration.portable.mlmd import execution_lib
 from tfx.proto.orchestration import pipeline_pb2
 
 from edgeline.errors import UserError
-from edgeline.pipelines import root_lock
+from edgeline.pipelines import root as roots
 from edgeline.pipelines.run.node_events import Event, Listener, NodeResult, RunResult
 
 # FnApiRunner, because DirectRunner first tries to download another runner. The image is never used: a runner inside
@@ -77,7 +77,7 @@ class LocalRunner(tfx_runner.IrBasedRunner):
         connection = getattr(config, config.WhichOneof("connection_config"))
 
         try:
-            with root_lock.hold(root, _REFUSAL), _hidden_command_line():
+            with roots.lock(root, _REFUSAL), _hidden_command_line():
                 _cancel_abandoned(ir, root, connection)
                 nodes = self._run_nodes(ir, root, deployment, connection)
         except Exception as error:

@@ -18,6 +18,7 @@ from edgeline.errors import UserError
 from edgeline.model_module.module_source import Source
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import events
+from edgeline.pipelines.root import Root
 from edgeline.recipe import Recipe
 from edgeline.toolchain import toolchain
 
@@ -80,7 +81,7 @@ def facts(data: Path, found: spans.Window | None, requested: str) -> dict[str, A
 
 
 def nothing_new(
-    arguments: argparse.Namespace, root: Path, data: Path | None, found: spans.Window | None, requested: str
+    arguments: argparse.Namespace, root: Root, data: Path | None, found: spans.Window | None, requested: str
 ) -> str | None:
     """Says why a run has nothing to do, None where it has, and where it was not asked to find out.
 
@@ -103,20 +104,19 @@ def _range(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
 
-def check_readable(data: Path, found: spans.Window | None, root: Path) -> None:
+def check_readable(data: Path, found: spans.Window | None, root: Root) -> None:
     """Reads every shard that was not read by an earlier run, see `datasets.check_readable`."""
     if found is None:
-        data_folder.check_readable(data, root / ".data-checked.json")
+        data_folder.check_readable(data, root.data_checked())
         return
     for span in found.spans:
-        name = span.name.replace("/", "_")
-        data_folder.check_readable(span.folder, root / ".data-checked" / f"{name}.json")
+        data_folder.check_readable(span.folder, root.data_checked(span.name))
 
 
 # the schema -----------------------------------------------------------------------------------------------------------
 
 
-def last_finished(root: Path) -> Mapping[str, Any] | None:
+def last_finished(root: Root) -> Mapping[str, Any] | None:
     """Returns the event `data` and the `exit_code` of the last run of a root that came to a verdict, None without one.
 
     A verdict is exit code 0 or 1; runs that found no new data have no such event.

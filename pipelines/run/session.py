@@ -16,9 +16,11 @@ from typing import Any
 import tfx.v1 as tfx
 from tfx.dsl.components.base.base_node import BaseNode
 
+from edgeline import layout
 from edgeline.deployed import pointer_file, versions
 from edgeline.errors import UserError
 from edgeline.pipelines.compression import Run, create_pipeline
+from edgeline.pipelines.root import Root
 from edgeline.pipelines.run.live_view import LiveView
 from edgeline.pipelines.run.local_runner import BEAM_ARGS, LocalRunner
 from edgeline.pipelines.run.node_events import Event, Listener, RunResult
@@ -42,7 +44,7 @@ def _kept_checkpoints(folder: Path) -> Iterator[None]:
 
 def run(
     request: Run,
-    root: Path,
+    root: Root,
     examples: BaseNode,
     view: LiveView,
     *,
@@ -64,9 +66,14 @@ def run(
     Raises:
       UserError: the root is in use by another run, or its disk is full or cannot be written.
     """
-    name = re.sub("[^a-z0-9-]+", "-", root.name.lower()).strip("-") or "edgeline"
     pipeline = create_pipeline(
-        name, request, root=root, examples=examples, schema=schema, beam_args=BEAM_ARGS, enable_cache=enable_cache
+        root.pipeline,
+        request,
+        root=root,
+        examples=examples,
+        schema=schema,
+        beam_args=BEAM_ARGS,
+        enable_cache=enable_cache,
     )
 
     def tell(event: Event) -> None:
@@ -74,10 +81,10 @@ def run(
         listen(event)
 
     start = time.monotonic()
-    with view, _kept_checkpoints(root / ".checkpoints"):
+    with view, _kept_checkpoints(root.checkpoints):
         result = LocalRunner(tell).run(pipeline)
     if all(node.state in ("done", "cached") for node in result.nodes.values()):
-        shutil.rmtree(root / ".checkpoints", ignore_errors=True)
+        shutil.rmtree(root.checkpoints, ignore_errors=True)
     seconds = time.monotonic() - start
     failures = tuple(
         Failure(f"{node_id}: {_plain(node.exception)}", node.exception)
@@ -89,11 +96,11 @@ def run(
     pusher = result.nodes["Pusher"].state
     pushed_now = pushed is not None and pusher == "done"
     if report is not None and report["selected"] and not pushed_now and pusher in ("done", "cached"):
-        pushed, not_pushed = _in_the_field(pushed, report, root / "pushed")
+        pushed, not_pushed = _in_the_field(pushed, report, root.pushed)
     return Outcome(
         failures,
         report,
-        root / "report" / "report.html" if report is not None else None,
+        root.report / layout.REPORT_PAGE if report is not None else None,
         pushed,
         not_pushed,
         {
@@ -126,17 +133,17 @@ def _nodes(result: RunResult, pipeline: tfx.dsl.Pipeline) -> list[dict[str, Any]
     ]
 
 
-def _publish(result: RunResult, root: Path, run: dict[str, Any]) -> dict[str, Any] | None:
+def _publish(result: RunResult, root: Root, run: dict[str, Any]) -> dict[str, Any] | None:
     """Copies the latest report to its lasting place, each file at once, adds the run to it, and returns it."""
     if not (found := result.outputs("Evaluator", "evaluation")):
         return None
-    folder = root / "report"
+    folder = root.report
     folder.mkdir(exist_ok=True)
-    for name in ("report.json", "report.html"):
+    for name in (layout.REPORT_FILE, layout.REPORT_PAGE):
         partial = folder / f".{name}.{os.getpid()}"
         shutil.copy(Path(found[0].uri, name), partial)
         partial.replace(folder / name)
-    content: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads((folder / layout.REPORT_FILE).read_text(encoding="utf-8"))
     content["run"] = run
     try:
         write_report(content, folder)
@@ -149,7 +156,7 @@ def _pushed(result: RunResult) -> Path | None:
     with contextlib.suppress(IndexError):
         artifact = result.outputs("Pusher", "pushed_model")[0]
         if artifact.get_int_custom_property("pushed"):
-            return Path(artifact.get_string_custom_property("pushed_destination"), "model.tflite")
+            return Path(artifact.get_string_custom_property("pushed_destination"), layout.TFLITE_FILE)
     return None
 
 

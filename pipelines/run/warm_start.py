@@ -6,16 +6,14 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from edgeline import files
+from edgeline import files, layout
 from edgeline.deployed import pointer_file
 from edgeline.errors import UserError
 from edgeline.model_importer.config import kind_of
+from edgeline.pipelines.root import Root
 from edgeline.trainer.config import Train
 
 LATEST = "latest"
-
-#: Where the Trainer's Model artifact has its file; keras_io, which says so, imports TensorFlow.
-MODEL_FILE = "Format-Keras/model.keras"
 
 #: Those that give a pipeline its float model.
 _SOURCES = ("Trainer", "ModelImporter")
@@ -45,13 +43,13 @@ def asked(train: Train, given: str | None) -> Train:
         return dataclasses.replace(train, warm_start=given or "")
     path = Path(given).absolute()
     if path.is_dir():
-        path /= MODEL_FILE
+        path /= layout.KERAS_FILE
     if kind_of(path) != "keras":
         raise UserError(f"--warm-start {given}: expected a .keras file, or the folder of a Model that has one")
     return _of(train, path)
 
 
-def resolved(train: Train, root: Path) -> tuple[Train, str]:
+def resolved(train: Train, root: Root) -> tuple[Train, str]:
     """Returns the Trainer's config with the file that `latest` means now, and a line for the user where it is none.
 
     Args:
@@ -70,7 +68,7 @@ def _of(train: Train, path: Path) -> Train:
     return dataclasses.replace(train, warm_start=str(path), warm_start_digest=files.sha256_of(str(path)))
 
 
-def _behind_the_pushed(root: Path) -> Path:
+def _behind_the_pushed(root: Root) -> Path:
     """Returns the file of the float model that the deployed model was made of.
 
     Raises:
@@ -78,13 +76,13 @@ def _behind_the_pushed(root: Path) -> Path:
     """
     from edgeline.pipelines.records import lineage
 
-    found = pointer_file.latest(str(root / "pushed"))
+    found = pointer_file.latest(str(root.pushed))
     if found is None:
         raise UserError("nothing was pushed yet")
     steps = lineage.trace(found.path, root).steps
     sources = {step.id for step in steps if step.component in _SOURCES}
     folders = [i.artifact.uri for step in steps for i in step.inputs if i.port == "model" and i.producer in sources]
-    path = Path(folders[0], MODEL_FILE) if folders else None
+    path = Path(folders[0], layout.KERAS_FILE) if folders else None
     if path is None or not path.is_file():
         raise UserError(
             f"the float model behind version {found.version} is not there any more ({path or 'it has no layers'})"

@@ -36,6 +36,7 @@ from edgeline.kubeflow.deployment import SCRATCH, Deployment
 from edgeline.model_module import module_source
 from edgeline.model_module.module_source import Source
 from edgeline.pipelines import compression, recipes
+from edgeline.pipelines.root import Root
 from edgeline.recipe import Recipe
 from edgeline.trainer.config import Train
 
@@ -312,7 +313,7 @@ def test_the_whole_pipeline_is_that_of_the_local_run(digits_data: Path, tmp_path
     run = whole_run(("int8", "prune80_int8"))
     with recorder.recording(tmp_path / "seen"):
         view = LiveView(Console(quiet=True), False)
-        local = session.run(run, tmp_path / "digits", compression.import_examples(digits_data), view).report
+        local = session.run(run, Root(tmp_path / "digits"), compression.import_examples(digits_data), view).report
     assert local is not None
 
     cluster = Cluster(tmp_path / "cluster", step=in_container)

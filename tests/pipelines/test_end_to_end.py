@@ -18,6 +18,7 @@ import pytest
 from edgeline.passport import Passport
 from edgeline.pipelines import compression, recipes
 from edgeline.pipelines.cli import main
+from edgeline.pipelines.root import Root
 from edgeline.tflite.litert import TFLiteModel
 
 RECIPES = ("int8_io", "qat8", "prune80_cluster16_int8")
@@ -207,7 +208,9 @@ def test_stock_runner_continues_our_run(asked: list[object], digits_data: Path, 
     before = nodes(asked)
     run = compression.Run(module_source.locate(str(module_file)), (recipes.int8_io(),), Train(epochs=1))
     examples = compression.import_examples(digits_data)
-    pipeline = compression.create_pipeline("digits", run, root=root_of(asked), examples=examples, beam_args=BEAM_ARGS)
+    pipeline = compression.create_pipeline(
+        "digits", run, root=Root(root_of(asked)), examples=examples, beam_args=BEAM_ARGS
+    )
     LocalDagRunner().run(pipeline)
     ran = {name for name, count in nodes(asked).items() if count != before.get(name, 0)}
     assert "Evaluator" in ran

@@ -16,12 +16,12 @@ from tensorflow_serving.apis import prediction_log_pb2
 from tfx.types.standard_artifacts import Model, ModelBlessing
 
 import edgeline
+from edgeline import layout
 from edgeline.budget import Budget
 from edgeline.data import transformation
 from edgeline.errors import UserError
 from edgeline.model_importer import importing
 from edgeline.model_importer.config import Import, digest_of
-from edgeline.model_io import keras_file
 from edgeline.model_module import hooks, module_source
 from edgeline.passport import Passport
 from edgeline.pipelines import compression, recipes
@@ -227,7 +227,7 @@ def behind_transform(root: Path) -> list[Any]:
 def expected_scores(root: Path, values: np.ndarray) -> np.ndarray:
     """What the Keras model makes of raw values, with Transform's scaling done by NumPy."""
     train, _ = examples_of(SIZES["train"], 0)
-    model = tf_keras.models.load_model(the(root, f"Trainer/model/*/{keras_file.MODEL_FILE}"), compile=False)
+    model = tf_keras.models.load_model(the(root, f"Trainer/model/*/{layout.KERAS_FILE}"), compile=False)
     return model(((values - train.mean()) / train.std()).astype(np.float32)).numpy()
 
 
@@ -237,7 +237,7 @@ def test_the_trainer_takes_what_the_tuner_found(transformed: Path) -> None:
     assert found["units"] in (5, 6, 7)  # 8 without a Tuner
     [step] = Passport.read(the(transformed, "Trainer/model/*")).steps
     assert step["hyperparameters"] == found
-    model = tf_keras.models.load_model(the(transformed, f"Trainer/model/*/{keras_file.MODEL_FILE}"), compile=False)
+    model = tf_keras.models.load_model(the(transformed, f"Trainer/model/*/{layout.KERAS_FILE}"), compile=False)
     assert model.layers[0].units == found["units"]
 
 
@@ -382,7 +382,7 @@ def test_the_model_of_tfx_s_trainer_has_its_layers(in_parts: Path) -> None:
     stock = the(in_parts, "Trainer/model/*/Format-Serving")
     [step] = Passport.read(imported).steps
     assert (step["step"], step["inputs"]["source"]) == ("ModelImporter", digest_of(stock))
-    ours = tf_keras.models.load_model(imported / keras_file.MODEL_FILE, compile=False)
+    ours = tf_keras.models.load_model(imported / layout.KERAS_FILE, compile=False)
     theirs = tf_keras.models.load_model(stock, compile=False)
     for mine, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, other)

@@ -25,6 +25,7 @@ from sklearn.datasets import load_digits
 from edgeline.pipelines import recipes
 from edgeline.pipelines.cli import main
 from edgeline.pipelines.records import events
+from edgeline.pipelines.root import Root
 
 EXAMPLES = {"train": 400, "validation": 40, "eval": 120}
 EPOCHS = 6
@@ -120,7 +121,7 @@ class Pipeline:
         return outcome
 
     def nights(self) -> list[events.Night]:
-        return events.nights(events.read(self.root)) if self.root.exists() else []
+        return events.nights(events.read(Root(self.root))) if self.root.exists() else []
 
     def metrics(self) -> str:
         return (self.root / "metrics.prom").read_text()

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from edgeline import layout
 from edgeline.passport import Passport
 
 
@@ -28,7 +29,7 @@ class Candidate:
     @property
     def model_path(self) -> str:
         """The `.tflite` file."""
-        return str(self.folder / "model.tflite")
+        return str(self.folder / layout.TFLITE_FILE)
 
 
 @dataclasses.dataclass(frozen=True)

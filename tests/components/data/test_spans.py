@@ -10,6 +10,7 @@ import pytest
 
 from edgeline.data import spans
 from edgeline.errors import UserError
+from edgeline.pipelines.root import Root
 from edgeline.pipelines.run import new_data
 from edgeline.pipelines.run.journal import Journal
 
@@ -166,18 +167,18 @@ def test_the_fingerprint_goes_by_folders_names_sizes_and_times(tmp_path: Path) -
 
 
 def test_the_last_finished_run_is_that_with_a_verdict(tmp_path: Path) -> None:
-    assert new_data.last_finished(tmp_path) is None
+    assert new_data.last_finished(Root(tmp_path)) is None
 
     def run(code: int, digest: str | None) -> None:
-        with Journal(tmp_path, "run") as journal:
+        with Journal(Root(tmp_path), "run") as journal:
             if digest:
                 journal.write("data", fingerprint=digest, request="r", spans=None)
             journal.exit_code = code
 
     run(0, "pushed")
-    assert new_data.last_finished(tmp_path)["fingerprint"] == "pushed"  # type: ignore[index]
+    assert new_data.last_finished(Root(tmp_path))["fingerprint"] == "pushed"  # type: ignore[index]
     run(1, "nothing fits")
     run(2, "refused")
     run(3, "failed")
     run(0, None)  # no new data
-    assert new_data.last_finished(tmp_path)["fingerprint"] == "nothing fits"  # type: ignore[index]
+    assert new_data.last_finished(Root(tmp_path))["fingerprint"] == "nothing fits"  # type: ignore[index]

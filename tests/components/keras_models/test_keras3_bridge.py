@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from edgeline import layout
 from edgeline.errors import UserError
 from edgeline.keras_models import keras3_bridge
 from edgeline.model_io import keras_file
@@ -184,7 +185,7 @@ def test_the_twin_does_what_the_original_does(kind: Callable[[], Any], tmp_path:
     assert twin.output_names == (["activation_output"] if kind is activations else names)
     # as every later step will see it
     keras_file.save(twin, str(tmp_path))
-    loaded = tf_keras.models.load_model(tmp_path / keras_file.MODEL_FILE, safe_mode=True)
+    loaded = tf_keras.models.load_model(tmp_path / layout.KERAS_FILE, safe_mode=True)
     for again in (twin, loaded):
         outputs = tf.nest.flatten(again(values if len(values) > 1 else values[0], training=False))
         for want, got in zip(expected, outputs, strict=True):

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from edgeline import layout
 from edgeline.conversion.trial import ExportError
 from edgeline.errors import UserError
 from edgeline.model_importer import importing
@@ -375,7 +376,7 @@ def quantize_and_export(
 
 def test_an_imported_keras_model_is_as_a_trained_one(small: Any, tmp_path: Path) -> None:
     source = tmp_path / "elsewhere.keras"
-    shutil.copy(Path(small.folder, keras_file.MODEL_FILE), source)
+    shutil.copy(Path(small.folder, layout.KERAS_FILE), source)
     passport = import_to(source, tmp_path / "model", small.examples, small.module)
     assert passport.io == Passport.read(small.folder).io
     [step] = passport.steps

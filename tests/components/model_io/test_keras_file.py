@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from edgeline import layout
 from edgeline.data import reading
 from edgeline.errors import UserError
 from edgeline.model_io import keras_file
@@ -35,7 +36,7 @@ def test_the_optimizer_is_not_saved(small: Any, tmp_path: Path) -> None:
     model.optimizer.build(model.trainable_variables)  # Adam: two more numbers per weight
     keras_file.save(model, str(tmp_path))
     assert not getattr(keras_file.load(str(tmp_path), small.module), "optimizer", None)
-    with zipfile.ZipFile(tmp_path / keras_file.MODEL_FILE) as file:
+    with zipfile.ZipFile(tmp_path / layout.KERAS_FILE) as file:
         assert file.getinfo("model.weights.h5").file_size < 2 * 4 * model.count_params() + 30_000
         assert b"optimizer" not in file.read("model.weights.h5")
     assert model.optimizer is not None  # the model itself is as it was
@@ -198,7 +199,7 @@ def test_both_signatures_of_the_saved_model_agree_with_keras(small: Any, tmp_pat
     model = small.load()
     io = keras_file.describe_io(model, small.module)
     keras_file.save_serving(model, small.module, io, str(tmp_path))
-    loaded = tf.saved_model.load(str(tmp_path / keras_file.SERVING_FOLDER))
+    loaded = tf.saved_model.load(str(tmp_path / layout.SERVING_FOLDER))
     serialized = eval_examples(small.examples, 32)
     inputs, _, _ = reading.ExampleParser(small.module)(serialized)
     expected = model.predict(inputs, verbose=0)
@@ -228,7 +229,7 @@ def test_only_what_the_inputs_depend_on_is_asked_of_served_examples(
     module = hooks.load(str(tiny_module))
     model = module.build_model()
     keras_file.save_serving(model, module, keras_file.describe_io(model, module), str(tmp_path))
-    served = tf.saved_model.load(str(tmp_path / keras_file.SERVING_FOLDER)).signatures["serving_default"]
+    served = tf.saved_model.load(str(tmp_path / layout.SERVING_FOLDER)).signatures["serving_default"]
     whole = {"x": np.float32([1, 2, 3, 4]), "y": 2, "z": 3}
     write_split(tmp_path / "whole", "eval", [whole])
     write_split(tmp_path / "part", "eval", [{name: value for name, value in whole.items() if name in needed}])
@@ -245,7 +246,7 @@ def test_the_saved_model_of_several_inputs_and_outputs(tiny_module: Path, tmp_pa
     module = two_heads(tiny_module)
     model = module.build_model()
     keras_file.save_serving(model, module, keras_file.describe_io(model, module), str(tmp_path))
-    loaded = tf.saved_model.load(str(tmp_path / keras_file.SERVING_FOLDER))
+    loaded = tf.saved_model.load(str(tmp_path / layout.SERVING_FOLDER))
     write_split(tmp_path, "eval", [{"x": np.float32([1, 2, 3, 4]), "y": 0}])
     outputs = loaded.signatures["serving_default"](examples=eval_examples(str(tmp_path), 1))
     for name, expected in zip(("first", "second"), model([np.float32([[2, 3, 4]]), np.float32([[1]])]), strict=True):

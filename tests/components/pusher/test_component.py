@@ -19,6 +19,7 @@ from tfx.utils import proto_utils
 
 from edgeline.deployed import pointer_file
 from edgeline.pipelines.records import lineage
+from edgeline.pipelines.root import Root
 from edgeline.pipelines.run import session
 from edgeline.pipelines.run.local_runner import LocalRunner
 from edgeline.pusher.component import Executor, Pusher
@@ -260,7 +261,7 @@ def test_in_a_pipeline(runner: type, tmp_path: Path) -> None:
     assert result.nodes["Pusher"].state == "cached"
     assert session._pushed(result) == Path(found.path)
     assert pointer_file.latest(str(tmp_path / "pushed")) == found
-    [push] = lineage.trace(found.path, tmp_path).pushes
+    [push] = lineage.trace(found.path, Root(tmp_path)).pushes
     assert push.destination == str(tmp_path / "pushed" / found.version)
 
 

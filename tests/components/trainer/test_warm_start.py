@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tf_keras
 
-from edgeline import files
+from edgeline import files, layout
 from edgeline.errors import UserError
 from edgeline.model_io import keras_file
 from edgeline.model_module import hooks
@@ -21,7 +21,7 @@ from edgeline.trainer.warm_start import begin
 
 @pytest.fixture
 def trained(small: Any) -> str:
-    return str(Path(small.folder, keras_file.MODEL_FILE))
+    return str(Path(small.folder, layout.KERAS_FILE))
 
 
 def weights_of(model: tf_keras.Model) -> list[np.ndarray]:
@@ -110,7 +110,7 @@ def test_what_is_frozen_makes_no_difference(tmp_path: Path, small: Any) -> None:
     source, model = build(True), build(False)
     source.get_layer("base").layers[1].moving_mean.assign([1.0, 2.0, 3.0, 4.0])
     keras_file.save(source, str(tmp_path))
-    config = Train(warm_start=str(tmp_path / keras_file.MODEL_FILE))
+    config = Train(warm_start=str(tmp_path / layout.KERAS_FILE))
     assert begin(model, small.module, config)["taken"]
     np.testing.assert_array_equal(model.get_layer("base").layers[1].moving_mean, [1.0, 2.0, 3.0, 4.0])
     data = np.arange(8, dtype=np.float32).reshape(2, 4)

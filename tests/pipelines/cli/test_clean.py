@@ -21,6 +21,7 @@ from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEv
 from edgeline.pipelines.cli import main
 from edgeline.pipelines.records import cleaning as collector
 from edgeline.pipelines.records import lineage
+from edgeline.pipelines.root import Root
 from edgeline.pipelines.run.local_runner import BEAM_ARGS, LocalRunner
 from edgeline.pusher.component import Pusher
 
@@ -143,7 +144,7 @@ def folders(root: Path) -> list[str]:
 
 
 def live(root: Path) -> int:
-    with lineage.open_store(root) as store:
+    with lineage.open_store(Root(root)) as store:
         return sum(a.state == metadata_store_pb2.Artifact.LIVE for a in store.get_artifacts())
 
 
@@ -213,7 +214,7 @@ def test_blessed_models_are_kept_unless_forgotten(
     assert gc(tmp_path, capsys, "--keep", "1")["folders"] == 0
     done = gc(tmp_path, capsys, "--keep", "1", "--forget-blessed")
     assert done["folders"] == 7  # of the first night: data, training, export, three of the Evaluator, the Pusher's
-    with lineage.open_store(tmp_path) as store:
+    with lineage.open_store(Root(tmp_path)) as store:
         kept = [a.uri for a in store.get_artifacts_by_type("Examples") if a.state == metadata_store_pb2.Artifact.LIVE]
     assert [Path(uri).name for uri in kept] == ["7", "13"]
     (new / "model.tflite").unlink()  # still a version, though a broken one
@@ -283,7 +284,7 @@ def test_nothing_outside_is_deleted(night: Night, tmp_path: Path, capsys: pytest
     night(2, selected="")
     outside = tmp_path.parent / f"{tmp_path.name}-data"
     outside.mkdir()
-    with lineage.open_store(tmp_path, write=True) as store:
+    with lineage.open_store(Root(tmp_path), write=True) as store:
         [first, _] = sorted(store.get_artifacts_by_type("Examples"), key=lambda artifact: artifact.id)
         first.uri = str(outside)
         store.put_artifacts([first])

@@ -16,6 +16,7 @@ import sklearn.datasets
 import tensorflow as tf
 import tf_keras
 
+from edgeline import layout
 from edgeline.errors import UserError
 from edgeline.keras_models.model_form import ModelForm
 from edgeline.model_io import graph_model, keras_file
@@ -339,7 +340,7 @@ def test_a_form_of_a_graph_has_its_ports() -> None:
 
 def test_a_graph_has_no_keras_model_to_load(case: Case, tmp_path: Path) -> None:
     module = hooks.load(str(case.root / "module.py"))
-    (tmp_path / keras_file.SERVING_FOLDER).mkdir()
+    (tmp_path / layout.SERVING_FOLDER).mkdir()
     assert graph_model.is_one(str(tmp_path))
     with pytest.raises(UserError, match="was imported without its layers"):
         keras_file.load(str(tmp_path), module)

@@ -9,11 +9,12 @@ import pytest
 
 from edgeline.pipelines.cli import main
 from edgeline.pipelines.records import events, history
+from edgeline.pipelines.root import Root
 
 
 def write(root: Path, run: str, **found: dict[str, Any]) -> None:
     for event, facts in found.items():
-        events.append(root, event, run, **facts)
+        events.append(Root(root), event, run, **facts)
 
 
 @pytest.fixture
@@ -32,7 +33,9 @@ def root(tmp_path: Path) -> Path:
         root, "n2", started=started, none_selected={"closest": "<b>qat8</b>"} | chosen | {"value": 0.5},
         not_pushed={"why": "no candidate met the budget"}, finished={"exit_code": 1, "seconds": 3.0, "error": None},
     )  # fmt: skip
-    events.append(root, "rollback", **{"from": "1790000000", "to": "1780000000", "by": "ann", "why": "<i>grey</i>"})
+    events.append(
+        Root(root), "rollback", **{"from": "1790000000", "to": "1780000000", "by": "ann", "why": "<i>grey</i>"}
+    )
     write(root, "n3", started=started, finished={"exit_code": 2, "seconds": 0.1, "error": "a/b.gz is damaged:\n  more"})
     write(root, "n4", started=started, no_new_data={"why": "as before"}, finished={"exit_code": 0, "seconds": 0.1})
     return root
@@ -102,7 +105,7 @@ def test_the_page(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )  # fmt: skip
     assert "&lt;b&gt;" in missed["hovertext"][0]  # Plotly reads tags in its texts
     assert len(page.figures["size-chart"]["layout"]["shapes"]) == 1  # the rollback
-    log = events.read(root)
+    log = events.read(Root(root))
     assert history.render("shop", events.nights(log), history.rollbacks(log)) == text
     assert [entry.name for entry in path.parent.iterdir()] == ["history.html"]
 
@@ -155,7 +158,7 @@ def test_nights_of_a_pipeline(digits_data: Path, tmp_path: Path, capfd: pytest.C
     assert "damaged.tfrecord.gz" in found["runs"][2]["why"]
     for night in found["runs"]:
         assert (root / "logs" / f"{night['run']}.log").is_file()
-    steps = [event for event in events.read(root) if event["event"] == "step"]
+    steps = [event for event in events.read(Root(root)) if event["event"] == "step"]
     assert {event["state"] for event in steps if event["run"] == found["runs"][1]["run"]} == {"running", "cached"}
     assert 'edgeline_last_run_exit_code{pipeline="digits"} 2\n' in (root / "metrics.prom").read_text()
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from edgeline.deployed import pointer_file
 from edgeline.pipelines.cli import main
 from edgeline.pipelines.records import events
+from edgeline.pipelines.root import Root
 
 OLD, NEW = "1790000000", "1790086400"
 
@@ -25,7 +26,7 @@ def root(tmp_path: Path) -> Path:
         metadata = {"sha256": hashlib.sha256(content).hexdigest(), "inputs": [], "outputs": []}
         (folder / "metadata.json").write_text(json.dumps(metadata))
         pointer_file.point(str(tmp_path / "pushed"), version, f"recipe{version[-1]}{len(content)}")
-        events.append(tmp_path, "pushed", version, version=version, name=f"recipe{version[-1]}{len(content)}")
+        events.append(Root(tmp_path), "pushed", version, version=version, name=f"recipe{version[-1]}{len(content)}")
     return tmp_path
 
 
@@ -57,7 +58,7 @@ def test_back_and_forward(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     found = pointer_file.latest(str(root / "pushed"))
     assert found is not None
     assert (found.version, found.name) == (OLD, "recipe03")  # as the event log knows it
-    event = events.read(root)[-1]
+    event = events.read(Root(root))[-1]
     assert (event["event"], event["run"], event["from"], event["to"], event["by"], event["why"]) == (
         "rollback", None, NEW, OLD, "ann", "grey pictures",
     )  # fmt: skip
@@ -81,7 +82,7 @@ def test_a_folder_without_a_root(root: Path, capsys: pytest.CaptureFixture[str])
     listed = push(capsys, "--pushed", target, "--list")["versions"]
     assert [(v["version"], v["current"], v["name"]) for v in listed] == [(NEW, False, None), (OLD, True, None)]
     assert listed[0]["withdrawn"]["version"] == NEW
-    assert len(events.read(root)) == 2
+    assert len(events.read(Root(root))) == 2
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_what_is_refused(arguments: list[str], message: str, root: Path, capsys:
     assert main.main(["push", "--root", str(root), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert (root / "pushed" / "latest.json").read_bytes() == before
-    assert len(events.read(root)) == 2
+    assert len(events.read(Root(root))) == 2
 
 
 def test_where_nothing_was_pushed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

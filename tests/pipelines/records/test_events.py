@@ -17,6 +17,7 @@ import pytest
 from edgeline.errors import UserError
 from edgeline.pipelines.cli import main
 from edgeline.pipelines.records import events, prometheus
+from edgeline.pipelines.root import Root
 from edgeline.pipelines.run.journal import Journal
 from edgeline.pipelines.run.node_events import Event
 
@@ -51,7 +52,7 @@ def outcome(
 
 
 def night(root: Path, what: Any, code: int = 0) -> str:
-    with Journal(root, "run", data="data") as journal:
+    with Journal(Root(root), "run", data="data") as journal:
         journal.step(Event("Trainer", "waiting"))
         journal.step(Event("Trainer", "running"))
         journal.step(Event("Trainer", "done", 1.23456))
@@ -92,12 +93,12 @@ def test_ten_nights_make_ten_rows(tmp_path: Path) -> None:
     for error in (UserError("data/x.gz is damaged"), KeyboardInterrupt(), ValueError("bug")):
         with pytest.raises(type(error)):
             night(tmp_path, error)
-    with Journal(tmp_path, "run") as journal:
+    with Journal(Root(tmp_path), "run") as journal:
         journal.write("no_new_data", why="the data are those of the last run")
         journal.exit_code = 0
-    Journal(tmp_path, "run")  # begins and is never heard of again
-    events.append(tmp_path, "gc", folders=0)
-    found = events.nights(events.read(tmp_path))
+    Journal(Root(tmp_path), "run")  # begins and is never heard of again
+    events.append(Root(tmp_path), "gc", folders=0)
+    found = events.nights(events.read(Root(tmp_path)))
     assert [(n.verdict, n.exit_code, n.why) for n in found] == [
         ("pushed", 0, None),
         ("not pushed", 0, "version 1790000000, pushed earlier, is this model"),
@@ -118,47 +119,49 @@ def test_ten_nights_make_ten_rows(tmp_path: Path) -> None:
 
 
 def test_a_killed_run(tmp_path: Path) -> None:
-    code = "import sys, os; from pathlib import Path; from edgeline.pipelines.run.journal import Journal; "
-    code += "Journal(Path(sys.argv[1]), 'run'); os.kill(os.getpid(), 9)"
+    code = "import sys, os; from pathlib import Path; from edgeline.pipelines.root import Root; "
+    code += "from edgeline.pipelines.run.journal import Journal; "
+    code += "Journal(Root(Path(sys.argv[1])), 'run'); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
-    [only] = events.nights(events.read(tmp_path))
+    [only] = events.nights(events.read(Root(tmp_path)))
     assert (only.verdict, only.exit_code, only.seconds) == ("killed", None, None)
     night(tmp_path, outcome())
-    assert [n.verdict for n in events.nights(events.read(tmp_path))] == ["killed", "pushed"]
+    assert [n.verdict for n in events.nights(events.read(Root(tmp_path)))] == ["killed", "pushed"]
 
 
 def test_a_line_that_is_cut_off_costs_no_other(tmp_path: Path) -> None:
     night(tmp_path, outcome())
-    whole = events.read(tmp_path)
+    whole = events.read(Root(tmp_path))
     path = tmp_path / "events.jsonl"
     path.write_bytes(path.read_bytes() + b'{"time": "2026-11-2')
-    assert events.read(tmp_path) == whole
+    assert events.read(Root(tmp_path)) == whole
     night(tmp_path, outcome())
-    assert [n.verdict for n in events.nights(events.read(tmp_path))] == ["pushed", "pushed"]
+    assert [n.verdict for n in events.nights(events.read(Root(tmp_path)))] == ["pushed", "pushed"]
     path.write_bytes(path.read_bytes() + b'\xff\n[1]\n{"a": 1}\n{"time": "x", "run": null, "event": "gc"}\n')
-    assert len(events.read(tmp_path)) == 2 * len(whole)
+    assert len(events.read(Root(tmp_path))) == 2 * len(whole)
 
 
 def test_two_processes_do_not_mix_their_lines(tmp_path: Path) -> None:
     code = "import sys; from pathlib import Path; from edgeline.pipelines.records import events\n"
-    code += "for n in range(200): events.append(Path(sys.argv[1]), 'gc', number=n, padding='x' * 500)"
+    code += "from edgeline.pipelines.root import Root\n"
+    code += "for n in range(200): events.append(Root(Path(sys.argv[1])), 'gc', number=n, padding='x' * 500)"
     workers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
     assert [worker.wait() for worker in workers] == [0, 0]
-    numbers = [event["number"] for event in events.read(tmp_path)]
+    numbers = [event["number"] for event in events.read(Root(tmp_path))]
     assert sorted(numbers) == sorted([*range(200), *range(200)])
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").mkdir()
     night(tmp_path, outcome())
-    prometheus.write(tmp_path)
+    prometheus.write(Root(tmp_path))
     with pytest.raises(UserError, match=r"events.jsonl cannot be read: Is a directory"):
-        events.read(tmp_path)
+        events.read(Root(tmp_path))
 
 
 def test_no_log(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no .*events.jsonl.*edgeline runs"):
-        events.read(tmp_path)
+        events.read(Root(tmp_path))
 
 
 def test_refused_runs_leave_their_line(tmp_path: Path, tiny_module: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +173,7 @@ def test_refused_runs_leave_their_line(tmp_path: Path, tiny_module: Path, capfd:
     assert main.main([*run, "--recipe", "int9"]) == 2
     assert main.main([*run, "--recipe", "int8"]) == 2  # no data
     capfd.readouterr()
-    found = events.nights(events.read(root))
+    found = events.nights(events.read(Root(root)))
     assert [(n.verdict, n.exit_code) for n in found] == [("refused", 2)] * 2
     assert "unknown recipe 'int9'" in str(found[0].why)
     assert str(data) in str(found[1].why)
@@ -213,7 +216,7 @@ def test_metrics(tmp_path: Path) -> None:
     root.mkdir()
     deploy(root, "1790000000")
     night(root, outcome())
-    prometheus.write(root)
+    prometheus.write(Root(root))
     text = (root / "metrics.prom").read_text()
     assert 'edgeline_deployed_metric{pipeline="shop \\"north\\"",metric="accuracy"} 0.96\n' in text
     found = samples(text)
@@ -232,14 +235,14 @@ def test_metrics(tmp_path: Path) -> None:
     # a run that fails changes what is said of runs, and nothing of the model
     with pytest.raises(UserError):
         night(root, UserError("no"))
-    prometheus.write(root)
+    prometheus.write(Root(root))
     found = samples((root / "metrics.prom").read_text())
     assert (found["edgeline_last_run_exit_code"], found["edgeline_last_push_timestamp_seconds"]) == (2, pushed)
     assert found["edgeline_last_run_timestamp_seconds"] >= ended
     assert found["edgeline_deployed_metric"] == 0.96
     # after a rollback, what the last evaluation measured of the model that is back
     deploy(root, "1780000000")
-    prometheus.write(root)
+    prometheus.write(Root(root))
     found = samples((root / "metrics.prom").read_text())
     assert (found["edgeline_deployed_metric"], found["edgeline_deployed_zlib_bytes"]) == (0.91, 22)
     assert [path.name for path in root.glob(".*")] == []
@@ -249,5 +252,5 @@ def test_another_machine_may_still_run(tmp_path: Path, monkeypatch: pytest.Monke
     name: Callable[[], str] = lambda: "elsewhere"  # noqa: E731
     with monkeypatch.context() as patched:
         patched.setattr(socket, "gethostname", name)
-        Journal(tmp_path, "run")
-    assert [n.verdict for n in events.nights(events.read(tmp_path))] == ["running"]
+        Journal(Root(tmp_path), "run")
+    assert [n.verdict for n in events.nights(events.read(Root(tmp_path)))] == ["running"]

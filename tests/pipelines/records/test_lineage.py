@@ -16,6 +16,7 @@ from tfx.types import Channel, ComponentSpec, component_spec, standard_artifacts
 
 from edgeline.errors import UserError
 from edgeline.pipelines.records import lineage
+from edgeline.pipelines.root import Root
 from edgeline.pipelines.run.local_runner import BEAM_ARGS, LocalRunner
 
 INT8, PRUNED = b"TFL3 int8", b"TFL3 pruned"
@@ -185,7 +186,7 @@ def test_runs_newest_first(root):
                (start + 1000, start + 1010, 8), (start + 1020, start + 1500, 9),
                (start + 2000, start + 2100, 10), (start + 2200, start + 99_000, 11))  # fmt: skip
     at = [datetime.datetime.fromtimestamp(start / 1000 + i).astimezone() for i in range(3)]
-    assert lineage.runs(root) == [
+    assert lineage.runs(Root(root)) == [
         # cancelled by a later run, 97 seconds after it had been killed
         lineage.Run("wednesday", at[2], 0.2, steps=2, cached=1, failed=1, selected="int8"),
         lineage.Run("tuesday", at[1], 0.5, steps=2, cached=1, failed=1, selected=None),
@@ -195,14 +196,14 @@ def test_runs_newest_first(root):
 
 def test_no_runs(root):
     Writer(root)
-    assert lineage.runs(root) == []
+    assert lineage.runs(Root(root)) == []
 
 
 def test_trace_of_a_pushed_copy(root):
     ids = _write_run(Writer(root), "monday")
     file = _file(root / "pushed" / "1" / "model.tflite", INT8)
     found = lineage.trace(str(file))
-    assert (found.root, found.file) == (root, file)
+    assert (found.root, found.file) == (Root(root), file)
     # the export, not the Evaluator's copy of it
     assert (found.artifact.id, found.artifact.properties["stage"]) == (ids["int8"], "exported")
     assert found.producer == ids["TFLiteExporter.int8"]
@@ -226,20 +227,20 @@ def test_times_of_a_step(root):
     ids = _write_run(Writer(root), "monday")
     _set_times(root, "UPDATE Execution SET create_time_since_epoch=?, last_update_time_since_epoch=? WHERE id=?",
                (1_700_000_000_000, 1_700_000_012_345, ids["TFLiteExporter.int8"]))  # fmt: skip
-    step = lineage.trace(str(ids["int8"]), root).steps[0]
+    step = lineage.trace(str(ids["int8"]), Root(root)).steps[0]
     assert (step.started.timestamp(), step.seconds) == (1_700_000_000, 12.345)
 
 
 def test_trace_of_a_candidate_that_was_not_chosen(root):
     ids = _write_run(Writer(root), "monday", push=False)
-    found = lineage.trace(ids["prune80"], root)
+    found = lineage.trace(ids["prune80"], Root(root))
     # shared ancestors once, each after all that needed it, although the Pruner and the Trainer both need the data
     assert [s.node for s in found.steps] == ["TFLiteExporter.prune80", "Pruner.prune80", "Trainer", "ImportExampleGen"]
     assert [i.port for i in found.steps[1].inputs] == ["model", "examples"]
     # it is the baseline too, as which it is not judged
     assert [(v.candidate, v.blessed) for v in found.verdicts] == [("prune80", False)]
     assert found.pushes == ()
-    assert lineage.trace(ids["int8"], root).pushes == ()
+    assert lineage.trace(ids["int8"], Root(root)).pushes == ()
 
 
 def test_cached_executions_are_passed_over(root):
@@ -250,7 +251,7 @@ def test_cached_executions_are_passed_over(root):
     writer.step("tuesday", "TFLiteExporter.int8", {"model": ids["model"]}, {"tflite": ids["int8"]}, **cached)
     judged = {"selected": ids["selected"], "blessing": ids["blessing"]}
     writer.step("tuesday", "Evaluator", {"int8": ids["int8"]}, judged, **cached)
-    found = lineage.trace(ids["int8"], root)
+    found = lineage.trace(ids["int8"], Root(root))
     assert {step.run for step in found.steps} == {"monday"}
     assert [verdict.run for verdict in found.verdicts] == ["monday"]
 
@@ -258,7 +259,7 @@ def test_cached_executions_are_passed_over(root):
 def test_same_bytes_made_twice(root, tmp_path):
     writer = Writer(root)
     first, second = (_write_run(writer, run)["int8"] for run in ("monday", "tuesday"))
-    found = lineage.trace(_file(tmp_path / "copy.tflite", INT8), root)
+    found = lineage.trace(_file(tmp_path / "copy.tflite", INT8), Root(root))
     assert (found.artifact.id, found.same_content) == (second, (first,))
     assert [verdict.run for verdict in found.verdicts] == ["monday", "tuesday"]
     assert [push.run for push in found.pushes] == ["monday", "tuesday"]
@@ -274,10 +275,10 @@ def test_what_came_from_outside(root):
     writer = Writer(root)
     outside = writer._store.put_artifacts([writer._artifact("Model", "/elsewhere/model", {})])[0]
     _, made = writer.step("monday", "Quantizer.int8", {"model": outside}, {"compressed": ("Model", {})})
-    found = lineage.trace(made["compressed"], root)
+    found = lineage.trace(made["compressed"], Root(root))
     assert [(i.artifact.uri, i.producer) for i in found.steps[0].inputs] == [("/elsewhere/model", None)]
     assert "model ← made outside the recorded runs" in _drawn(found)
-    alone = lineage.trace(outside, root)
+    alone = lineage.trace(outside, Root(root))
     assert (alone.producer, alone.steps) == (None, ())
     assert f"made outside the recorded runs\nModel {outside}: /elsewhere/model" in _drawn(alone)
 
@@ -288,7 +289,7 @@ def test_drawing(root):
     _set_times(root, "UPDATE Artifact SET create_time_since_epoch=0", ())
     zero = f"{datetime.datetime.fromtimestamp(0):%Y-%m-%d %H:%M:%S}"
     assert (
-        _drawn(lineage.trace(ids["prune80"], root), 200)
+        _drawn(lineage.trace(ids["prune80"], Root(root)), 200)
         == f"""\
 root           {root}
 artifact       {ids["prune80"]}, Model, artifacts/TFLiteExporter.prune80/tflite
@@ -316,21 +317,21 @@ Model 6: artifacts/TFLiteExporter.prune80/tflite
     │       Examples 1: artifacts/ImportExampleGen/examples
     └── examples ← ImportExampleGen (above)"""
     )
-    drawn = _drawn(lineage.trace(ids["int8"], root), 200)
+    drawn = _drawn(lineage.trace(ids["int8"], Root(root)), 200)
     assert f"selected       yes, blessed, as int8, {zero}, run monday" in drawn
     assert f"pushed         /srv/pushed/1, {zero}, run monday" in drawn
 
 
 def test_drawing_of_a_budget_leaves_out_what_is_not_limited(root):
     ids = _write_run(Writer(root), "monday")
-    assert lineage.trace(ids["blessing"], root).steps[0].parameters == {"max_drop": 0.01, **COMMON}
+    assert lineage.trace(ids["blessing"], Root(root)).steps[0].parameters == {"max_drop": 0.01, **COMMON}
 
 
 def test_steps_of_different_toolchains_each_show_theirs(root):
     writer = Writer(root)
     _, model = writer.step("monday", "Trainer", {}, {"model": ("Model", {})}, {"toolchain": "old"})
     _, made = writer.step("tuesday", "Pruner", {"model": model["model"]}, {"out": ("Model", {})}, {"toolchain": "new"})
-    drawn = _drawn(lineage.trace(made["out"], root))
+    drawn = _drawn(lineage.trace(made["out"], Root(root)))
     assert "\ntoolchain new\n" in drawn
     assert "    toolchain old\n" in drawn
 
@@ -358,11 +359,11 @@ def test_mistakes_in_the_target(root, tmp_path):
     ids = _write_run(Writer(root), "monday")
     last = max(ids["selected"], ids["blessing"]) + 1
     with pytest.raises(UserError, match=f"no artifact 999 in .*metadata.db: its ids go up to {last}"):
-        lineage.trace("999", root)
+        lineage.trace("999", Root(root))
     with pytest.raises(UserError, match="no artifact 99999999999999999999 "):
-        lineage.trace("99999999999999999999", root)
+        lineage.trace("99999999999999999999", Root(root))
     with pytest.raises(UserError, match=r"nope\.tflite does not exist: give the path of a \.tflite file"):
-        lineage.trace(tmp_path / "nope.tflite", root)
+        lineage.trace(tmp_path / "nope.tflite", Root(root))
     pushed = _file(root / "pushed" / "1" / "model.tflite", b"edited")
     with pytest.raises(UserError, match=r"pushed is a folder, expected a \.tflite file: give .*pushed/1/model\.tflite"):
         lineage.trace(root / "pushed")
@@ -373,28 +374,28 @@ def test_mistakes_in_the_target(root, tmp_path):
 def test_empty_metadata(root):
     Writer(root)
     with pytest.raises(UserError, match=r"no artifact 1 in .*: it has none yet"):
-        lineage.trace("1", root)
+        lineage.trace("1", Root(root))
 
 
 def test_mistakes_in_the_root(tmp_path):
     with pytest.raises(UserError, match=rf"no {tmp_path}/metadata\.db, .*--root"):
-        lineage.runs(tmp_path)
+        lineage.runs(Root(tmp_path))
     path = _file(tmp_path / "metadata.db", b"not a database")
     with pytest.raises(UserError, match=r"metadata\.db is not an sqlite database.*--root"):
-        lineage.runs(tmp_path)
+        lineage.runs(Root(tmp_path))
     with pytest.raises(UserError, match=r"no .*metadata\.db/metadata\.db"):
-        lineage.trace("1", path)
+        lineage.trace("1", Root(path))
     path.unlink()
     _set_times(tmp_path, "CREATE TABLE t (x)", ())
     with pytest.raises(UserError, match=r"cannot be read as ML Metadata \(attempt to write a readonly database\)"):
-        lineage.runs(tmp_path)
+        lineage.runs(Root(tmp_path))
 
 
 def test_reads_without_writing(root):
     ids = _write_run(Writer(root), "monday")
     before = (root / "metadata.db").read_bytes()
-    lineage.runs(root)
-    lineage.trace(ids["int8"], root)
+    lineage.runs(Root(root))
+    lineage.trace(ids["int8"], Root(root))
     assert (root / "metadata.db").read_bytes() == before
     assert [path.name for path in root.iterdir()] == ["metadata.db"]
 
@@ -456,7 +457,7 @@ def test_what_tfx_writes(tmp_path):
         return LocalRunner().run(pipeline).run_id
 
     first, second = run(), run()
-    listed = lineage.runs(tmp_path)
+    listed = lineage.runs(Root(tmp_path))
     assert [(r.run_id, r.steps, r.cached, r.failed) for r in listed] == [(second, 2, 2, 0), (first, 2, 0, 0)]
     assert all(0 < r.seconds < 60 for r in listed)
     [file] = (tmp_path / "artifacts").rglob("model.tflite")

@@ -24,6 +24,7 @@ from edgeline.pipelines import compression, recipes
 from edgeline.pipelines.cli import main
 from edgeline.pipelines.cli.run import DIGITS_MODULE
 from edgeline.pipelines.records import events
+from edgeline.pipelines.root import Root
 from edgeline.pipelines.run import new_data
 from edgeline.pipelines.run.journal import Journal
 from edgeline.pipelines.run.local_runner import BEAM_ARGS, LocalRunner
@@ -99,7 +100,7 @@ def asked(**changes: Any) -> argparse.Namespace:
 
 def finish(root: Path, facts: dict[str, Any], code: int = 0) -> None:
     root.mkdir(exist_ok=True)
-    with Journal(root, "run") as journal:
+    with Journal(Root(root), "run") as journal:
         journal.write("data", **facts)
         journal.exit_code = code
 
@@ -108,31 +109,31 @@ def test_spans_are_new_until_a_run_has_finished_with_them(tmp_path: Path) -> Non
     pattern, root = tmp_path / "day-{SPAN}", tmp_path / "root"
     write_span(tmp_path / "day-1", [0])
     window = spans.resolve(pattern, 2)
-    assert new_data.nothing_new(asked(), root, pattern, window, "request") is None
+    assert new_data.nothing_new(asked(), Root(root), pattern, window, "request") is None
     finish(root, new_data.facts(pattern, window, "request"), code=3)
-    assert new_data.nothing_new(asked(), root, pattern, window, "request") is None
+    assert new_data.nothing_new(asked(), Root(root), pattern, window, "request") is None
     finish(root, new_data.facts(pattern, window, "request"), code=1)
-    why = new_data.nothing_new(asked(), root, pattern, window, "request")
+    why = new_data.nothing_new(asked(), Root(root), pattern, window, "request")
     assert why is not None
     assert why.startswith("no new data since the run of 2")
     nothing = f"({tmp_path}, day-1): nothing trained, nothing pushed"
     assert why.endswith(f"{nothing}; of that run no candidate met the budget")
     finish(root, new_data.facts(pattern, window, "request"), code=0)
-    assert (new_data.nothing_new(asked(), root, pattern, window, "request") or "").endswith(nothing)
+    assert (new_data.nothing_new(asked(), Root(root), pattern, window, "request") or "").endswith(nothing)
     # another request, a repaired file, one more span, and --no-cache are all something to do
-    assert new_data.nothing_new(asked(), root, pattern, window, "other") is None
-    assert new_data.nothing_new(asked(no_cache=True), root, pattern, window, "request") is None
+    assert new_data.nothing_new(asked(), Root(root), pattern, window, "other") is None
+    assert new_data.nothing_new(asked(no_cache=True), Root(root), pattern, window, "request") is None
     write_span(tmp_path / "day-2", [0])
-    assert new_data.nothing_new(asked(), root, pattern, spans.resolve(pattern, 2), "request") is None
+    assert new_data.nothing_new(asked(), Root(root), pattern, spans.resolve(pattern, 2), "request") is None
     os.utime(tmp_path / "day-1" / "train" / "data.tfrecord.gz", (1, 1))
-    assert new_data.nothing_new(asked(), root, pattern, window, "request") is None
+    assert new_data.nothing_new(asked(), Root(root), pattern, window, "request") is None
 
 
 def test_a_data_folder_is_left_to_the_cache_unless_asked(tmp_path: Path) -> None:
     folder, root = write_span(tmp_path / "data", [0]), tmp_path / "root"
     finish(root, new_data.facts(folder, None, "request"))
-    assert new_data.nothing_new(asked(), root, folder, None, "request") is None
-    why = new_data.nothing_new(asked(only_new_data=True), root, folder, None, "request")
+    assert new_data.nothing_new(asked(), Root(root), folder, None, "request") is None
+    why = new_data.nothing_new(asked(only_new_data=True), Root(root), folder, None, "request")
     assert why is not None
     assert f"({folder})" in why
 
@@ -254,7 +255,7 @@ def test_nights(digits_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
     code, second, _ = night()
     assert (code, second["no_new_data"], time.monotonic() - start < 2) == (0, True, True)
     assert f"({tmp_path}, 2026-01-02 to 2026-01-03)" in second["why"]
-    assert events.nights(events.read(root))[-1].verdict == "no new data"
+    assert events.nights(events.read(Root(root)))[-1].verdict == "no new data"
 
     # the fourth day has two labels only: they are then half of the window, instead of a fifth
     (tmp_path / "2026-01-04" / "train").rmdir()

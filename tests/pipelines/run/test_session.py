@@ -19,6 +19,7 @@ from tfx.types.standard_artifacts import Model, ModelBlessing, ModelEvaluation
 from edgeline.deployed import pointer_file, versions
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import verdict
+from edgeline.pipelines.root import Root
 from edgeline.pipelines.run import session
 from edgeline.pipelines.run.live_view import LiveView
 from edgeline.pipelines.run.local_runner import BEAM_ARGS
@@ -149,7 +150,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         asked = {"content": content, "name": name, "version": version, "fails": fails}
         monkeypatch.setattr(session, "create_pipeline", lambda *args, **options: pipeline(tmp_path, asked))
         view = LiveView(Console(file=io.StringIO()), live=False)
-        return session.run(None, tmp_path, None, view)  # what is asked, and of which data, only the pipeline needs
+        return session.run(
+            None, Root(tmp_path), None, view
+        )  # what is asked, and of which data, only the pipeline needs
 
     return go
 

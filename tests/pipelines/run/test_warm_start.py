@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgeline import files
+from edgeline import files, layout
 from edgeline.errors import UserError
 from edgeline.kubeflow import settings
 from edgeline.kubeflow import warm_start as on_kubeflow
@@ -17,6 +17,7 @@ from edgeline.model_io import keras_file
 from edgeline.passport import Passport
 from edgeline.pipelines.cli import main
 from edgeline.pipelines.records import cleaning
+from edgeline.pipelines.root import Root
 from edgeline.pipelines.run import warm_start
 from edgeline.trainer.config import Train
 
@@ -28,11 +29,10 @@ def model(tmp_path: Path, digits_module: Any) -> Path:
 
 
 def test_a_file_and_its_folder_are_the_same(model: Path) -> None:
-    assert warm_start.MODEL_FILE == keras_file.MODEL_FILE
-    file = model / keras_file.MODEL_FILE
+    file = model / layout.KERAS_FILE
     expected = Train(epochs=7, warm_start=str(file), warm_start_digest=files.sha256_of(str(file)))
     assert warm_start.asked(Train(epochs=7), str(model)) == warm_start.asked(Train(epochs=7), str(file)) == expected
-    assert warm_start.resolved(expected, model) == (expected, "")
+    assert warm_start.resolved(expected, Root(model)) == (expected, "")
     assert warm_start.asked(Train(), None) == Train()
 
 
@@ -49,7 +49,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
 def test_latest_of_nothing(tmp_path: Path) -> None:
     latest = warm_start.asked(Train(epochs=7), "latest")
     assert latest.warm_start == "latest"  # the same request every night
-    found, note = warm_start.resolved(latest, tmp_path)
+    found, note = warm_start.resolved(latest, Root(tmp_path))
     assert found == Train(epochs=7)
     assert note == "warm start: starts from scratch because nothing was pushed yet"
 
@@ -116,7 +116,7 @@ def test_a_retraining_goes_on_from_the_pushed_model(
     assert "warm start" not in run()
     assert trainers(root) == [first]
 
-    file = first / keras_file.MODEL_FILE
+    file = first / layout.KERAS_FILE
     said = run("--warm-start", "latest")
     assert f"warm start: starts from the weights of {file}" in said
     [_, second] = trainers(root)
@@ -130,11 +130,11 @@ def test_a_retraining_goes_on_from_the_pushed_model(
     assert report["training"][0]["warm_start"]["taken"]
     assert "Warm start: starts from the weights of" in (root / "report" / "report.html").read_text()
     # what the deployed model was made of outlasts the garbage collection
-    cleaning.delete(root, 1)
-    assert (second / keras_file.MODEL_FILE).is_file()
-    found, note = warm_start.resolved(Train(warm_start="latest"), root)
-    assert (found.warm_start, note) == (str(second / keras_file.MODEL_FILE), "")
+    cleaning.delete(Root(root), 1)
+    assert (second / layout.KERAS_FILE).is_file()
+    found, note = warm_start.resolved(Train(warm_start="latest"), Root(root))
+    assert (found.warm_start, note) == (str(second / layout.KERAS_FILE), "")
     # if it is gone all the same, that is no reason to stop
     shutil.rmtree(second)
-    _, note = warm_start.resolved(Train(warm_start="latest"), root)
+    _, note = warm_start.resolved(Train(warm_start="latest"), Root(root))
     assert note.startswith("warm start: starts from scratch because the float model behind version ")
