@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 #: The folders of the packages `edgeline`, `edgeline.pipelines` and `edgeline.kubeflow`.
@@ -16,25 +16,26 @@ STEPS = {path.parent.name for path in LIBRARY.glob("*/component.py")}
 #: The rooms, from the ground up. A room is a module or a folder of a package; a step's folder is one too. A room may
 #: import from the rooms before it, a step from all that come before the steps.
 ORDER = (
-    *("errors", "config", "files", "targets", "schemes", "progress", "artifacts", "passport", "toolchain", "budget"),
+    *("errors", "config", "files", "layout", "targets", "schemes", "progress", "artifacts", "passport", "toolchain"),
+    *("budget",),
     *("step", "keras_models", "model_module", "tflite", "data", "model_io", "conversion", "deployed", "report"),
     *("training", "steps", "recipe"),
-    *("pipelines.exit_codes", "pipelines.root_lock", "pipelines.console", "pipelines.recipes", "pipelines.compression"),
+    *("pipelines.exit_codes", "pipelines.root", "pipelines.console", "pipelines.recipes", "pipelines.compression"),
     *("pipelines.datasets", "pipelines.records", "pipelines.run", "pipelines.cli", "kubeflow", "kubeflow.cli"),
 )
 
 
-def imports(path: Path) -> set[str]:
-    """The dotted names of all that a file imports anywhere in it, also inside functions."""
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
+    """The dotted names of all that a file imports anywhere in it, also inside functions; relative ones as dots."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: relative import"
             # `from edgeline import data` and `from edgeline.data import x` are both edgeline.data
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            found |= {f"{'.' * node.level}{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
 
 
 def files(*folders: Path) -> list[Path]:
@@ -43,6 +44,16 @@ def files(*folders: Path) -> list[Path]:
 
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
+
+
+#: Every module of ours. A rule below names the files that break it, and what they import.
+MODULES = files(LIBRARY, PROGRAMS, CLUSTER)
+
+
+def breaking(paths: Iterable[Path], forbidden: Callable[[Path, str], bool]) -> dict[str, list[str]]:
+    """The imports for which a rule does not hold, by the file that has them."""
+    found = {named(path): sorted(name for name in imports(path) if forbidden(path, name)) for path in paths}
+    return {path: names for path, names in found.items() if names}
 
 
 def top(name: str) -> str:
@@ -76,83 +87,81 @@ def room_of(module: str) -> str | None:
     return "steps" if parts[0] in STEPS else parts[0]
 
 
-@pytest.mark.parametrize("path", files(LIBRARY, PROGRAMS, CLUSTER), ids=named)
-def test_a_room_imports_from_earlier_rooms_alone(path: Path) -> None:
-    own = room_of(module_of(path))
-    if own is None:
-        return
-    used = {room_of(name) for name in imports(path) if top(name) == "edgeline"} - {None, own}
-    assert own in ORDER
-    assert not [room for room in used if room not in ORDER or ORDER.index(room) > ORDER.index(own)]
-
-
 #: What still takes the command line's arguments.
 STILL = ("warm_start.py", "new_data.py")
 
 
-@pytest.mark.parametrize("path", files(LIBRARY, PROGRAMS, CLUSTER), ids=named)
-def test_only_the_command_line_knows_its_parser(path: Path) -> None:
+def test_no_import_is_relative() -> None:
+    assert not breaking([*MODULES, *files(ROOT / "tests")], lambda path, name: name.startswith("."))
+
+
+def test_a_room_imports_from_earlier_rooms_alone() -> None:
+    def is_later(path: Path, name: str) -> bool:
+        own, used = room_of(module_of(path)), room_of(name) if top(name) == "edgeline" else None
+        return None not in (own, used) and used not in ORDER[: ORDER.index(own) + 1]
+
+    assert not breaking(MODULES, is_later)
+
+
+def test_only_the_command_line_knows_its_parser() -> None:
     # the entrypoint of a pod is called by the cluster
-    assert "argparse" not in imports(path) or "cli" in path.parts or path.name in ("entrypoint.py", *STILL)
+    others = [path for path in MODULES if "cli" not in path.parts and path.name not in ("entrypoint.py", *STILL)]
+    assert not breaking(others, lambda path, name: within(name, "argparse"))
 
 
 def test_no_folder_is_crowded() -> None:
     # what a person can look over; __init__.py is not looked at, and the steps are counted apart
-    folders = {path.parent for path in files(LIBRARY, PROGRAMS, CLUSTER)} - {LIBRARY}
+    folders = {path.parent for path in MODULES} - {LIBRARY}
     crowded = {named(f): len(n) for f in folders if len(n := [p for p in f.glob("*.*") if p.stem[:2] != "__"]) > 14}
     assert not crowded
     assert len([path for path in LIBRARY.glob("*.py") if path.stem != "__init__"]) <= 13
 
 
-@pytest.mark.parametrize(
-    "path", [*LIBRARY.rglob("config.py"), LIBRARY / "recipe.py", PROGRAMS / "recipes.py"], ids=named
-)
-def test_configs_and_recipes_need_the_standard_library_only(path: Path) -> None:
+def test_configs_and_recipes_need_the_standard_library_only() -> None:
     allowed = {f"edgeline.{name}" for name in ("budget", "config", "errors", "recipe", "schemes", "targets")}
     allowed |= {f"edgeline.{step}.config" for step in STEPS}
-    foreign = {
-        name
-        for name in imports(path)
-        if top(name) not in sys.stdlib_module_names and not any(within(name, package) for package in allowed)
-    }
-    assert not foreign
+    configs = [*LIBRARY.rglob("config.py"), LIBRARY / "recipe.py", PROGRAMS / "recipes.py"]
+
+    def is_foreign(path: Path, name: str) -> bool:
+        return top(name) not in sys.stdlib_module_names and not any(within(name, package) for package in allowed)
+
+    assert not breaking(configs, is_foreign)
 
 
-@pytest.mark.parametrize("path", files(LIBRARY), ids=named)
-def test_only_components_and_artifacts_know_tfx(path: Path) -> None:
-    knows = any(top(name) in ("tfx", "ml_metadata", "kfp") for name in imports(path))
-    assert not knows or path.name in ("component.py", "artifacts.py", "step.py")
+def test_only_components_and_artifacts_know_tfx() -> None:
+    others = [path for path in files(LIBRARY) if path.name not in ("component.py", "artifacts.py", "step.py")]
+    assert not breaking(others, lambda path, name: top(name) in ("tfx", "ml_metadata", "kfp"))
 
 
-@pytest.mark.parametrize("path", files(LIBRARY), ids=named)
-def test_a_step_does_not_know_another(path: Path) -> None:
-    own = path.relative_to(LIBRARY).parts[0]
-    if own == "recipe.py":  # the order of the steps
-        return
-    others = STEPS - {own}  # what all steps share knows none of them
-    assert not [name for name in imports(path) if any(within(name, f"edgeline.{step}") for step in others)]
+def test_a_step_does_not_know_another() -> None:
+    def is_of_another_step(path: Path, name: str) -> bool:
+        own = path.relative_to(LIBRARY).parts[0]  # what all steps share knows none of them
+        return any(within(name, f"edgeline.{step}") for step in STEPS - {own})
+
+    others = [path for path in files(LIBRARY) if path != LIBRARY / "recipe.py"]  # which is the order of the steps
+    assert not breaking(others, is_of_another_step)
 
 
-@pytest.mark.parametrize("path", files(LIBRARY), ids=named)
-def test_nothing_but_a_program_imports_a_component(path: Path) -> None:
-    assert not [name for name in imports(path) if any(within(name, f"edgeline.{step}.component") for step in STEPS)]
+def test_nothing_but_a_program_imports_a_component() -> None:
+    components = [f"edgeline.{step}.component" for step in STEPS]
+    assert not breaking(files(LIBRARY), lambda path, name: any(within(name, module) for module in components))
 
 
-@pytest.mark.parametrize("path", sorted(LIBRARY.glob("*/component.py")), ids=named)
-def test_components_have_real_annotations(path: Path) -> None:
+def test_components_have_real_annotations() -> None:
     # TFX reads them raw: as strings it finds neither artifacts nor parameters
-    assert "__future__.annotations" not in imports(path)
+    components = sorted(LIBRARY.glob("*/component.py"))
+    assert not breaking(components, lambda path, name: name == "__future__.annotations")
 
 
-@pytest.mark.parametrize("path", files(LIBRARY, PROGRAMS, CLUSTER, ROOT / "tests"), ids=named)
-def test_nobody_imports_the_folders_by_name(path: Path) -> None:
+def test_nobody_imports_the_folders_by_name() -> None:
     # with the repository on sys.path, components.x and edgeline.x would be two modules with two sets of classes
-    assert not {"components", "pipelines"} & {top(name) for name in imports(path)}
+    everyone = [*MODULES, *files(ROOT / "tests")]
+    assert not breaking(everyone, lambda path, name: top(name) in ("components", "pipelines"))
 
 
-@pytest.mark.parametrize("path", files(LIBRARY, PROGRAMS, CLUSTER), ids=named)
-def test_nobody_but_the_bridge_uses_keras_3(path: Path) -> None:
-    assert path.name == "keras3_bridge.py" or not {"keras"} & {top(name) for name in imports(path)}
+def test_nobody_but_the_bridge_uses_keras_3() -> None:
+    others = [path for path in MODULES if path.name != "keras3_bridge.py"]
+    assert not breaking(others, lambda path, name: top(name) == "keras")
 
 
 def test_tests_are_no_packages() -> None:
