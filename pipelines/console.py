@@ -2,21 +2,20 @@
 
 import contextlib
 import ctypes
+import faulthandler
+import io
 import logging
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, TextIO
 
 # Imported before anything asks for the logger "absl": absl breaks when that logger exists and is not of its own class.
 from absl import logging as absl_logging
 from rich.console import Console, ConsoleDimensions
-
-if TYPE_CHECKING:  # the runner imports TFX, which takes nine seconds
-    pass
-
 
 #: Columns where the output is not a terminal: wide enough for whole paths, names and digests.
 FILE_WIDTH = 220
@@ -73,11 +72,12 @@ def capture_output(log_path: str | os.PathLike[str], verbose: bool = False) -> I
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     _flush()
     saved = (os.dup(1), os.dup(2))
+    users = (os.dup(1), os.dup(_descriptor_of_stderr()))
     tee = None
     if verbose:
         source, target = os.pipe()
         # A child process may outlive the run and keep the pipe open, so nobody may wait for this thread forever.
-        tee = threading.Thread(target=_copy, args=(source, (log, os.dup(saved[1]))), daemon=True)
+        tee = threading.Thread(target=_copy, args=(source, (log, os.dup(users[1]))), daemon=True)
         tee.start()
     else:
         target = log
@@ -87,14 +87,21 @@ def capture_output(log_path: str | os.PathLike[str], verbose: bool = False) -> I
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     levels = root.level, absl_logging.get_verbosity()
+    shown = [other for other in root.handlers if isinstance(other, _ErrorsShown)]
+    for other in shown:
+        root.removeHandler(other)
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     absl_logging.set_verbosity(absl_logging.INFO)
-    files = [os.fdopen(fd, "w", encoding="utf-8", errors="replace", closefd=False) for fd in saved]
+    files = [os.fdopen(fd, "w", encoding="utf-8", errors="replace") for fd in users]
     try:
-        yield Terminal(*(_SavedConsole(file=file, highlight=False) for file in files))
+        # within `quiet`, Python's stderr is still the user's
+        with contextlib.redirect_stderr(os.fdopen(2, "w", buffering=1, errors="replace", closefd=False)):
+            yield Terminal(*(_SavedConsole(file=file, highlight=False) for file in files))
     finally:
         root.removeHandler(handler)
+        for other in shown:
+            root.addHandler(other)
         root.setLevel(levels[0])
         absl_logging.set_verbosity(levels[1])
         # A full disk or a closed pager must not keep the rest from being put back.
@@ -102,13 +109,62 @@ def capture_output(log_path: str | os.PathLike[str], verbose: bool = False) -> I
             _flush()
         for descriptor, original, file in zip((1, 2), saved, files, strict=True):
             os.dup2(original, descriptor)
+            os.close(original)
             with contextlib.suppress(OSError):
                 file.close()
-            os.close(original)
         with contextlib.suppress(OSError):
             handler.stream.close()
         if tee:
             tee.join(timeout=1.0)
+
+
+class _ErrorsShown(logging.StreamHandler[TextIO]):
+    """Shows the user what loggers have to say, within `quiet` and where no log takes it."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what libraries say of themselves from the user's stderr; what this process writes to `sys.stderr` is shown.
+
+    TensorFlow's C++ code writes to file descriptor 2, from its import on and whatever its log level is. That goes to
+    nothing, with the stderr of child processes; should the process crash in C++, Python still says where. Of loggers
+    only errors are shown, of warnings none, unless Python was asked for them (`-W`, PYTHONWARNINGS).
+    """
+    _flush()
+    saved, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    users = os.fdopen(os.dup(_descriptor_of_stderr()), "w", buffering=1, encoding="utf-8", errors="replace")
+    is_own = isinstance(sys.stderr, io.TextIOWrapper) and _descriptor_of_stderr() == 2
+    os.dup2(nothing, 2)
+    os.close(nothing)
+    root, handler = logging.getLogger(), _ErrorsShown(users if is_own else sys.stderr)
+    handler.setLevel(logging.ERROR)
+    root.addHandler(handler)  # without one, Python and TensorFlow show warnings too
+    crashes_are_shown = faulthandler.is_enabled()
+    try:
+        if not crashes_are_shown:
+            faulthandler.enable(users)
+        with warnings.catch_warnings(), contextlib.redirect_stderr(users) if is_own else contextlib.nullcontext():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")
+            yield
+    finally:
+        root.removeHandler(handler)
+        with contextlib.suppress(OSError):
+            _flush()
+        os.dup2(saved, 2)
+        os.close(saved)
+        if not crashes_are_shown:
+            faulthandler.disable()
+        with contextlib.suppress(OSError):
+            users.close()
+
+
+def _descriptor_of_stderr() -> int:
+    """Returns the file descriptor that `sys.stderr` writes to; that of the process where it has none."""
+    try:
+        return sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):  # it is None, in memory, or closed
+        return 2
 
 
 def _flush() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ def _data(arguments: argparse.Namespace) -> int:
     summary = arguments.write(arguments, shown)
     counts = ", ".join(f"{count:,} {split}" for split, count in summary.counts.items())
     if summary.written:
-        shown.print(f"{summary.path}: {summary.name}, {counts}, {len(summary.labels)} classes")
+        console.say(shown, f"{summary.path}: {summary.name}, {counts}, {len(summary.labels)} classes")
     return ExitCode.DONE
 
 
@@ -95,9 +94,8 @@ def _schema(arguments: argparse.Namespace) -> int:
         raise UserError(f"-o {arguments.output} exists already; a schema may have been edited: choose another name")
     if not arguments.output.parent.is_dir():
         raise UserError(f"-o {arguments.output}: the folder {arguments.output.parent} does not exist")
-    with console.capture_output(os.devnull):  # TensorFlow says things at its import
-        data_folder.check_readable(arguments.data)
-        text, names = data_schema.infer_schema(arguments.data)
+    data_folder.check_readable(arguments.data)
+    text, names = data_schema.infer_schema(arguments.data)
     arguments.output.write_text(text, encoding="utf-8")
     print(f"{arguments.output}: {', '.join(names)}")  # noqa: T201
     return ExitCode.DONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -65,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # no option of `edgeline` itself takes a value, so that the first word is the command
     arguments = parser([word for word in given if not word.startswith("-")][:1]).parse_args(argv)
     try:
-        return int(arguments.command(arguments))
+        with contextlib.nullcontext() if arguments.debug else console.quiet():
+            return int(arguments.command(arguments))
     except UserError as error:
         if arguments.debug:
             traceback.print_exc()

@@ -344,3 +344,70 @@ def test_live_view_ends_with_the_error():
         run()
     assert "interrupted" in console.file.getvalue()
     assert "\x1b[?25h" in console.file.getvalue()  # the cursor is back
+
+
+QUIET = """
+    import contextlib, ctypes, faulthandler, io, logging, os, subprocess, sys, warnings
+    from absl import logging as absl_logging
+    from edgeline.pipelines.console import capture_output, quiet
+
+    def noise():
+        os.write(2, b"from the descriptor\\n")
+        subprocess.run(["sh", "-c", "echo stderr of a child >&2"])
+        warnings.warn("a warning")
+        logging.getLogger("some.module").warning("a record")
+        absl_logging.warning("an absl record")
+"""
+
+
+def test_quiet_shows_only_what_the_process_says_itself():
+    program = (
+        QUIET
+        + """
+    with quiet():
+        noise()
+        print("for the user", file=sys.stderr)
+        absl_logging.error("an absl error")
+    os.write(2, b"after\\n")
+    logging.getLogger("some.module").warning("after too")
+    """
+    )
+    result = _run(program, None, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stderr.splitlines()
+    assert [lines[0], *lines[2:]] == ["for the user", "after", "after too"]
+    assert lines[1].endswith("an absl error")
+
+
+def test_capture_within_quiet_reaches_the_user_and_the_log(tmp_path):
+    program = (
+        QUIET
+        + """
+    with quiet():
+        with capture_output(log) as terminal:
+            noise()
+            print("for the log", file=sys.stderr)
+            logging.getLogger("some.module").error("an error")
+            terminal.err.print("in between")
+        print("for the user", file=sys.stderr)
+        noise()
+    """
+    )
+    result = _run(program, tmp_path / "run.log", capture_output=True)
+    assert result.stderr == "in between\nfor the user\n"
+    text = (tmp_path / "run.log").read_text()
+    for line in (
+        "from the descriptor\n",
+        "stderr of a child\n",
+        "for the log\n",
+        "a record\n",
+        "an absl record\n",
+        "an error\n",
+    ):
+        assert text.count(line) == 1
+
+
+def test_a_crash_within_quiet_is_not_silent():
+    result = _run(QUIET + "\n    with quiet():\n        os.abort()\n", None, capture_output=True)
+    assert result.returncode < 0
+    assert "Fatal Python error: Aborted" in result.stderr
