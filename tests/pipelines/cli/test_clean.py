@@ -238,7 +238,7 @@ def test_a_killed_call_is_finished_by_the_next(
 
     monkeypatch.setattr(shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        collector.delete(tmp_path, 1)
+        collector.delete(Root(tmp_path), 1)
     monkeypatch.undo()
     # a run between the two knows nothing of what is half deleted
     assert night(1, selected="") == dict.fromkeys(ALL, "done")
