@@ -43,7 +43,7 @@ from edgeline.kubeflow import check_tfx, convert, settings
 from edgeline.kubeflow.deployment import Deployment, check_module, check_uri
 from edgeline.pipelines.compression import Run, create_components
 from edgeline.pipelines.run.local_runner import BEAM_ARGS
-from edgeline.quantizer.config import TRAINED
+from edgeline.schemes import SCHEMES
 
 COMMAND = ("python", "-m", "edgeline.kubeflow.entrypoint")
 
@@ -139,7 +139,7 @@ def _parameterise(nodes: list[BaseNode], run: Run) -> None:
         elif node.id == "Evaluator":
             asked |= budget
         # a Quantizer whose scheme trains nothing must not run again for other epochs
-        elif node.exec_properties.get("scheme", TRAINED[0]) in TRAINED:
+        elif "scheme" not in node.exec_properties or SCHEMES[node.exec_properties["scheme"]].trained:
             asked["epochs"] = finetune_epochs
         node.exec_properties.update({name: value for name, value in asked.items() if name in node.exec_properties})
 

@@ -18,29 +18,8 @@ from edgeline.keras_models.promise_checks import BrokenPromiseError
 from edgeline.model_io import graph_model, keras_file
 from edgeline.model_io.graph_model import GraphModel
 from edgeline.passport import Promise
+from edgeline.schemes import SCHEMES
 from edgeline.tflite import litert
-
-#: How far a scheme's outputs may be from Keras', per output: `relative` is the most that any value may differ, as a
-#: fraction of the largest one; `cosine` the least likeness of the outputs on all samples. Measured on trained and
-#: untrained networks (convolutional, dense, recurrent, attention; classifiers, regressors, autoencoders):
-#: - float32 differs by 5e-7 of the largest value at most: 1e-3 leaves room for depth, and refuses any real fault;
-#: - float16 by 1.4e-3: 2e-2 for the same reason;
-#: - the others by 1% to 8%, since one saturated value decides it, so they are judged by the cosine, which was at least
-#:   0.9997. At 0.98, noise has a fifth of the signal's amplitude: no sound model of a scheme with float or 16-bit
-#:   activations shows that. int8 loses more in deep models that are still useful, and the Evaluator judges those on the
-#:   metric that matters; at 0.9 noise has half of the signal's amplitude, and what is below has nothing to evaluate:
-#:   constant or saturated outputs, another order or sign. Outputs of one sign and size (a regressor's) keep a cosine
-#:   near 1 even so: for them this is no substitute for the Evaluator.
-#: What an output's own quantization cannot show is never a fault: see `check_parity`.
-#: Argmax agreement is reported and not judged: an untrained or ambiguous sample flips it at any precision.
-LIMITS: Mapping[str, Mapping[str, float]] = {
-    "float32": {"relative": 1e-3},
-    "float16": {"relative": 2e-2},
-    "dynamic_range": {"cosine": 0.98},
-    "int16x8": {"cosine": 0.98},
-    "int8": {"cosine": 0.9},
-    "qat8": {"cosine": 0.9},
-}
 
 #: So many of a list are named in a message.
 _MOST_NAMED = 8
@@ -83,12 +62,12 @@ def parity(expected: dict[str, np.ndarray], received: dict[str, np.ndarray]) -> 
 
 
 def check_parity(scheme: str, closeness: dict[str, dict[str, float]], steps: Mapping[str, float], kernels: str) -> None:
-    """Holds what `parity` found against the scheme's LIMITS.
+    """Holds what `parity` found against the scheme's tolerance.
 
     Two steps of an output's quantization are always allowed: probabilities of 0.001, say, are all zeros in int8.
 
     Args:
-      scheme: a key of LIMITS.
+      scheme: a key of SCHEMES.
       closeness: facts per output.
       steps: least difference that an output can show, by name; 0 or absent where it is a float.
       kernels: what ran, for the message.
@@ -96,19 +75,19 @@ def check_parity(scheme: str, closeness: dict[str, dict[str, float]], steps: Map
     Raises:
       ExportError: an output is too far off; names it.
     """
-    limits = LIMITS[scheme]
+    tolerance = SCHEMES[scheme].tolerance
     for name, facts in closeness.items():
         if facts["max_abs"] <= 2 * steps.get(name, 0.0):
             continue
-        if facts["relative"] > limits.get("relative", np.inf):
+        if tolerance.relative is not None and facts["relative"] > tolerance.relative:
             raise ExportError(
                 f"output {name!r} differs from the source model's by {facts['max_abs']:.3g}, {facts['relative']:.2%} "
-                f"of its largest value, with {kernels}; {scheme} may differ by {limits['relative']:.2%}"
+                f"of its largest value, with {kernels}; {scheme} may differ by {tolerance.relative:.2%}"
             )
-        if facts["cosine"] < limits.get("cosine", -1.0):
+        if tolerance.cosine is not None and facts["cosine"] < tolerance.cosine:
             raise ExportError(
                 f"output {name!r} has little to do with the source model's, with {kernels}: their cosine is "
-                f"{facts['cosine']:.3f}, {scheme} needs at least {limits['cosine']:g}"
+                f"{facts['cosine']:.3f}, {scheme} needs at least {tolerance.cosine:g}"
             )
 
 
@@ -134,8 +113,9 @@ def check_operators(facts: dict[str, Any], *, allow_select_tf_ops: bool, allow_c
 def check_integers(facts: dict[str, Any], scheme: dict[str, Any]) -> None:
     """Checks that a model that is to compute on integers does so.
 
-    int8 and int16x8 are; with float inputs and outputs a QUANTIZE and a DEQUANTIZE stand at the model's ends. qat8 is
-    where its inputs and outputs are integers: else layers that the training could not quantize stay float, as it said.
+    A calibrated scheme's is; with float inputs and outputs a QUANTIZE and a DEQUANTIZE stand at the model's ends. A
+    trained one's is where its inputs and outputs are integers: else layers that the training could not quantize stay
+    float, as it said.
     What was asked to stay float (the scheme's keep_float) may.
 
     Args:
@@ -146,7 +126,9 @@ def check_integers(facts: dict[str, Any], scheme: dict[str, Any]) -> None:
       ExportError: names the float operators with their layers, or the float inputs and outputs.
     """
     kind, has_integer_ports = scheme["scheme"], scheme["io_type"] != "float32"
-    if scheme.get("keep_float") or not (kind in ("int8", "int16x8") or (kind == "qat8" and has_integer_ports)):
+    if scheme.get("keep_float") or not SCHEMES[kind].integers_only:
+        return
+    if SCHEMES[kind].trained and not has_integer_ports:
         return
     found = facts["float_ops"]
     # the conversions around a float operator only say where it is

@@ -7,7 +7,7 @@ variants of one model are cheap.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,22 @@ from tensorflow.lite.python.convert import mlir_quantize
 from edgeline.conversion import float_tflite
 from edgeline.model_io import graph_model, keras_file
 from edgeline.model_io.graph_model import GraphModel, TFLiteGraph
+from edgeline.schemes import SCHEMES
 from edgeline.tflite import inspection
 
 _OPERATORS = {value: name for name, value in vars(schema_fb.BuiltinOperator).items() if isinstance(value, int)}
 #: Of the calibrator, and what carries numbers over unchanged or from one type to another.
 _GLUE = ("QUANTIZE", "DEQUANTIZE", "PSEUDO_CONST")
+
+#: What `quantize` makes of a model, and what it can make of all but some of its operators.
+_BY_OPERATOR = "int8"
+#: Number types of weights that the standard converters make.
+_WEIGHTS = ("float32", "float16", "int8")
+#: Sets of operators that compute on integers, by the number type of the activations.
+_INTEGER_OPERATORS = {
+    "int8": tf.lite.OpsSet.TFLITE_BUILTINS_INT8,
+    "int16": tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +86,7 @@ def convert(
     """Converts a model, with fixed input and output names.
 
     Args:
-      model: plain or, for `qat8`, wrapped.
+      model: plain or, for a trained scheme, wrapped.
       io: the passport's: names, shapes and dtypes of inputs and outputs.
       scheme: the passport's: scheme, io_type, sparse, under keep_float the layers and kinds of ops that stay float; and
         allow_select_tf_ops and allow_custom_ops, which models with layers kept float do without.
@@ -84,8 +95,21 @@ def convert(
     Returns:
       The content of the `.tflite` file, whose signature `serving_default` has the passport's names.
     """
-    # what qat8 keeps float was left unwrapped
-    kept = scheme["scheme"] != "qat8" and scheme.get("keep_float")
+    return CONVERTERS[SCHEMES[scheme["scheme"]].converter](model, io, scheme, calibration)
+
+
+def _by_number_types(
+    model: tf_keras.Model | GraphModel, io: dict[str, Any], scheme: dict[str, Any], calibration: dict[str, np.ndarray]
+) -> bytes:
+    """Converts a model by what its scheme's entry says of weights and activations; see `convert`."""
+    entry = SCHEMES[scheme["scheme"]]
+    if entry.weights not in _WEIGHTS or entry.activations not in ("float32", *_INTEGER_OPERATORS):
+        raise ValueError(
+            f"scheme {scheme['scheme']} has {entry.weights} weights and {entry.activations} activations, which neither "
+            f"TensorFlow's converter nor the AI Edge quantizer is set up for; name a converter of its own in its entry"
+        )
+    # what a trained scheme keeps float was left unwrapped
+    kept = not entry.trained and scheme.get("keep_float")
     if isinstance(model, TFLiteGraph) and not kept:
         return float_tflite.convert(_content(model, io), scheme, batches(calibration, graph_model.fixed_batch(io) or 1))
     if kept:
@@ -95,6 +119,12 @@ def convert(
     return content
 
 
+#: What makes the file of a scheme, by the `converter` of its entry in SCHEMES; arguments and result as of `convert`.
+CONVERTERS: dict[
+    str, Callable[[tf_keras.Model | GraphModel, dict[str, Any], dict[str, Any], dict[str, np.ndarray]], bytes]
+] = {"standard": _by_number_types}
+
+
 def set_up(
     model: tf_keras.Model | GraphModel, io: dict[str, Any], scheme: dict[str, Any], calibration: dict[str, np.ndarray]
 ) -> tf.lite.TFLiteConverter:
@@ -102,23 +132,19 @@ def set_up(
     batch = graph_model.fixed_batch(io)
     infer = keras_file.inference_function(model, io).get_concrete_function(**keras_file.input_signature(io, batch))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([infer], _variables(infer, model))
-    kind = scheme["scheme"]
-    if kind != "float32":
+    entry = SCHEMES[scheme["scheme"]]
+    if entry.weights != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if scheme.get("sparse"):
         converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
-    if kind == "float16":
+    if entry.weights == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if kind in ("int8", "int16x8"):
-        _refuse_loops(infer, model, kind)
+    if entry.calibrated:
+        _refuse_loops(infer, model, scheme["scheme"])
         # by input name: the order of inputs can never matter
         converter.representative_dataset = lambda: batches(calibration, batch or 1)
-        converter.target_spec.supported_ops = [
-            tf.lite.OpsSet.TFLITE_BUILTINS_INT8
-            if kind == "int8"
-            else tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
-        ]
-    if kind in ("int8", "qat8"):
+        converter.target_spec.supported_ops = [_INTEGER_OPERATORS[str(entry.activations)]]
+    if entry.integer_io:
         converter.inference_input_type = converter.inference_output_type = tf.as_dtype(scheme["io_type"])
     if scheme.get("allow_select_tf_ops"):
         converter.target_spec.supported_ops = [*converter.target_spec.supported_ops, tf.lite.OpsSet.SELECT_TF_OPS]
@@ -176,7 +202,7 @@ def calibrate(model: tf_keras.Model | GraphModel, io: dict[str, Any], calibratio
     if isinstance(model, TFLiteGraph):
         content = float_tflite.calibrate(_content(model, io), batches(calibration, graph_model.fixed_batch(io) or 1))
     else:
-        converter = set_up(model, io, {"scheme": "int8", "io_type": "float32"}, calibration)
+        converter = set_up(model, io, {"scheme": _BY_OPERATOR, "io_type": "float32"}, calibration)
         converter._experimental_calibrate_only = True
         content = converter.convert()
     names = None if isinstance(model, GraphModel) else layer_names(model)

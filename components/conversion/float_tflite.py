@@ -24,6 +24,7 @@ from tensorflow.lite.python.convert import mlir_quantize
 from tensorflow.lite.python.optimize.calibrator import Calibrator
 
 from edgeline.errors import UserError
+from edgeline.schemes import SCHEMES
 from edgeline.tflite import inspection
 from edgeline.tflite.litert import DEFAULT_SIGNATURE, TFLiteModel, default_signature
 
@@ -175,28 +176,30 @@ def convert(content: bytes, scheme: dict[str, Any], batches: Iterable[dict[str, 
       ValueError: the quantizers cannot make it; says why.
     """
     kind, io_type = scheme["scheme"], scheme["io_type"]
-    if kind == "float32":
+    entry = SCHEMES[kind]
+    if entry.weights == "float32":
         return content
-    samples = list(batches) if kind in ("int8", "int16x8") else []
+    samples = list(batches) if entry.calibrated else []
     if samples:
         _refuse_loops(content, kind)
     manager = recipe_manager.RecipeManager()
-    if kind == "float16":
+    if entry.weights == "float16":
         # its way to say that weights are stored so and computed on in float32
         manager.add_weight_only_config(
             ".*", _OPS.ALL_SUPPORTED, 16, _PER_TENSOR, algorithm_key=AlgorithmName.FLOAT_CASTING
         )
-    elif kind == "dynamic_range":
+    elif not entry.integers_only:
         manager.add_dynamic_config(".*", _OPS.ALL_SUPPORTED, 8)
     else:
-        manager.add_static_config(".*", _OPS.ALL_SUPPORTED, 8 if kind == "int8" else 16, 8)
+        manager.add_static_config(".*", _OPS.ALL_SUPPORTED, {"int8": 8, "int16": 16}[str(entry.activations)], 8)
         for end in (_OPS.INPUT, _OPS.OUTPUT):
             _set_end(manager, end, io_type)
     try:
         quantized = _quantize(content, manager, samples)
     except Exception as error:  # each operator has its own ways to fail
         raise ValueError(f"ai-edge-quantizer cannot make {kind} of the model: {_first_line(error)}") from error
-    if kind != "int8" or not inspection.structure(quantized)["float_ops"]:
+    # of int8 there is another quantizer, which may know more operators
+    if entry.activations != "int8" or not inspection.structure(quantized)["float_ops"]:
         return quantized
     with contextlib.suppress(ValueError):
         other: bytes = mlir_quantize(

@@ -6,15 +6,17 @@ import dataclasses
 import difflib
 import json
 
+from edgeline import schemes
 from edgeline.config import RUN_WIDE, Distilling, deviation_tag
+from edgeline.schemes import SCHEMES
 
-#: Schemes that need no training. float32 changes nothing and stands here so that every recipe ends with one scheme.
-POST_TRAINING = ("float32", "dynamic_range", "float16", "int8", "int16x8", "auto")
-#: Schemes whose activations are integers, or may be: they need calibration samples or trained ranges.
-CALIBRATED = ("int8", "int16x8", "auto")
-TRAINED = ("qat8",)
-SCHEMES = (*POST_TRAINING, *TRAINED)
-IO_TYPES = ("float32", "int8", "uint8")
+#: Why a scheme cannot have what is asked of it, by the field.
+_HINTS = {
+    "keep_float": "only these can leave them float",
+    "keep_float_ops": "only these can leave them float",
+    "sparse": "XNNPACK's sparse kernels compute on floats, and a file that is quantized too converts and then may fail "
+    "to load",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +24,10 @@ class Quantize(Distilling):
     """Choose the number types of the TFLite model; fine-tune for them where the scheme is a trained one.
 
     Attributes:
-      scheme: `float32` (as trained), `dynamic_range` (int8 weights, float activations), `float16` (weights), `int8`
-        (weights and activations), `int16x8` (int8 weights, int16 activations), `auto` (the first that holds on the
-        validation split of int8, int8 with the worst layers float, int16x8, dynamic_range and float16), or `qat8` (as
-        int8, after a quantization-aware fine-tuning).
+      scheme: one of SCHEMES of `edgeline.schemes`: `float32` (as trained), `dynamic_range` (int8 weights, float
+        activations), `float16` (weights), `int8` (weights and activations), `int16x8` (int8 weights, int16
+        activations), `auto` (the first that holds on the validation split of int8, int8 with the worst layers float,
+        int16x8, dynamic_range and float16), or `qat8` (as int8, after a quantization-aware fine-tuning).
       io_type: number type of the model's inputs and outputs: `float32`, or, for `int8` and `qat8`, also `int8` or
         `uint8`.
       keep_float: for `int8` and `qat8`, the layers that stay float: a JSON list of names and patterns, e.g. `["logits",
@@ -57,41 +59,40 @@ class Quantize(Distilling):
                 f"{self.where('scheme')} must be one of {', '.join(SCHEMES)}, received {self.scheme!r}"
                 + (f"; did you mean {near[0]}?" if near else "")
             )
-        self.check_choice("io_type", IO_TYPES)
-        if self.io_type != "float32" and self.scheme not in ("int8", "qat8"):
+        self.check_choice("io_type", schemes.io_types())
+        if self.io_type not in SCHEMES[self.scheme].io:
             raise ValueError(
-                f"{self.where('io_type')} {self.io_type!r} needs scheme int8 or qat8 (integer activations of 8 bits), "
-                f"received scheme {self.scheme!r}; use io_type='float32'"
+                f"{self.where('io_type')} {self.io_type!r} needs scheme {' or '.join(schemes.taking(self.io_type))} "
+                f"(integer activations of that size), received scheme {self.scheme!r}; use io_type="
+                f"{SCHEMES[self.scheme].io[0]!r}"
             )
         for name in ("keep_float", "keep_float_ops"):
             self.check(name, _is_names(getattr(self, name)), 'a JSON list of strings such as ["logits", "conv*"]')
             # one spelling of the same request: it is a cache key
             object.__setattr__(self, name, json.dumps(sorted(set(json.loads(getattr(self, name))))))
-            able = ("int8", "qat8") if name == "keep_float" else ("int8",)
-            if getattr(self, name) != "[]" and self.scheme not in able:
-                words = " or ".join(able)
-                hint = "auto chooses them itself" if self.scheme == "auto" else f"only {words} can leave them float"
-                raise ValueError(f"{self.where(name)} needs scheme {words}, received scheme {self.scheme!r}: {hint}")
         self.check("sensitivity_layers", self.sensitivity_layers >= 0, "at least 0")
-        if self.sensitivity_layers and self.scheme not in ("int8", "auto"):
-            raise ValueError(
-                f"{self.where('sensitivity_layers')} needs scheme int8 or auto, received scheme {self.scheme!r}"
-            )
-        if self.distillation and not self.trains:
-            trained = ", ".join(TRAINED)
-            raise ValueError(f"{self.where('distillation')} needs scheme {trained}, received scheme {self.scheme!r}")
         self.check("auto_max_drop", self.auto_max_drop >= 0, "at least 0")
         self.check("sparse", self.sparse in (0, 1), "0 or 1")
-        if self.sparse and self.scheme != "float32":
+        self._check_known()
+
+    def _check_known(self) -> None:
+        """Raises ValueError where something is asked that the scheme does not know."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in schemes.settings():
+            if name in SCHEMES[self.scheme].settings or getattr(self, name) == defaults[name]:
+                continue
+            hint = _HINTS.get(name)
+            if SCHEMES[self.scheme].ladder and name.startswith("keep_float"):
+                hint = f"{self.scheme} chooses them itself"
             raise ValueError(
-                f"{self.where('sparse')} needs scheme float32, received scheme {self.scheme!r}: XNNPACK's sparse "
-                f"kernels compute on floats, and a file that is quantized too converts and then may fail to load"
+                f"{self.where(name)} needs scheme {' or '.join(schemes.knowing(name))}, received scheme "
+                f"{self.scheme!r}{f': {hint}' if hint else ''}"
             )
 
     @property
     def trains(self) -> bool:
         """Whether this scheme fine-tunes the model."""
-        return self.scheme in TRAINED
+        return SCHEMES[self.scheme].trained
 
     @property
     def kept_layers(self) -> list[str]:
@@ -106,7 +107,7 @@ class Quantize(Distilling):
     @property
     def token(self) -> str:
         """The step in a recipe's name: the scheme, `_io` or `_uint8io` for integer inputs and outputs, `_sparse`."""
-        io = {"float32": "", "int8": "_io", "uint8": "_uint8io"}[self.io_type]
+        io = schemes.io_suffix(self.io_type)
         sparse = "_sparse" if self.sparse else ""
         named = ("scheme", "io_type", "sparse", "distillation", *RUN_WIDE)
         return self.scheme + io + sparse + self.distilled + deviation_tag(self, named)

@@ -1,9 +1,9 @@
-"""`scheme="auto"`: the first of a ladder of schemes, smallest and fastest first, that holds on the validation split."""
+"""A scheme such as `auto`: the first of a ladder of schemes that holds on the validation split."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from edgeline.model_io.graph_model import GraphModel
 from edgeline.quantizer import sensitivity
 from edgeline.quantizer.scoring import Scorer
 from edgeline.quantizer.sensitivity import Damage
+from edgeline.schemes import SCHEMES, trained
 from edgeline.tflite import inspection
 
 
@@ -27,8 +28,8 @@ class Rung:
     """A scheme that was tried.
 
     Attributes:
-      scheme: `int8`, `int16x8`, `dynamic_range` or `float16`.
-      keep_float: names of the layers that stay float, for `int8`.
+      scheme: a name in SCHEMES.
+      keep_float: names of the layers that stay float.
       drop: how much worse it is than the float model on the validation split; None: it could not be made or run.
       bytes: of the `.tflite` file.
       zlib_bytes: the same at zlib level 9.
@@ -75,6 +76,7 @@ class Walk:
 
 
 def walk(
+    schemes: Sequence[str],
     model: tf_keras.Model | GraphModel,
     io: dict[str, Any],
     calibration: dict[str, np.ndarray],
@@ -84,9 +86,10 @@ def walk(
     max_drop: float,
     suspects: int,
 ) -> Walk:
-    """Tries int8, int8 with ever more of the worst layers float, int16x8, dynamic_range and float16.
+    """Tries schemes one after another; of one that can leave operators float, next ever more of its worst layers float.
 
     Args:
+      schemes: names in SCHEMES, in the order in which they are tried.
       model: float.
       io: the passport's.
       calibration: samples by input name, shape [samples, ...]; the same for every rung.
@@ -106,14 +109,16 @@ def walk(
         return converter.convert(model, io, {"scheme": scheme, "io_type": "float32"}, calibration)
 
     def steps() -> Iterator[tuple[Rung, Callable[[], bytes]]]:
-        yield Rung("int8"), lambda: converter.quantize(calibrated)
-        damages.extend(sensitivity.analyse(calibrated, calibration, scorer, suspects))
-        worst = [damage.layer for damage in damages if damage.drop is not None]
-        for count in range(1, min(len(worst), len(calibrated.layers) - 1) + 1):
-            kept = tuple(worst[:count])
-            yield Rung("int8", kept), lambda kept=kept: converter.quantize(calibrated, calibrated.of(kept))  # type: ignore[misc]
-        for scheme in ("int16x8", "dynamic_range", "float16"):
-            yield Rung(scheme), lambda scheme=scheme: whole(scheme)  # type: ignore[misc]
+        for scheme in schemes:
+            if "keep_float_ops" not in SCHEMES[scheme].settings:
+                yield Rung(scheme), lambda scheme=scheme: whole(scheme)  # type: ignore[misc]
+                continue
+            yield Rung(scheme), lambda: converter.quantize(calibrated)
+            damages.extend(sensitivity.analyse(calibrated, calibration, scorer, suspects))
+            worst = [damage.layer for damage in damages if damage.drop is not None]
+            for count in range(1, min(len(worst), len(calibrated.layers) - 1) + 1):
+                kept = tuple(worst[:count])
+                yield Rung(scheme, kept), lambda kept=kept: converter.quantize(calibrated, calibrated.of(kept))  # type: ignore[misc]
 
     for rung, make in steps():
         try:
@@ -138,5 +143,5 @@ def walk(
     raise LadderError(
         f"no scheme holds: {scorer.metric(reference)} of the validation split may be {max_drop:g} worse than the float "
         f"model's {reference[scorer.metric(reference)]:.4g}. Tried: {'; '.join(rung.describe() for rung in rungs)}. "
-        f"Allow a larger auto_max_drop, or fine-tune with scheme qat8"
+        f"Allow a larger auto_max_drop, or fine-tune with scheme {' or '.join(trained())}"
     )

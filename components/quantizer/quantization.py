@@ -17,7 +17,8 @@ from edgeline.model_io import graph_model, keras_file
 from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Passport, Promise
 from edgeline.quantizer import keeping, selection
-from edgeline.quantizer.config import CALIBRATED, Quantize
+from edgeline.quantizer.config import Quantize
+from edgeline.schemes import SCHEMES
 from edgeline.training import delivery, distillation, loop
 
 
@@ -45,7 +46,7 @@ def plan(config: Quantize, passport: Passport, manifest: dict[str, Any]) -> dict
                 f"{', '.join(step['step'] for step in passport.steps)} without it; prune it so, or leave sparse at 0"
             )
         scheme["sparse"] = 1
-    if config.scheme in CALIBRATED:
+    if SCHEMES[config.scheme].calibrated:
         calibration_set.check_fits(manifest, passport.io["inputs"])
         scheme["calibration"] = {key: manifest[key] for key in ("digest", "samples", "ranges")}
     return scheme
@@ -101,7 +102,7 @@ def train_aware(
     history = loop.fit(wrapped, module, splits, config, step="Quantizer", log_dir=log_dir, teacher=teacher)
     keep.restore()
     promise_checks.check_promises(wrapped, promises, "Quantizer")
-    notes = {f"quant_{name}": "quantized to 8 bits" for name in chosen}
+    notes = {f"quant_{name}": SCHEMES[config.scheme].note for name in chosen}
     notes |= {name: f"left float: {why}" for name, why in left_float.items()}
     facts = layers.facts(wrapped, notes)
     listed = {fact["name"] for fact in facts}

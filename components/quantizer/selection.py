@@ -20,6 +20,7 @@ from edgeline.passport import Passport
 from edgeline.quantizer import ladder, sensitivity
 from edgeline.quantizer.config import Quantize
 from edgeline.quantizer.scoring import Scorer
+from edgeline.schemes import SCHEMES
 from edgeline.training import loop
 
 #: How many layers `auto` may leave float where nothing else is asked.
@@ -27,18 +28,11 @@ _SUSPECTS = 8
 #: Validation examples on which the rungs of a ladder are judged, at most.
 _EXAMPLES = 20_000
 
-_NOTES = {
-    "int8": "int8",
-    "int16x8": "int8 weights, int16 activations",
-    "dynamic_range": "int8 weights where they are 1,024 or more",
-    "float16": "float16 weights",
-}
-
 
 def needs_model(config: Quantize) -> bool:
     """Returns whether the request can be answered only by looking at the calibrated model."""
     asked = config.kept_layers or config.kept_ops or config.sensitivity_layers
-    return config.scheme == "auto" or bool(asked and not config.trains)
+    return bool(SCHEMES[config.scheme].ladder or (asked and not config.trains))
 
 
 def select(
@@ -81,15 +75,16 @@ def select(
     why = "keep_float"
     facts: dict[str, Any] = {}
     damages: tuple[sensitivity.Damage, ...] = ()
-    if config.scheme == "auto" or config.sensitivity_layers:
+    rungs = SCHEMES[config.scheme].ladder
+    if rungs or config.sensitivity_layers:
         scorer = Scorer(model, module, io, examples_uri, _EXAMPLES)
-        if config.scheme == "auto":
+        if rungs:
             suspects = config.sensitivity_layers or _SUSPECTS
             walked = ladder.walk(
-                model, io, samples, calibrated, scorer, max_drop=config.auto_max_drop, suspects=suspects
+                rungs, model, io, samples, calibrated, scorer, max_drop=config.auto_max_drop, suspects=suspects
             )
             facts["ladder_walked"] = [rung.facts() for rung in walked.rungs]
-            damages, why = walked.sensitivity, "auto"
+            damages, why = walked.sensitivity, config.scheme
             scheme["scheme"] = walked.rungs[-1].scheme
             kept = {"layers": list(walked.rungs[-1].keep_float), "ops": []}
         else:
@@ -143,7 +138,7 @@ def kept_float(config: Quantize, calibrated: Calibrated) -> dict[str, list[str]]
 
 def examples_digest(config: Quantize, examples_uri: str) -> dict[str, str]:
     """Returns the digest of the examples where they were looked at, by the name it has in a passport."""
-    looked = config.scheme == "auto" or config.sensitivity_layers
+    looked = SCHEMES[config.scheme].ladder or config.sensitivity_layers
     return {"examples": reading.fingerprint(examples_uri)} if looked else {}
 
 
@@ -153,5 +148,5 @@ def _notes(calibrated: Calibrated, scheme: str, kept: dict[str, list[str]], why:
     # a layer's first op is the one with its kernel
     for node in calibrated.nodes:
         for layer in node.layers:
-            notes.setdefault(layer, f"left float ({why})" if node.name in floats else _NOTES[scheme])
+            notes.setdefault(layer, f"left float ({why})" if node.name in floats else SCHEMES[scheme].note)
     return notes

@@ -50,7 +50,7 @@ def convert(model: tf_keras.Model | GraphModel, passport: Passport, calibration:
     """Converts a model by its passport, with fixed input and output names.
 
     Args:
-      model: plain or, for `qat8`, wrapped.
+      model: plain or, for a trained scheme, wrapped.
       passport: whose `scheme` says how and whose `io` says the names; the scheme may also hold allow_select_tf_ops and
         allow_custom_ops.
       calibration: samples by input name, shape [samples, ...].

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from edgeline import schemes
 from edgeline.conversion import onnx
 from edgeline.data.data_folder import SHARD_SUFFIX
 from edgeline.errors import UserError
@@ -16,7 +17,8 @@ from edgeline.model_module import module_source
 from edgeline.pipelines.cli import options
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.run import export_file
-from edgeline.quantizer.config import IO_TYPES, POST_TRAINING, Quantize
+from edgeline.quantizer.config import Quantize
+from edgeline.schemes import SCHEMES
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -36,8 +38,16 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     export.set_defaults(command=_export)
     options.add_import_options(export)
-    export.add_argument("--scheme", choices=POST_TRAINING, default="int8", help="(default: %(default)s)")
-    export.add_argument("--io-type", choices=IO_TYPES, default="float32", help="of int8 (default: %(default)s)")
+    names, unset = schemes.post_training(), Quantize()
+    words = "; ".join(f"{name}: {SCHEMES[name].words}" for name in names)
+    export.add_argument("--scheme", choices=names, default=unset.scheme, help=f"{words} (default: %(default)s)")
+    integer = ", ".join(name for name in names if SCHEMES[name].integer_io)
+    export.add_argument(
+        "--io-type",
+        choices=schemes.io_types(),
+        default=unset.io_type,
+        help=f"number type of inputs and outputs; an integer one for {integer} alone (default: %(default)s)",
+    )
     export.add_argument("--data", type=Path, required=True, metavar="DIR", help="data folder; its train split is used")
     export.add_argument("--module", required=True, help="the model module, for feature_spec and preprocess")
     export.add_argument(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeline import targets
+from edgeline import schemes, targets
 from edgeline.budget import DEPLOYED, DIRECTIONS, DROP_BOUNDS, LIMITS, NONE, OBJECTIVES, Budget
 from edgeline.config import FineTuning
 from edgeline.data_gate.config import Gate
@@ -19,9 +19,10 @@ from edgeline.evaluator.config import Evaluation
 from edgeline.model_importer.config import GRAPHS, WITH_SIGNATURES, Import, digest_of, kind_of
 from edgeline.pipelines import recipes
 from edgeline.pipelines.root import Root
-from edgeline.quantizer.config import POST_TRAINING, Quantize
+from edgeline.quantizer.config import Quantize
 from edgeline.recipe import Recipe, find
 from edgeline.representative_dataset.config import LABEL, STRATEGIES, Sample
+from edgeline.schemes import SCHEMES
 from edgeline.tflite_exporter.config import Export
 from edgeline.trainer.config import Train
 
@@ -304,23 +305,24 @@ def add_recipes_file(parser: argparse._ActionsContainer) -> None:
 def chosen(arguments: argparse.Namespace) -> list[Recipe]:
     """Returns the recipes that `--recipe` names, of Edgeline and of the user's file, else those tried where none is.
 
-    Each of int8 or qat8 exists with int8 inputs and outputs too, as NAME_io: where the target takes nothing else, these
-    are tried.
+    Each of a scheme that has integer inputs and outputs too exists with them as NAME_io: where the target takes nothing
+    else, these are tried.
 
     Raises:
       UserError: a name is unknown, the file has no recipes, or the target can run none of what they make.
     """
     known = recipes.catalog(arguments.recipes_file)
-    with_integers = {f"{name}_io": made for name, recipe in known.recipes.items() for made in _with_integers(recipe)}
-    found = find(arguments.recipes or known.default, known.recipes | with_integers | known.recipes)
+    with_integers = {name: made for name, recipe in known.recipes.items() if (made := _with_integers(recipe))}
+    by_name = {made.name: made for made in with_integers.values()}
+    found = find(arguments.recipes or known.default, known.recipes | by_name | known.recipes)
     target = targets.TARGETS[arguments.runs_on]
     if target is None or not target.integers_only:
         return found
     if not arguments.recipes:
-        found = [with_integers.get(f"{recipe.name}_io", recipe) for recipe in found]
+        found = [with_integers.get(recipe.name) or recipe for recipe in found]
         found = [recipe for recipe in found if _io_type(recipe) in target.io] or found
     if not any(_io_type(recipe) in target.io for recipe in found):
-        possible = [f"{recipe.name}_io" for recipe in found if f"{recipe.name}_io" in with_integers] or ["int8_io"]
+        possible = [with_integers[recipe.name].name for recipe in found if recipe.name in with_integers] or ["int8_io"]
         raise UserError(
             f"target {arguments.runs_on} takes integers only, but of {', '.join(recipe.name for recipe in found)} none "
             f"has integer inputs and outputs; choose {', '.join(possible)}"
@@ -328,11 +330,15 @@ def chosen(arguments: argparse.Namespace) -> list[Recipe]:
     return found
 
 
-def _with_integers(recipe: Recipe) -> list[Recipe]:
+def _with_integers(recipe: Recipe) -> Recipe | None:
+    """Returns a recipe with integer inputs and outputs; None where it has them, or its scheme cannot."""
     *before, last = recipe.steps
-    if not isinstance(last, Quantize) or last.scheme not in ("int8", "qat8") or last.io_type != "float32":
-        return []
-    return [Recipe(f"{recipe.name}_io", (*before, dataclasses.replace(last, io_type="int8")))]
+    if not isinstance(last, Quantize) or last.io_type != Quantize().io_type:
+        return None
+    io_type = SCHEMES[last.scheme].integer_io
+    if io_type is None:
+        return None
+    return Recipe(f"{recipe.name}{schemes.io_suffix(io_type)}", (*before, dataclasses.replace(last, io_type=io_type)))
 
 
 def _io_type(recipe: Recipe) -> str:
@@ -455,5 +461,5 @@ def check_recipes(source: Import, recipes: Sequence[Recipe]) -> None:
         raise UserError(
             f"model {source.source} is a {_KINDS[source.kind]}: its layers are unknown, so it cannot be trained on, "
             f"and {', '.join(trained)} needs that. Give the Keras model it was exported from, or recipes of one of "
-            f"{', '.join(POST_TRAINING)} alone"
+            f"{', '.join(schemes.post_training())} alone"
         )

@@ -13,8 +13,9 @@ from edgeline.config import FineTuning, StepConfig, deviation_tag
 from edgeline.data_gate.config import Gate
 from edgeline.evaluator.config import Evaluation
 from edgeline.pruner.config import SCHEDULES, Prune
-from edgeline.quantizer.config import IO_TYPES, SCHEMES, Quantize
+from edgeline.quantizer.config import Quantize
 from edgeline.representative_dataset.config import Sample
+from edgeline.schemes import SCHEMES, io_types
 from edgeline.tflite_exporter.config import Export
 from edgeline.trainer.config import Train
 
@@ -249,7 +250,7 @@ def test_a_bad_value_is_refused_with_field_expectation_and_value(
         *((Prune, {"schedule": name}) for name in SCHEDULES),
         *((Cluster, {"centroid_initialization": name}) for name in CENTROID_INITIALIZATIONS),
         *((Quantize, {"scheme": name}) for name in SCHEMES),
-        *((Quantize, {"scheme": scheme, "io_type": io}) for scheme in ("int8", "qat8") for io in IO_TYPES),
+        *((Quantize, {"scheme": scheme, "io_type": io}) for scheme in ("int8", "qat8") for io in io_types()),
         *((Budget, {"metric": "score", "direction": name}) for name in DIRECTIONS),
         *((Budget, {"objective": name}) for name in OBJECTIVES),
         *((Budget, {"drop_bound": name}) for name in DROP_BOUNDS),

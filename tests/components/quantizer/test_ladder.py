@@ -10,11 +10,13 @@ from edgeline.passport import Passport
 from edgeline.quantizer import ladder
 from edgeline.quantizer.ladder import LadderError, Walk
 from edgeline.quantizer.scoring import Scorer
+from edgeline.schemes import SCHEMES
 
 
 def walk(model: Any, passport: Any, samples: dict[str, np.ndarray], scorer: Scorer, **limits: Any) -> Walk:
     calibrated = converter.calibrate(model, passport.io, samples)
-    return ladder.walk(model, passport.io, samples, calibrated, scorer, **{"max_drop": 0.02, "suspects": 8, **limits})
+    limits = {"max_drop": 0.02, "suspects": 8, **limits}
+    return ladder.walk(SCHEMES["auto"].ladder, model, passport.io, samples, calibrated, scorer, **limits)
 
 
 @pytest.fixture(scope="module")

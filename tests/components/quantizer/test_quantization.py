@@ -14,7 +14,8 @@ from edgeline.keras_models.promise_checks import BrokenPromiseError
 from edgeline.model_io import keras_file
 from edgeline.passport import Passport, Promise
 from edgeline.quantizer import quantization
-from edgeline.quantizer.config import SCHEMES, Quantize
+from edgeline.quantizer.config import Quantize
+from edgeline.schemes import SCHEMES
 from edgeline.training import loop
 
 PASSPORT = Passport(

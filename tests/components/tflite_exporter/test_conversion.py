@@ -15,13 +15,14 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from google.protobuf import json_format
 
-from edgeline import files, targets
+from edgeline import files, schemes, targets
 from edgeline.conversion import checks
 from edgeline.data import calibration_set, reading
 from edgeline.keras_models.promise_checks import BrokenPromiseError
 from edgeline.model_io import keras_file
 from edgeline.model_module import hooks
 from edgeline.passport import Passport, Promise
+from edgeline.schemes import Tolerance
 from edgeline.tflite import litert
 from edgeline.tflite.litert import TFLiteModel
 from edgeline.tflite_exporter import conversion
@@ -272,7 +273,8 @@ def test_export_of_a_model_trained_for_quantization(small: Any, calibration: str
 def test_export_refuses_what_differs_from_keras(
     small: Any, calibration: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(checks.LIMITS, "float32", {"relative": -1.0})
+    strict = dataclasses.replace(schemes.SCHEMES["float32"], tolerance=Tolerance(relative=-1.0))
+    monkeypatch.setitem(schemes.SCHEMES, "float32", strict)
     with pytest.raises(
         ExportError, match=r"output 'logits' differs from the source model's by .*; float32 may differ by"
     ):

@@ -16,7 +16,7 @@ import sklearn.datasets
 import tensorflow as tf
 import tf_keras
 
-from edgeline import layout
+from edgeline import layout, schemes
 from edgeline.errors import UserError
 from edgeline.keras_models.model_form import ModelForm
 from edgeline.model_io import graph_model, keras_file
@@ -25,7 +25,6 @@ from edgeline.passport import Passport
 from edgeline.pipelines.cli import export, main, options
 from edgeline.pipelines.examples.digits import model as digits
 from edgeline.pipelines.recipes import RECIPES
-from edgeline.quantizer.config import POST_TRAINING
 from edgeline.tflite import litert
 
 MODULE = """
@@ -146,8 +145,8 @@ def test_recipes_that_train_need_layers(case: Case) -> None:
         options.check_recipes(options.imported(given), [RECIPES[name] for name in names])
 
     check("m.keras", "prune80_int8", "qat8")
-    check("sm", *(name for name in POST_TRAINING if name in RECIPES))
-    check("m.tflite", *(name for name in POST_TRAINING if name in RECIPES))
+    check("sm", *(name for name in schemes.post_training() if name in RECIPES))
+    check("m.tflite", *(name for name in schemes.post_training() if name in RECIPES))
     for source, kind in (("sm", "SavedModel without Keras metadata"), ("m.tflite", r"\.tflite file")):
         with pytest.raises(UserError, match=rf"is a {kind}: its layers .* and qat8, prune80_int8 needs that"):
             check(source, "int8", "qat8", "prune80_int8")
