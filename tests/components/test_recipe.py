@@ -99,7 +99,7 @@ def test_the_default_recipes_exist() -> None:
 # a file of the user's own ---------------------------------------------------------------------------------------------
 
 OWN = """
-from edgeline.pipelines.recipe import Recipe
+from edgeline.recipe import Recipe
 from edgeline.pruner.config import Prune
 from edgeline.quantizer.config import Quantize
 
