@@ -20,9 +20,10 @@ class Promise:
     """What a step did to a weight, and what every later step and the flatbuffer must still show.
 
     Attributes:
-      kind: `sparsity` (at least `value` of the weights are zero, a fraction 0-1), `blocks` (at least `value` of the
-        blocks of `pattern` are zero, a fraction 0-1), `m_by_n` (of every N weights along the inputs at least M are
-        zero; `value` is M / N) or `clusters` (at most `value` distinct values, in a flatbuffer per output channel).
+      kind: a key of KINDS of `keras_models.promise_kinds`: `sparsity` (at least `value` of the weights are zero, a
+        fraction 0-1), `blocks` (at least `value` of the blocks of `pattern` are zero, a fraction 0-1), `m_by_n` (of
+        every N weights along the inputs at least M are zero; `value` is M / N) or `clusters` (at most `value` distinct
+        values, in a flatbuffer per output channel).
       layer: name of the Keras layer.
       shape: shape of its kernel in Keras.
       value: see kind.
@@ -38,11 +39,6 @@ class Promise:
     value: float
     weight: str = ""
     pattern: str = ""
-
-    @property
-    def of_zeros(self) -> bool:
-        """Whether it says that weights are zero, so that they must stay so."""
-        return self.kind != "clusters"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from edgeline.clusterer.config import Cluster
 from edgeline.errors import UserError
 from edgeline.keras_models import layers, promise_checks, rebuilding
 from edgeline.keras_models.promise_checks import KeepZeros
+from edgeline.keras_models.promise_kinds import kind_of
 from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Promise
 from edgeline.training import distillation, loop
@@ -93,7 +94,7 @@ def cluster(
     chosen = [layer for layer in model.layers if layer.name in reasons and reasons[layer.name] is None]
     if not chosen:
         raise ValueError(f"Clusterer: no layer can be clustered: {'; '.join(f'{n}: {r}' for n, r in reasons.items())}")
-    sparse = {promise.layer for promise in promises if promise.of_zeros}
+    sparse = {promise.layer for promise in promises if kind_of(promise).of_zeros}
     few = [layer.name for layer in chosen if layer.name in sparse and clusters[layer.name] < 3]
     if few:
         raise UserError(f"Cluster.clusters must be at least 3 for pruned layers, one of them zero: {', '.join(few)}")

@@ -15,6 +15,7 @@ from edgeline.conversion import converter
 from edgeline.conversion.trial import ExportError
 from edgeline.keras_models import promise_checks
 from edgeline.keras_models.promise_checks import BrokenPromiseError
+from edgeline.keras_models.promise_kinds import KINDS, Kernel, kind_of
 from edgeline.model_io import graph_model, keras_file
 from edgeline.model_io.graph_model import GraphModel
 from edgeline.passport import Promise
@@ -183,16 +184,19 @@ def check_promises(content: bytes, promises: tuple[Promise, ...]) -> None:
 
     Raises:
       BrokenPromiseError: names the layers.
+      UnknownPromiseError: a promise is of an unknown kind.
     """
     found = [*litert.kernels(content, at_least=2), *_recurrent_kernels(content)]
     broken = []
     # no names of weights are left in a flatbuffer
     wanted = Counter(dataclasses.replace(promise, weight="") for promise in dict.fromkeys(promises))
     for promise, count in wanted.items():
+        kind = kind_of(promise)
         same = [w for w in found if _has_size(promise, w.stored.shape)]
         named = [w for w in same if f"/{promise.layer}/" in f"/{w.name}/"] or same
-        if sum(_holds(promise, w) for w in named) < count:
-            seen = ", ".join(f"{w.zeros.mean():.4f} zeros, {_most_values(w.stored)} values" for w in named)
+        kernels = [Kernel(w.stored, w.zeros, 0) for w in named]
+        if sum(kind.in_file(promise, kernel) for kernel in kernels) < count:
+            seen = ", ".join(map(kind.describe, kernels))
             several = f" in {count} weights" if count > 1 else ""
             broken.append(f"{promise_checks.describe(promise)}{several}, found {seen or 'no such tensor'})")
     if broken:
@@ -228,21 +232,6 @@ def _has_size(promise: Promise, shape: tuple[int, ...]) -> bool:
     return sorted(n for n in promise.shape if n != 1) == sorted(n for n in shape if n != 1)
 
 
-def _holds(promise: Promise, weight: litert.Weight) -> bool:
-    most = _most_values(weight.stored)
-    if promise.kind in ("sparsity", "clusters"):
-        return promise_checks.holds(promise, weight.zeros, most)
-    # a pattern runs along axes: output channels are first here and last in Keras, but for embeddings
-    shape = tuple(n for n in promise.shape if n != 1)
-    turned = (np.moveaxis(weight.zeros, 0, -1), weight.zeros)
-    fitting = [zero.reshape(promise.shape) for zero in turned if tuple(n for n in zero.shape if n != 1) == shape]
-    return any(promise_checks.holds(promise, zero, most) for zero in fitting)
-
-
-def _most_values(stored: np.ndarray) -> int:
-    return max(len(np.unique(channel)) for channel in stored)
-
-
 def techniques(facts: dict[str, Any], promises: tuple[Promise, ...]) -> dict[str, dict[str, int]]:
     """Returns what the constants cost by what was done to them.
 
@@ -255,15 +244,15 @@ def techniques(facts: dict[str, Any], promises: tuple[Promise, ...]) -> dict[str
       pruned clustered` or `float32 pruned sparse` (stored so), the largest first. What the file has beside them is
       graph and names.
     """
-    words = {"sparsity": "pruned", "clusters": "clustered"}  # blocks and patterns are of zeros too
+    words = dict.fromkeys(kind.technique for kind in KINDS.values())
     sizes: dict[str, dict[str, int]] = {}
     for weight in facts["weights"]:
-        kinds = {
-            "sparsity" if promise.of_zeros else promise.kind
+        own = {
+            kind_of(promise).technique
             for promise in promises
             if f"/{promise.layer}/" in f"/{weight['name']}/" and _has_size(promise, tuple(weight["shape"]))
         }
-        label = " ".join([weight["dtype"], *(word for kind, word in words.items() if kind in kinds)])
+        label = " ".join([weight["dtype"], *(word for word in words if word in own)])
         label += " sparse" if weight["sparse"] else ""
         entry = sizes.setdefault(label, {"tensors": 0, "bytes": 0, "zlib_bytes": 0})
         entry["tensors"] += 1

@@ -126,10 +126,11 @@ def _labels(folder: Path, facts: dict[str, Any], expected: list[str]) -> Iterato
 def _promises(content: bytes, passport: Any) -> Iterator[str]:
     from edgeline.conversion import checks
     from edgeline.keras_models.promise_checks import BrokenPromiseError
+    from edgeline.keras_models.promise_kinds import UnknownPromiseError
 
     try:
         checks.check_promises(content, passport.promises)
-    except BrokenPromiseError as error:
+    except (BrokenPromiseError, UnknownPromiseError) as error:
         yield str(error)
     except Exception as error:  # of a file that was changed, any tensor may be anything
         yield f"the weights cannot be read ({type(error).__name__}: {error})"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from edgeline.keras_models.promise_kinds import Kernel, kind_of
 from edgeline.passport import Promise
 
 
@@ -31,34 +31,6 @@ def _ends_with(weight: Any, end: str) -> bool:
     return f"/{_path(weight)}".endswith(f"/{end}")
 
 
-def holds(promise: Promise, zero: np.ndarray, most_values: int) -> bool:
-    """Returns whether a weight with these properties keeps a promise.
-
-    Args:
-      promise: what was promised.
-      zero: where the weight is zero, of the promise's shape; one weight or block less than promised is rounding, not a
-        breach.
-      most_values: distinct values, in Keras of the whole kernel, where each output channel has its own of the one that
-        has most.
-    """
-    if promise.kind == "clusters":
-        return most_values <= promise.value
-    if promise.kind == "sparsity":
-        parts = zero
-    else:
-        # what is missing at the edges counts as zero: tfmot fills up with zeros too
-        height, width = map(int, promise.pattern.split("x"))
-        if promise.kind == "m_by_n":
-            inputs = np.moveaxis(zero, -2, -1)
-            edges = [(0, 0)] * (zero.ndim - 1) + [(0, -inputs.shape[-1] % width)]
-            groups = np.pad(inputs, edges, constant_values=True).reshape(-1, width)
-            return bool((groups.sum(-1) >= height).all())
-        rows, columns = zero.shape
-        filled = np.pad(zero, [(0, -rows % height), (0, -columns % width)], constant_values=True)
-        parts = np.asarray(filled.reshape(filled.shape[0] // height, height, -1, width).all((1, 3)))
-    return bool(parts.mean() >= promise.value - 1 / parts.size - 1e-9)
-
-
 def describe(promise: Promise) -> str:
     """Returns a promise in words, e.g. `memory/recurrent_kernel (sparsity 0.8`, to which what was found is added."""
     where = f"{promise.layer}/{promise.weight}" if promise.weight else promise.layer
@@ -76,27 +48,24 @@ def check_promises(model: tf_keras.Model, promises: Iterable[Promise], step: str
 
     Raises:
       BrokenPromiseError: names each layer, what was promised and what is there.
+      UnknownPromiseError: a promise is of an unknown kind.
     """
     by_name = {layer.name.removeprefix("quant_"): layer for layer in model.layers}
     broken = []
     for promise in dict.fromkeys(promises):
-        layer = by_name.get(promise.layer)
+        kind, layer = kind_of(promise), by_name.get(promise.layer)
         weights = [w for w in layer.weights if not w.name.startswith("quant_")] if layer is not None else []
         shaped = [w for w in weights if tuple(w.shape) == promise.shape]
         # a layer that was built anew may number its parts otherwise
         arrays = [w.numpy() for w in shaped if promise.weight and _ends_with(w, promise.weight)]
         arrays = arrays or [w.numpy() for w in shaped]
         per_channel = promise.pattern == "channel" or (layer is not None and layer.name.startswith("quant_"))
-        found = [(array == 0, _most_values(array, per_channel)) for array in arrays]
-        if not any(holds(promise, *properties) for properties in found):
-            seen = ", ".join(f"{zero.mean():.4f} zeros and {values} values" for zero, values in found)
+        kernels = [Kernel(array, array == 0, -1 if per_channel else None) for array in arrays]
+        if not any(kind.in_keras(promise, kernel) for kernel in kernels):
+            seen = ", ".join(map(kind.describe, kernels))
             broken.append(f"{describe(promise)}, found {seen or 'no such layer'})")
     if broken:
         raise BrokenPromiseError(f"{step} broke what was promised for {len(broken)} layers: {'; '.join(broken)}")
-
-
-def _most_values(kernel: np.ndarray, per_channel: bool) -> int:
-    return max(len(np.unique(part)) for part in (np.moveaxis(kernel, -1, 0) if per_channel else [kernel]))
 
 
 class KeepZeros(tf_keras.callbacks.Callback):
@@ -110,7 +79,7 @@ class KeepZeros(tf_keras.callbacks.Callback):
           promises: of earlier steps.
         """
         super().__init__()
-        pruned = {(promise.layer, promise.shape) for promise in promises if promise.of_zeros}
+        pruned = {(promise.layer, promise.shape) for promise in promises if kind_of(promise).of_zeros}
         self._masked = [
             (weight, tf.cast(tf.not_equal(weight, 0), weight.dtype))
             for layer in model.layers

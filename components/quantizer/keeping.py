@@ -1,14 +1,14 @@
-"""Keeping zeros and shared values of earlier steps while a model is trained on."""
+"""Keeping what earlier steps promised, such as zeros and shared values, while a model is trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from edgeline.keras_models.promise_kinds import kind_of
 from edgeline.passport import Promise
 
 #: Shared values of these, where they are quantized, are those of an output channel, which has a scale of its own.
@@ -38,10 +38,9 @@ class Keep:
             for weight in layer.weights:
                 fits = [p for p in own if p.shape == tuple(weight.shape) and _is_named(weight.name, p.weight)]
                 # shared values first: the mean of zeros that others were trained with is not zero
-                for promise in sorted(fits, key=lambda promise: promise.of_zeros):
+                for promise in sorted(fits, key=lambda promise: kind_of(promise).of_zeros):
                     rules = kept.setdefault(id(weight), (weight, []))[1]
-                    is_channel = by_channel or promise.pattern == "channel"
-                    rules.append(_zeros(weight) if promise.of_zeros else _shared(weight, is_channel))
+                    rules.append(kind_of(promise).keep(weight, by_channel or promise.pattern == "channel"))
         self._kept = list(kept.values())
         for weight, rules in self._kept:
             own_constraint = weight.constraint
@@ -67,24 +66,3 @@ def _chain(rules: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
         return value
 
     return apply
-
-
-def _zeros(weight: Any) -> Callable[[Any], Any]:
-    mask = tf.cast(tf.not_equal(weight, 0), weight.dtype)
-    return lambda value: value * mask
-
-
-def _shared(weight: Any, by_channel: bool) -> Callable[[Any], Any]:
-    values = weight.numpy()
-    columns = values.reshape(-1, values.shape[-1]) if by_channel else values.reshape(-1, 1)
-    groups, start = np.empty(columns.shape, np.int32), 0
-    for channel in range(columns.shape[1]):
-        found, groups[:, channel] = np.unique(columns[:, channel], return_inverse=True)
-        start, groups[:, channel] = start + len(found), groups[:, channel] + start
-    ids = tf.constant(groups.reshape(-1))
-
-    def share(value: Any) -> Any:
-        means = tf.math.unsorted_segment_mean(tf.reshape(value, [-1]), ids, start)
-        return tf.reshape(tf.gather(means, ids), tf.shape(value))
-
-    return share

@@ -13,6 +13,7 @@ from edgeline import layout
 from edgeline.data import calibration_set
 from edgeline.errors import UserError
 from edgeline.keras_models import layers, promise_checks, quantization_aware
+from edgeline.keras_models.promise_kinds import kind_of
 from edgeline.model_io import graph_model, keras_file
 from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Passport, Promise
@@ -87,13 +88,8 @@ def train_aware(
     chosen = [name for name, why in reasons.items() if why is None]
     if not chosen:
         raise ValueError(f"Quantizer: none of the layers can be quantized: {_named(left_float)}")
-    kinds = {"sparsity" if promise.of_zeros else promise.kind for promise in promises}
-    scheme = {
-        frozenset(): "default",
-        frozenset({"sparsity"}): "keep_zeros",
-        frozenset({"clusters"}): "keep_clusters",
-        frozenset({"sparsity", "clusters"}): "keep_clusters_and_zeros",
-    }[frozenset(kinds)]
+    kept = sorted({"zeros" if kind_of(promise).of_zeros else promise.kind for promise in promises})
+    scheme = f"keep_{'_and_'.join(kept)}" if kept else "default"
     how = {"layers": chosen, "left_float": left_float, "scheme": scheme}
     types = {layer.name: type(layer).__name__ for layer in base.layers}
     teacher = distillation.teacher(base, config)

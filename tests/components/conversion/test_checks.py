@@ -10,6 +10,7 @@ import tf_keras
 from edgeline.conversion import checks
 from edgeline.conversion.checks import ExportError
 from edgeline.keras_models.promise_checks import BrokenPromiseError
+from edgeline.keras_models.promise_kinds import UnknownPromiseError
 from edgeline.passport import Passport, Promise
 from edgeline.tflite_exporter import conversion
 
@@ -224,7 +225,9 @@ def test_each_promise_needs_a_weight_of_its_own(dense_pair: bytes) -> None:
     # as of a recurrent layer's two kernels of one shape; names of weights are not in the file
     first, other = (Promise("sparsity", "first", (8, 8), 0.5, name) for name in ("kernel", "recurrent_kernel"))
     checks.check_promises(dense_pair, (first, first))  # two steps that say the same
-    with pytest.raises(BrokenPromiseError, match=r"first \(sparsity 0.5 in 2 weights, found 0.5000 zeros, 5 values\)$"):
+    with pytest.raises(
+        BrokenPromiseError, match=r"first \(sparsity 0.5 in 2 weights, found 0.5000 zeros and 5 values\)$"
+    ):
         checks.check_promises(dense_pair, (first, other))
 
 
@@ -235,13 +238,22 @@ def test_patterns_are_checked_in_the_file(dense_pair: bytes) -> None:
         checks.check_promises(dense_pair, (Promise("m_by_n", "first", (8, 8), 0.5, "kernel", "2x4"),))
 
 
+def test_an_unknown_kind_is_never_taken_for_another(dense_pair: bytes) -> None:
+    promise = Promise("multiples", "first", (8, 8), 64)
+    with pytest.raises(UnknownPromiseError, match=r"^layer first was promised multiples 64, which cannot be checked"):
+        checks.check_promises(dense_pair, (promise,))
+    weight = {"name": "model/first/MatMul", "shape": [8, 8]}
+    with pytest.raises(UnknownPromiseError):
+        checks.techniques({"weights": [weight]}, (promise,))
+
+
 @pytest.mark.parametrize(
     ("promise", "message"),
     [
-        (Promise("sparsity", "first", (8, 8), 0.9), r"first \(sparsity 0.9, found 0.5000 zeros, 5 values\)"),
+        (Promise("sparsity", "first", (8, 8), 0.9), r"first \(sparsity 0.9, found 0.5000 zeros and 5 values\)"),
         # another layer of the same shape would keep it
-        (Promise("sparsity", "second", (8, 8), 0.5), r"second \(sparsity 0.5, found 0.0000 zeros, 2 values\)"),
-        (Promise("clusters", "first", (8, 8), 2), r"first \(clusters 2, found 0.5000 zeros, 5 values\)"),
+        (Promise("sparsity", "second", (8, 8), 0.5), r"second \(sparsity 0.5, found 0.0000 zeros and 2 values\)"),
+        (Promise("clusters", "first", (8, 8), 2), r"first \(clusters 2, found 0.5000 zeros and 5 values\)"),
         (Promise("sparsity", "first", (4, 16), 0.5), r"first \(sparsity 0.5, found no such tensor\)"),
     ],
 )
