@@ -131,7 +131,7 @@ def imdb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 RECIPES = '''
-from edgeline.pipelines.recipe import Recipe
+from edgeline.recipe import Recipe
 from edgeline.pruner.config import Prune
 from edgeline.quantizer.config import Quantize
 

@@ -97,7 +97,7 @@ def write_data(folder: Path) -> None:
 
 RECIPES = """
 from edgeline.clusterer.config import Cluster
-from edgeline.pipelines.recipe import Recipe
+from edgeline.recipe import Recipe
 from edgeline.pruner.config import Prune
 from edgeline.quantizer.config import Quantize
 
