@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import os
 import posixpath
+import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,21 +58,70 @@ def read_bytes(path: str) -> bytes:
         raise FileNotFoundError(errno.ENOENT, error.message, path) from error
 
 
-def write_bytes(path: str, content: bytes) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part."""
-    partial = posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.{uuid.uuid4()}")
-    if is_uri(path):
+def write_bytes(path: str | Path, content: bytes, *, mode: int | None = None) -> None:
+    """Writes a file so that a reader sees the old content or the new, never a part.
+
+    Args:
+      path: a path in a folder that exists, or a URI. A link stays one: the file behind it is replaced. What is no
+        file, such as `/dev/stdout`, is written to as it is.
+      content: all of it.
+      mode: permissions of the file; those that the umask leaves where none are given. A URI has none.
+
+    Raises:
+      OSError: the file cannot be written; the old content is still there, and nothing new beside it.
+    """
+    if is_uri(str(path)):
         import tensorflow as tf
 
+        partial = _beside(str(path))
         with tf.io.gfile.GFile(partial, "wb") as file:
             file.write(content)
-        tf.io.gfile.rename(partial, path, overwrite=True)
+        tf.io.gfile.rename(partial, str(path), overwrite=True)
         return
+    if Path(path).exists() and not Path(path).is_file():
+        Path(path).write_bytes(content)
+        return
+    target = os.path.realpath(path)
+    new = Path(_beside(target))
     try:
-        Path(partial).write_bytes(content)
-        Path(partial).replace(path)
+        new.write_bytes(content)
+        if mode is not None:
+            new.chmod(mode)
+        new.replace(target)
     finally:
-        Path(partial).unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str, *, mode: int | None = None) -> None:
+    """Writes a text in UTF-8 as `write_bytes` does."""
+    write_bytes(path, text.encode(), mode=mode)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Makes a folder that appears complete or not at all.
+
+    Args:
+      path: where it is to be; nothing, or an empty folder. Folders above it that are missing are made.
+
+    Yields:
+      An empty folder beside it, to fill; renamed to `path` at the end, deleted after an error.
+
+    Raises:
+      OSError: it cannot be made, or there is something at `path`.
+    """
+    partial = Path(_beside(str(path)))
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _beside(path: str) -> str:
+    """Returns a hidden name in the same folder that nobody else takes, so that a rename is enough in the end."""
+    return posixpath.join(posixpath.dirname(path), f".{posixpath.basename(path)}.{uuid.uuid4().hex}")
 
 
 def digest_of_bytes(*parts: bytes) -> str:

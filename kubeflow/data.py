@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 from pathlib import Path
 
+from edgeline import files
 from edgeline.data import data_folder
 from edgeline.data.data_folder import SHARD_SUFFIX, SPLITS
 from edgeline.errors import UserError
@@ -36,18 +36,15 @@ def lay_out(source: Path, out: Path) -> dict[str, int]:
     if out.resolve().is_relative_to(source.resolve()):
         raise UserError(f"{out} lies in the data folder {source}: choose a folder beside it")
     counts = data_folder.check_readable(source)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        for split in SPLITS:
-            folder = partial / f"Split-{split}"
-            folder.mkdir(parents=True)
-            for shard in (source / split).glob(f"*{SHARD_SUFFIX}"):
-                _link(shard, folder / shard.name)
-        partial.rename(out)
+        with files.new_folder(out) as new:
+            for split in SPLITS:
+                folder = new / f"Split-{split}"
+                folder.mkdir()
+                for shard in (source / split).glob(f"*{SHARD_SUFFIX}"):
+                    _link(shard, folder / shard.name)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}; choose another folder") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return counts
 
 

@@ -26,6 +26,7 @@ from edgeline import (
     RepresentativeDatasetGen,
     TFLiteExporter,
     Trainer,
+    files,
 )
 from edgeline.budget import Budget
 from edgeline.clusterer.config import Cluster
@@ -36,7 +37,6 @@ from edgeline.data_gate.config import Gate
 from edgeline.errors import UserError
 from edgeline.evaluator.config import Evaluation
 from edgeline.evaluator.measuring import slices
-from edgeline.files import digest_of_bytes
 from edgeline.model_importer.config import Import
 from edgeline.model_module import hooks
 from edgeline.model_module.module_source import Source
@@ -243,10 +243,10 @@ def import_schema(file: Path, root: Root) -> ImportSchemaGen:
       UserError: the root cannot be written.
     """
     content = file.read_bytes()
-    copy = root.schemas / f"{digest_of_bytes(content)[:16]}.pbtxt"
+    copy = root.schemas / f"{files.digest_of_bytes(content)[:16]}.pbtxt"
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(content)
+        files.write_bytes(copy, content)
     except OSError as error:
         raise UserError(f"{copy} cannot be written: {error.strerror}") from error
     return ImportSchemaGen(schema_file=str(copy))

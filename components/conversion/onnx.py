@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeline import files
 from edgeline.errors import UserError
 
 #: What onnxruntime has read since 2022.
@@ -72,7 +73,7 @@ def export(
         raise UserError(f"the model as ONNX cannot be run by onnxruntime: {_first_line(error)}") from error
     except (ValueError, ExportError) as error:
         raise UserError(f"the model cannot be made an ONNX file of opset {opset}: {_first_line(error)}") from error
-    output.write_bytes(content)
+    files.write_bytes(output, content)
     return {"opset": opset, "bytes": len(content), "parity": closeness}
 
 

@@ -6,16 +6,12 @@ import contextlib
 import gzip
 import hashlib
 import json
-import secrets
 import struct
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from edgeline import files
 from edgeline.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 SPLITS = ("train", "validation", "eval")
 SHARD_SUFFIX = ".tfrecord.gz"
@@ -59,9 +55,7 @@ def check_readable(data_dir: Path, stamp: Path | None = None) -> dict[str, int]:
         # The stamp only saves time: a folder that cannot be written is no reason to stop.
         with contextlib.suppress(OSError):
             stamp.parent.mkdir(parents=True, exist_ok=True)
-            temporary = stamp.with_name(f".{stamp.name}.{secrets.token_hex(4)}")
-            temporary.write_text(json.dumps({"fingerprint": fingerprint, "counts": counts}), encoding="utf-8")
-            temporary.replace(stamp)
+            files.write_text(stamp, json.dumps({"fingerprint": fingerprint, "counts": counts}))
     return counts
 
 

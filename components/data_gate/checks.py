@@ -8,12 +8,13 @@ checked against the schema, but never drift.
 from __future__ import annotations
 
 import dataclasses
-import secrets
 from pathlib import Path
 
 import tensorflow as tf
 import tensorflow_data_validation as tfdv
 from tensorflow_metadata.proto.v0 import anomalies_pb2, schema_pb2, statistics_pb2
+
+from edgeline import files
 
 STATISTICS_FILE = "FeatureStats.pb"
 ANOMALIES_FILE = "SchemaDiff.pb"
@@ -119,11 +120,13 @@ def read(statistics_uri: str, split: str) -> statistics_pb2.DatasetFeatureStatis
 
 def read_last(folder: str) -> statistics_pb2.DatasetFeatureStatisticsList | None:
     """Returns the statistics that were kept last, None where there are none."""
-    path = f"{folder}/{STATISTICS_FILE}"
-    if not folder or not tf.io.gfile.exists(path):
+    if not folder:
         return None
-    with tf.io.gfile.GFile(path, "rb") as file:
-        return statistics_pb2.DatasetFeatureStatisticsList.FromString(file.read())
+    try:
+        content = files.read_bytes(f"{folder}/{STATISTICS_FILE}")
+    except FileNotFoundError:
+        return None
+    return statistics_pb2.DatasetFeatureStatisticsList.FromString(content)
 
 
 def keep(statistics: statistics_pb2.DatasetFeatureStatisticsList, folder: str) -> None:
@@ -131,7 +134,4 @@ def keep(statistics: statistics_pb2.DatasetFeatureStatisticsList, folder: str) -
     if not folder:
         return
     tf.io.gfile.makedirs(folder)
-    partial = f"{folder}/.{STATISTICS_FILE}.{secrets.token_hex(4)}"
-    with tf.io.gfile.GFile(partial, "wb") as file:
-        file.write(statistics.SerializeToString(deterministic=True))
-    tf.io.gfile.rename(partial, f"{folder}/{STATISTICS_FILE}", overwrite=True)
+    files.write_bytes(f"{folder}/{STATISTICS_FILE}", statistics.SerializeToString(deterministic=True))

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from edgeline import layout
+from edgeline import files, layout
 from edgeline.budget import LIMITS
 from edgeline.report import TEMPLATES, charts, report_file, run_graph, words
 from edgeline.report.formats import Format
@@ -115,8 +115,8 @@ def write_report(report: dict[str, Any], folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     facts = json.dumps(report_file.finite(report), indent=1, ensure_ascii=False, allow_nan=False)
-    report_file.write(folder / layout.REPORT_FILE, facts + "\n")
-    report_file.write(folder / layout.REPORT_PAGE, render(report))
+    files.write_text(folder / layout.REPORT_FILE, facts + "\n")
+    files.write_text(folder / layout.REPORT_PAGE, render(report))
 
 
 @functools.cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +41,6 @@ def read(path: Path) -> dict[str, Any]:
     except ValueError as error:  # also of bytes that are no text
         raise UserError(f"{path}: expected a report.json of an Evaluator, found no JSON: {error}") from None
     return upgraded(content, str(path)) | {"schema_version": SCHEMA_VERSION}
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a text so that a reader sees the old file or the new, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def finite(value: Any) -> Any:

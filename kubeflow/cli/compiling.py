@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from edgeline import files
 from edgeline.errors import UserError
 from edgeline.kubeflow import data, deployment, settings, warm_start
 from edgeline.model_module import module_source
@@ -163,7 +164,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         fixed_data=arguments.fixed_data,
         enable_cache=not arguments.no_cache,
     )
-    arguments.output.write_text(text)
+    files.write_text(arguments.output, text)
     print(f"{arguments.output}: pipeline {name} for --target {arguments.target}, {len(chosen)} candidates")  # noqa: T201
     return ExitCode.DONE
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from edgeline import files
 from edgeline.data import data_folder
 from edgeline.errors import UserError
 from edgeline.pipelines import console
@@ -96,6 +97,6 @@ def _schema(arguments: argparse.Namespace) -> int:
         raise UserError(f"-o {arguments.output}: the folder {arguments.output.parent} does not exist")
     data_folder.check_readable(arguments.data)
     text, names = data_schema.infer_schema(arguments.data)
-    arguments.output.write_text(text, encoding="utf-8")
+    files.write_text(arguments.output, text)
     print(f"{arguments.output}: {', '.join(names)}")  # noqa: T201
     return ExitCode.DONE

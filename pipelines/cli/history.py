@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from edgeline import files
 from edgeline.errors import UserError
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
@@ -77,13 +77,10 @@ def _draw(page: Path, pipeline: str, nights: list[events.Night], log: list[dict[
     from edgeline.pipelines.records import history
 
     text = history.render(pipeline, nights, history.rollbacks(log))
-    partial = page.with_name(f".{page.name}.{os.getpid()}")
     try:
         page.parent.mkdir(exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(page)
+        files.write_text(page, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{page} cannot be written: {error.strerror}; choose another file with --html") from None
 
 

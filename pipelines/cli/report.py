@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeline import layout
+from edgeline import files, layout
 from edgeline.errors import UserError
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
@@ -108,12 +108,9 @@ def _report(arguments: argparse.Namespace) -> int:
     if out == source.absolute():
         raise UserError(f"-o {arguments.out} is the {layout.REPORT_FILE} itself; give another file")
     page = rendering.render(facts)
-    partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(out)
+        files.write_text(out, page)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"{out} cannot be written: {error.strerror}; choose another file with -o") from None
     console.say(Console(), str(out))
     if arguments.open and not _open(out):

@@ -17,14 +17,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import secrets
-import shutil
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgeline import files
 from edgeline.data import data_folder
 from edgeline.data.data_folder import SHARD_SUFFIX, SPLITS
 from edgeline.errors import UserError
@@ -125,21 +124,16 @@ def write(
     import tensorflow as tf
 
     out = out.resolve()
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
     try:
-        temporary.mkdir(parents=True)
-        with progress(console) as bar:
+        with files.new_folder(out) as folder, progress(console) as bar:
             for split, examples in splits.items():
                 task = bar.add_task(f"{name}: writing {split}", total=len(examples))
                 advance = functools.partial(bar.advance, task)
-                _write_split(temporary / split, examples, manifest["shards"][split], "tokens" in features, advance)
-        (temporary / data_folder.LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
-        (temporary / "dataset.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(out)
+                _write_split(folder / split, examples, manifest["shards"][split], "tokens" in features, advance)
+            (folder / data_folder.LABELS_FILE).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+            (folder / "dataset.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"cannot write the data folder {out}: {data_folder.reason_of(error)}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return DatasetSummary(name, out, counts, labels, written=True)
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 from collections.abc import Iterator
 from typing import Any
 
+from edgeline import files
 from edgeline.deployed import pointer_file
 from edgeline.errors import UserError
 from edgeline.pipelines.records import events
@@ -33,10 +33,7 @@ def write(root: Root) -> None:
     """Writes `metrics.prom`, atomically; one that cannot be written stops nothing."""
     with contextlib.suppress(OSError, UserError):
         text = render(root.absolute().path.name, events.read(root), _version(root))
-        partial = root.metrics.with_name(f".{root.metrics.name}.{os.getpid()}")
-        partial.write_text(text, encoding="utf-8")
-        partial.chmod(0o644)  # the collector is another user
-        partial.replace(root.metrics)
+        files.write_text(root.metrics, text, mode=0o644)  # the collector is another user
 
 
 def _version(root: Root) -> str | None:

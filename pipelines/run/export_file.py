@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from edgeline import layout, targets
+from edgeline import files, layout, targets
 from edgeline.errors import UserError
 from edgeline.model_importer.config import Import
 from edgeline.model_module import hooks
@@ -104,5 +103,5 @@ def export(
             raise UserError(f"{source.source} as {scheme.scheme}: {error}") from error
         if misfits := targets.misfits(target, facts):
             raise UserError(f"{source.source} as {scheme.scheme}: {'; '.join(misfits)}. Nothing is written")
-        shutil.copy(Path(folders["serving"], layout.TFLITE_FILE), output)
+        files.write_bytes(output, Path(folders["serving"], layout.TFLITE_FILE).read_bytes())
     return facts

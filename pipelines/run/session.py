@@ -16,7 +16,7 @@ from typing import Any
 import tfx.v1 as tfx
 from tfx.dsl.components.base.base_node import BaseNode
 
-from edgeline import layout
+from edgeline import files, layout
 from edgeline.deployed import pointer_file, versions
 from edgeline.errors import UserError
 from edgeline.pipelines.compression import Run, create_pipeline
@@ -140,9 +140,7 @@ def _publish(result: RunResult, root: Root, run: dict[str, Any]) -> dict[str, An
     folder = root.report
     folder.mkdir(exist_ok=True)
     for name in (layout.REPORT_FILE, layout.REPORT_PAGE):
-        partial = folder / f".{name}.{os.getpid()}"
-        shutil.copy(Path(found[0].uri, name), partial)
-        partial.replace(folder / name)
+        files.write_bytes(folder / name, Path(found[0].uri, name).read_bytes())
     content: dict[str, Any] = json.loads((folder / layout.REPORT_FILE).read_text(encoding="utf-8"))
     content["run"] = run
     try:
