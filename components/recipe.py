@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable
 from typing import Any
 
 from edgeline.clusterer.config import Cluster
 from edgeline.config import RUN_WIDE, FineTuning
-from edgeline.errors import UserError
+from edgeline.errors import UserError, suggest
 from edgeline.pruner.config import Prune
 from edgeline.quantizer.config import Quantize
 
@@ -99,8 +98,6 @@ def find(names: Iterable[str], known: dict[str, Recipe]) -> list[Recipe]:
     found = {}
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            raise UserError(f"unknown recipe {name!r}; {hint} (edgeline recipes lists them)")
+            raise UserError(f"unknown recipe {name!r}; {suggest(name, known)} (edgeline recipes lists them)")
         found[name] = known[name]
     return list(found.values())

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.metadata
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeline.errors import UserError
+from edgeline.errors import UserError, suggest
 
 if TYPE_CHECKING:
     pass
@@ -165,7 +164,9 @@ def coerce_parameters(declared: Mapping[str, Parameter], given: Sequence[str]) -
         if not equals:
             raise UserError(f"--param {text}: expected NAME=VALUE")
         if name not in declared:
-            raise UserError(f"--param {text}: the pipeline has no parameter {name!r}; {nearest(name, declared)}")
+            raise UserError(
+                f"--param {text}: the pipeline has no parameter {name!r}; {suggest(name, sorted(declared))}"
+            )
         if name in values:
             raise UserError(f"--param {text}: {name!r} is given twice")
         values[name] = _coerce(name, value, declared[name].type)
@@ -201,15 +202,6 @@ def _coerce(name: str, text: str, kind: str) -> Any:
     if value is None:
         raise UserError(f"--param {name}={text}: {name} is a {kind}; expected {expected}")
     return value
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns a question after the nearest of the known names, or a list of all."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"known are {', '.join(known)}" if known else "there is none"
 
 
 # ---------------------------------------------------------------- the server

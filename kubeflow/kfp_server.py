@@ -19,8 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgeline.errors import UserError
-from edgeline.kubeflow import compiled_file
+from edgeline.errors import UserError, suggest
 from edgeline.kubeflow.compiled_file import CompiledPipeline
 from edgeline.kubeflow.cron import Trigger
 
@@ -371,7 +370,7 @@ class Server:
         everything = self.schedules()
         found = [schedule for schedule in everything if schedule.name == name]
         if not found:
-            near = compiled_file.nearest(name, {schedule.name for schedule in everything})
+            near = suggest(name, sorted({schedule.name for schedule in everything}))
             raise UserError(f"{self._where} has no schedule {name!r}; {near}")
         return found
 

@@ -23,14 +23,13 @@ steps:                        # by component (Trainer: all its nodes) or by node
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from edgeline.errors import UserError
+from edgeline.errors import UserError, suggest
 
 Json = dict[str, Any]
 
@@ -107,7 +106,7 @@ def check_fits(settings: Settings, nodes: Iterable[str], beam_nodes: Iterable[st
     known = sorted({*nodes, *(node.split(".")[0] for node in nodes)})
     for name, fields in settings.steps.items():
         if name not in known:
-            raise UserError(f"{settings.source}: steps.{name}: the pipeline has no such step; {_near(name, known)}")
+            raise UserError(f"{settings.source}: steps.{name}: the pipeline has no such step; {suggest(name, known)}")
         if "beam_args" in fields and name not in beam:
             raise UserError(
                 f"{settings.source}: steps.{name}.beam_args: this step does not use Beam; {', '.join(sorted(beam))} do"
@@ -233,12 +232,7 @@ def _check_keys(value: Any, known: tuple[str, ...], where: str) -> None:
         raise UserError(f"{where} must be a mapping with some of {', '.join(known)}, received {value!r}")
     for key in value:
         if key not in known:
-            raise UserError(f"{where}: unknown key {key!r}; {_near(str(key), known)}")
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            raise UserError(f"{where}: unknown key {key!r}; {suggest(str(key), known)}")
 
 
 def _amount(form: re.Pattern[str], example: str) -> Callable[[Any], str]:

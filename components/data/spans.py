@@ -10,7 +10,6 @@ Standard library only: whether there is anything new is known before TFX is impo
 from __future__ import annotations
 
 import datetime
-import difflib
 import hashlib
 import json
 import re
@@ -21,7 +20,7 @@ from typing import Any
 
 from edgeline.data import data_folder
 from edgeline.data.data_folder import SHARD_SUFFIX, SPLITS
-from edgeline.errors import UserError
+from edgeline.errors import UserError, suggest
 
 _PLACEHOLDER = re.compile(r"\{([A-Za-z]+)(?::(\d*))?\}")
 _DATE = {"YYYY": 4, "MM": 2, "DD": 2}
@@ -116,8 +115,7 @@ def _check(pattern: str) -> list[str]:
     names = [name for name, _ in given]
     for name, width in given:
         if name not in _KNOWN:
-            near = difflib.get_close_matches(name.upper(), _KNOWN, n=1)
-            hint = f"did you mean {{{near[0]}}}?" if near else f"known are {', '.join(f'{{{n}}}' for n in _KNOWN)}"
+            hint = suggest(name.upper(), _KNOWN, spell="{{{}}}".format)
             raise UserError(f"--data {pattern}: unknown placeholder {{{name}}}; {hint}")
         if names.count(name) > 1:
             raise UserError(f"--data {pattern}: {{{name}}} stands there {names.count(name)} times; once is enough")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -13,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from edgeline.errors import UserError
+from edgeline.errors import UserError, did_you_mean
 
 REQUIRED_HOOKS = {
     "feature_spec": "feature_spec() -> dict[str, tf.io.FixedLenFeature]",
@@ -134,8 +133,8 @@ def _check_hooks(tree: ast.Module, reference: str, needs_model: bool) -> None:
 
 def raise_missing(hook: str, reference: str, names: Any) -> None:
     """Raises UserError for a hook that the module lacks, naming the function that comes closest."""
-    near = difflib.get_close_matches(hook, [n for n in names if not n.startswith("_") and n not in HOOKS], n=1)
-    hint = f" (did you mean that by {near[0]}?)" if near else ""
+    others = [name for name in names if not name.startswith("_") and name not in HOOKS]
+    hint = did_you_mean(hook, others, " (did you mean that by {}?)")
     raise UserError(f"model module {reference} has no function {hook}{hint}; expected: def {HOOKS[hook]}")
 
 

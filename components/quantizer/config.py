@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 
 from edgeline import schemes
 from edgeline.config import RUN_WIDE, Distilling, deviation_tag
+from edgeline.errors import did_you_mean
 from edgeline.schemes import SCHEMES
 
 #: Why a scheme cannot have what is asked of it, by the field.
@@ -54,10 +54,9 @@ class Quantize(Distilling):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scheme not in SCHEMES:
-            near = difflib.get_close_matches(self.scheme, SCHEMES, 1)
             raise ValueError(
                 f"{self.where('scheme')} must be one of {', '.join(SCHEMES)}, received {self.scheme!r}"
-                + (f"; did you mean {near[0]}?" if near else "")
+                + did_you_mean(self.scheme, SCHEMES, "; did you mean {}?")
             )
         self.check_choice("io_type", schemes.io_types())
         if self.io_type not in SCHEMES[self.scheme].io:

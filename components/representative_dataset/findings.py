@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections import Counter
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from edgeline.data.reading import ExampleParser
-from edgeline.errors import UserError
+from edgeline.errors import UserError, did_you_mean
 from edgeline.model_module.hooks import ModelModule
 from edgeline.representative_dataset import selection
 from edgeline.representative_dataset.config import LABEL, Sample
@@ -110,8 +109,7 @@ def check_strata(config: Sample, module: ModelModule, parser: ExampleParser) -> 
             )
         return
     if config.by not in spec:
-        near = difflib.get_close_matches(config.by, [*spec, LABEL], n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(config.by, [*spec, LABEL])
         raise UserError(
             f"calibration samples cannot be stratified by {config.by!r}{hint}: feature_spec() of {where} has "
             f"{', '.join(sorted(spec))}; or by {LABEL!r}"

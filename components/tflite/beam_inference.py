@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import queue
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
-from edgeline.errors import UserError
+from edgeline.errors import UserError, did_you_mean
 from edgeline.tflite.litert import Port, TFLiteModel
 
 #: One example: an array (no batch axis) by input name, or the array itself where the model has one input.
@@ -112,10 +111,8 @@ class LoadedModel:
                 if unknown is None:
                     missing = ", ".join(repr(name) for name in names if name not in example)
                     self._refuse(f"an example has no input {missing}", "add it")
-                near = difflib.get_close_matches(str(unknown), names, 1)
-                self._refuse(
-                    f"an example has an input {unknown!r}", f"did you mean {near[0]!r}?" if near else "give those"
-                )
+                remedy = did_you_mean(str(unknown), names, "did you mean {!r}?") or "give those"
+                self._refuse(f"an example has an input {unknown!r}", remedy)
         return {port.name: self._column([example[port.name] for example in examples], port) for port in self._inputs}
 
     def _column(self, values: list[Any], port: Port) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import json
 import os
 import webbrowser
@@ -18,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeline import files, layout
-from edgeline.errors import UserError
+from edgeline.errors import UserError, nearest
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
 from edgeline.pipelines.exit_codes import ExitCode
@@ -85,7 +84,7 @@ def find(path: Path) -> Path:
         raise UserError(f"there is no {layout.REPORT_FILE} in {path}, and none in {Root(path).report}; {hint}")
     missing = next((p for p in reversed((path, *path.parents)) if not p.exists()), path)
     siblings = [entry.name for entry in missing.parent.iterdir()] if missing.parent.is_dir() else []
-    near = difflib.get_close_matches(missing.name, siblings, n=3)
+    near = nearest(missing.name, siblings, most=3)
     hint = f"did you mean {' or '.join(str(missing.parent / name) for name in near)}?"
     raise UserError(f"{path} does not exist; {hint if near else 'give a report.json or the root of a pipeline'}")
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import difflib
 import math
 from typing import Any
 
 import tensorflow as tf
 
 from edgeline.budget import Budget, matches, slice_limit
-from edgeline.errors import UserError
+from edgeline.errors import UserError, did_you_mean
 from edgeline.evaluator.judging import verdict
 from edgeline.evaluator.judging.candidates import Candidate
 from edgeline.evaluator.judging.verdict import Measured, SliceDrop
@@ -35,8 +34,7 @@ class Judge:
         self._slices = {key: self._value(state) for key, state in baseline.slices.items()}
         for asked in budget.slice_drops:
             if not any(matches(key, asked) for key in baseline.slices):
-                near = difflib.get_close_matches(asked, [slices.spell(key) for key in baseline.slices], n=1)
-                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                hint = did_you_mean(asked, map(slices.spell, baseline.slices))
                 raise UserError(
                     f"the budget limits the drop in slices by {asked!r}{hint}, but the eval split has no example in one"
                 )

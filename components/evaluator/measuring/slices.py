@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
 
-from edgeline.errors import UserError
+from edgeline.errors import UserError, did_you_mean
 from edgeline.model_module.hooks import ModelModule
 
 #: The feature that stands for the label, whatever the examples call it.
@@ -65,8 +64,7 @@ def _check_features(names: Iterable[str], module: ModelModule) -> None:
     spec, where = module.feature_spec(), f"slice_features() of {module.source.reference}"
     for name in names:
         if name not in spec:
-            near = difflib.get_close_matches(name, [*spec, LABEL], n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = did_you_mean(name, [*spec, LABEL])
             raise UserError(f"{where} names {name!r}{hint}; feature_spec() has {', '.join(sorted(spec))}")
         feature = spec[name]
         scalar = isinstance(feature, tf.io.FixedLenFeature) and list(feature.shape) in ([], [1])
