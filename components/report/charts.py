@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from edgeline.report import formats
 from edgeline.report.formats import Format
 from edgeline.report.words import VERDICTS, Budget
 
@@ -96,14 +97,7 @@ class Axis:
 
 def size_axis(budget: Budget) -> Axis:
     """Returns the axis of what a download transfers."""
-
-    def label(value: float) -> str:
-        for unit, name in ((1e6, "MB"), (1e3, "kB")):
-            if value >= unit:
-                return f"{value / unit:g} {name}"
-        return f"{value:g} B"
-
-    return Axis("size-chart", "zlib bytes", "zlib_bytes", budget.limit("max_zlib_bytes"), label)
+    return Axis("size-chart", "zlib bytes", "zlib_bytes", budget.limit("max_zlib_bytes"), formats.size)
 
 
 def latency_axis(budget: Budget) -> Axis:

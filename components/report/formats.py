@@ -17,6 +17,18 @@ def _decimals(reference: float | None, digits: int) -> int:
     return min(max(digits - math.ceil(math.log10(abs(reference))), 0), 9)
 
 
+def size(value: float) -> str:
+    """Returns a number of bytes with three significant digits, in powers of 1000.
+
+    >>> size(512), size(24_824), size(2**20), size(-999_900)
+    ('512 B', '24.8 kB', '1.05 MB', '-1 MB')
+    """
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(value) >= 0.9995 * unit:  # what rounds to the unit is one
+            return f"{value / unit:.3g} {name}"
+    return f"{value:g} B"
+
+
 @dataclass(frozen=True)
 class Format:
     """Numbers as text. A column has as many decimals as the baseline's value needs, so that its digits line up."""
@@ -75,10 +87,7 @@ class Format:
 
     def size(self, value: float | None) -> str:
         """Bytes, rounded."""
-        for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-            if value is not None and abs(value) >= unit:
-                return f"{value / unit:.3g} {name}"
-        return MISSING if value is None else f"{value:g} B"
+        return MISSING if value is None else size(value)
 
     def seconds(self, value: float | None) -> str:
         """A time that a step takes."""

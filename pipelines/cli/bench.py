@@ -18,6 +18,7 @@ from edgeline.errors import UserError
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
 from edgeline.pipelines.exit_codes import ExitCode
+from edgeline.report import formats
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -147,7 +148,7 @@ def _cells(result: dict[str, Any]) -> dict[str, str]:
         f"{every['threads']} threads p50": _ms(every["p50"]),
         "no XNNPACK p50": _ms(plain["p50"]),
         "cold start": _ms(device["cold_start_ms"]),
-        "peak memory": "" if memory is None else f"{memory / 2**20:.1f} MiB",
+        "peak memory": "" if memory is None else formats.size(memory),
         "noise": f"{max(setting['noise'] for setting in (one, every, plain)):.0%}",
     }
 

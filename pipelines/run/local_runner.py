@@ -28,6 +28,7 @@ from tfx.proto.orchestration import pipeline_pb2
 from edgeline.errors import UserError
 from edgeline.pipelines import root as roots
 from edgeline.pipelines.run.node_events import Event, Listener, NodeResult, RunResult
+from edgeline.report import formats
 
 # FnApiRunner, because DirectRunner first tries to download another runner. The image is never used: a runner inside
 # this process needs none. But a Beam step given no image makes TFX pack its whole installation into an sdist, for
@@ -290,6 +291,6 @@ def _disk_error(error: BaseException | None, who: str, root: Path) -> UserError 
 
 def _free_space(root: Path) -> str:
     try:
-        return f" ({shutil.disk_usage(root).free / 1e9:.1f} GB free)"
+        return f" ({formats.size(shutil.disk_usage(root).free)} free)"
     except OSError:
         return ""

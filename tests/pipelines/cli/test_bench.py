@@ -61,7 +61,7 @@ def test_the_table(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     p50, p90, p99, *_, memory, unit, noise = row[3:]
     assert float(p50) <= float(p90) <= float(p99)
     assert float(memory) > 0
-    assert unit == "MiB"
+    assert unit == "MB"
     assert noise.endswith("%")
     assert "no XNNPACK" in out
 

@@ -1,4 +1,5 @@
 import errno
+import re
 import signal
 import subprocess
 import sys
@@ -392,7 +393,7 @@ def test_disk_errors_stop_the_run_with_a_remedy(tmp_path, action, message):
     with pytest.raises(UserError, match=f"^Step two {message}") as caught:
         LocalRunner(recorder).run(_pipeline(tmp_path, _chain()))
     assert f"Outputs go to {tmp_path} (" in str(caught.value)
-    assert "GB free)" in str(caught.value)
+    assert re.search(r"[kMGT]B free\)", str(caught.value))
     assert str(caught.value).endswith("Finished steps are kept; run the same command again to go on.")
     assert (recorder.events[-1].node_id, recorder.events[-1].state) == ("two", "failed")
     assert caught.value.__cause__ is not None
