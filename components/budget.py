@@ -134,7 +134,7 @@ class Budget(StepConfig):
                 name, value >= 1 or (unit == "ms" and value > 0) or value == NO_LIMIT, f"{least}, or -1 for none"
             )
         self.check_choice("objective", OBJECTIVES)
-        self.check_choice("target", targets.NAMES)
+        self.check_choice("target", tuple(targets.TARGETS))
 
     @property
     def slice_drops(self) -> dict[str, float]:

@@ -118,7 +118,6 @@ TARGETS: dict[str, Target | None] = {
     ),
 }
 
-NAMES = tuple(TARGETS)
 DEFAULT = "cpu"
 
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
@@ -179,7 +178,8 @@ def spelled(shape: Sequence[int | None]) -> str:
 
 
 def _either(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _counted(counts: dict[str, int]) -> str:

@@ -211,7 +211,7 @@ def add_target(parser: Any, flag: str = "--target", *, default: str | None = tar
     parser.add_argument(
         flag,
         dest="runs_on",
-        choices=targets.NAMES,
+        choices=targets.TARGETS,
         default=default,
         help="the hardware that has to be able to run the model: its number types, operators and sizes"
         + (" (default: %(default)s)" if default else ""),

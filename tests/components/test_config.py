@@ -260,7 +260,7 @@ def test_a_bad_value_is_refused_with_field_expectation_and_value(
         (Evaluation, {"max_bad_records": 0, "check_keras": 1}),
         *((Gate, {"max_drift": value, "allow_drift": 1}) for value in (-1, 0.001, 1)),
         *((Evaluation, {"like": text}) for text in ("none", "deployed", GOOD_CONTRACT)),
-        *((Budget, {"target": name}) for name in targets.NAMES),
+        *((Budget, {"target": name}) for name in targets.TARGETS),
     ],
 )
 def test_the_edges_of_each_range_are_allowed(config: type[StepConfig], values: dict[str, Any]) -> None:

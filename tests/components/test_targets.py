@@ -32,12 +32,12 @@ def port(name: str, dtype: str, shape: list[int]) -> list[dict[str, Any]]:
     return [{"name": name, "shape": shape, "dtype": dtype}]
 
 
-@pytest.mark.parametrize("name", targets.NAMES)
+@pytest.mark.parametrize("name", targets.TARGETS)
 def test_a_file_that_every_target_can_run(name: str) -> None:
     assert targets.misfits(name, facts()) == []
 
 
-@pytest.mark.parametrize("name", targets.NAMES)
+@pytest.mark.parametrize("name", targets.TARGETS)
 def test_all_operators_are_litert_s(name: str) -> None:
     target = targets.TARGETS[name]
     known = vars(schema.BuiltinOperator).keys()
@@ -152,7 +152,7 @@ def converted(scheme: str, batch: int | None = 1) -> dict[str, Any]:
 )
 def test_the_schemes(scheme: str, runs: set[str]) -> None:
     found = converted(scheme)
-    assert {name for name in targets.NAMES if not targets.misfits(name, found)} == runs
+    assert {name for name in targets.TARGETS if not targets.misfits(name, found)} == runs
     if scheme == "float32":  # a DEQUANTIZE for every port would be one message too many
         [ports, floats] = targets.misfits("micro", found)
         assert "image is float32, y is float32" in ports

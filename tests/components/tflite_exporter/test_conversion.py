@@ -223,7 +223,7 @@ def test_export_for_a_target_of_fixed_sizes(small: Any, calibration: str, tmp_pa
     assert metadata["fixed_batch"] == "it was asked for, as the target needs fixed sizes"
     assert metadata["number_types"].keys() == {"int8", "int32"}
     assert "CONV_2D" in metadata["number_types"]["int8"]
-    assert {name: targets.misfits(name, metadata) for name in targets.NAMES} == {key: [] for key in targets.NAMES}
+    assert {name: targets.misfits(name, metadata) for name in targets.TARGETS} == {key: [] for key in targets.TARGETS}
 
 
 def test_golden_vectors_are_what_the_app_sees(small: Any, calibration: str, tmp_path: Path) -> None:
