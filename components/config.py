@@ -80,6 +80,16 @@ class FineTuning(StepConfig):
         self.check("seed", 0 <= self.seed < 2**31, "in [0, 2**31)")
         self.check("deterministic", self.deterministic in (0, 1), "0 or 1")
 
+    @property
+    def trains(self) -> bool:
+        """Whether what is asked needs a training."""
+        return True
+
+    @property
+    def token(self) -> str:
+        """The step in a recipe's name; two requests that differ in more than RUN_WIDE have two."""
+        raise NotImplementedError(f"{type(self).__name__} is no step of a recipe")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distilling(FineTuning):

@@ -13,7 +13,8 @@ from edgeline.errors import UserError, suggest
 from edgeline.pruner.config import Prune
 from edgeline.quantizer.config import Quantize
 
-Step = Prune | Cluster | Quantize
+#: A step of a recipe: the config of a component that makes a Model of a Model.
+Step = FineTuning
 
 #: Which step may directly follow which, in every recipe; None is the trained model at the start. Pruning after a
 #: clustering would train its shared values apart again, and nothing may train plainly after a quantization.
@@ -84,8 +85,7 @@ class Recipe:
         """Returns the recipe with the run's settings for its fine-tuning steps."""
         settings: dict[str, Any] = {name: getattr(finetune, name) for name in RUN_WIDE}
         # a scheme that trains nothing keeps its defaults, so that other epochs do not make it run again
-        trains = [not isinstance(step, Quantize) or step.trains for step in self.steps]
-        steps = [dataclasses.replace(s, **settings) if t else s for s, t in zip(self.steps, trains, strict=True)]
+        steps = [dataclasses.replace(step, **settings) if step.trains else step for step in self.steps]
         return dataclasses.replace(self, steps=tuple(steps))
 
 

@@ -11,6 +11,7 @@ import tfx.v1 as tfx
 from google.protobuf import wrappers_pb2
 from tfx.components import ExampleValidator, ImportExampleGen, StatisticsGen
 from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
+from tfx.dsl.components.base.base_component import BaseComponent
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.proto import example_gen_pb2, pusher_pb2
 from tfx.types.channel import BaseChannel
@@ -45,15 +46,16 @@ from edgeline.pipelines.root import Root
 from edgeline.pruner.config import Prune
 from edgeline.pusher.component import Pusher
 from edgeline.quantizer.config import Quantize
-from edgeline.recipe import Recipe
+from edgeline.recipe import Recipe, Step
 from edgeline.representative_dataset.config import Sample
 from edgeline.span_example_gen.component import SpanExampleGen
 from edgeline.tflite_exporter.config import Export
 from edgeline.toolchain import toolchain
 from edgeline.trainer.config import Train
 
-#: The component that does a step: a new pass is one line here.
-COMPONENTS = {Prune: Pruner, Cluster: Clusterer, Quantize: Quantizer}
+#: The component that does a step, by its config. It takes examples, a model and, where it asks for them, calibration
+#: samples, and makes a `compressed` model.
+COMPONENTS: dict[type[Step], type[BaseComponent]] = {Prune: Pruner, Cluster: Clusterer, Quantize: Quantizer}
 
 Ingest = TypeVar("Ingest", bound=ImportExampleGen)
 
@@ -186,7 +188,8 @@ def create_components(
             component = COMPONENTS[type(step)]
             node_id = f"{component.__name__}.{prefix}"
             if node_id not in nodes:
-                extra = {"calibration": calibration} if isinstance(step, Quantize) else {}
+                takes_samples = "calibration" in component.SPEC_CLASS.INPUTS
+                extra = {"calibration": calibration} if takes_samples else {}
                 made = component(examples=data, model=model, **extra, **module, **step.parameters())
                 nodes[node_id] = made.with_id(node_id)
             model = nodes[node_id].outputs["compressed"]

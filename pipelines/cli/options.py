@@ -454,9 +454,7 @@ def check_recipes(source: Import, recipes: Sequence[Recipe]) -> None:
     Raises:
       UserError: a recipe trains, but of the model only the graph is known; names these recipes.
     """
-    trained = [
-        recipe.name for recipe in recipes if any(not isinstance(step, Quantize) or step.trains for step in recipe.steps)
-    ]
+    trained = [recipe.name for recipe in recipes if any(step.trains for step in recipe.steps)]
     if is_graph(source) and trained:
         raise UserError(
             f"model {source.source} is a {_KINDS[source.kind]}: its layers are unknown, so it cannot be trained on, "
