@@ -196,7 +196,7 @@ def check_promises(content: bytes, promises: tuple[Promise, ...]) -> None:
         named = [w for w in same if f"/{promise.layer}/" in f"/{w.name}/"] or same
         kernels = [Kernel(w.stored, w.zeros, 0) for w in named]
         if sum(kind.in_file(promise, kernel) for kernel in kernels) < count:
-            seen = ", ".join(map(kind.describe, kernels))
+            seen = ", ".join(kind.describe(promise, kernel) for kernel in kernels)
             several = f" in {count} weights" if count > 1 else ""
             broken.append(f"{promise_checks.describe(promise)}{several}, found {seen or 'no such tensor'})")
     if broken:

@@ -62,7 +62,7 @@ def check_promises(model: tf_keras.Model, promises: Iterable[Promise], step: str
         per_channel = promise.pattern == "channel" or (layer is not None and layer.name.startswith("quant_"))
         kernels = [Kernel(array, array == 0, -1 if per_channel else None) for array in arrays]
         if not any(kind.in_keras(promise, kernel) for kernel in kernels):
-            seen = ", ".join(map(kind.describe, kernels))
+            seen = ", ".join(kind.describe(promise, kernel) for kernel in kernels)
             broken.append(f"{describe(promise)}, found {seen or 'no such layer'})")
     if broken:
         raise BrokenPromiseError(f"{step} broke what was promised for {len(broken)} layers: {'; '.join(broken)}")

@@ -38,7 +38,7 @@ class Kernel:
         return max(len(np.unique(part)) for part in parts)
 
 
-def zeros_and_values(kernel: Kernel) -> str:
+def zeros_and_values(promise: Promise, kernel: Kernel) -> str:
     """Returns what a weight has in words, e.g. `0.8000 zeros and 16 values`."""
     return f"{kernel.zeros.mean():.4f} zeros and {kernel.most_values} values"
 
@@ -54,7 +54,8 @@ class Kind:
       in_file: whether a weight of a flatbuffer does, in which output channels come first but for embeddings, and axes
         of size 1 may be missing.
       keep: what a training does to a weight after each step of the optimizer, so that the promise stays kept: given the
-        variable, and whether each output channel has its own shared values, returns a function of the weight's tensor.
+        promise, the variable, and whether each output channel has its own shared values, returns a function of the
+        weight's tensor.
       describe: what of a weight a broken promise is compared with, in words.
     """
 
@@ -62,8 +63,8 @@ class Kind:
     technique: str
     in_keras: Callable[[Promise, Kernel], bool]
     in_file: Callable[[Promise, Kernel], bool]
-    keep: Callable[[Any, bool], Callable[[Any], Any]]
-    describe: Callable[[Kernel], str] = zeros_and_values
+    keep: Callable[[Promise, Any, bool], Callable[[Any], Any]]
+    describe: Callable[[Promise, Kernel], str] = zeros_and_values
 
 
 def kind_of(promise: Promise) -> Kind:
@@ -134,12 +135,12 @@ def _as_in_keras(promise: Promise, kernel: Kernel) -> Iterator[Kernel]:
 # rules of a training --------------------------------------------------------------------------------------------------
 
 
-def _keep_zeros(weight: Any, by_channel: bool) -> Callable[[Any], Any]:
+def _keep_zeros(promise: Promise, weight: Any, by_channel: bool) -> Callable[[Any], Any]:
     mask = tf.cast(tf.not_equal(weight, 0), weight.dtype)
     return lambda value: value * mask
 
 
-def _keep_shared(weight: Any, by_channel: bool) -> Callable[[Any], Any]:
+def _keep_shared(promise: Promise, weight: Any, by_channel: bool) -> Callable[[Any], Any]:
     values = weight.numpy()
     columns = values.reshape(-1, values.shape[-1]) if by_channel else values.reshape(-1, 1)
     groups, start = np.empty(columns.shape, np.int32), 0

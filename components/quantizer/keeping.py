@@ -40,7 +40,7 @@ class Keep:
                 # shared values first: the mean of zeros that others were trained with is not zero
                 for promise in sorted(fits, key=lambda promise: kind_of(promise).of_zeros):
                     rules = kept.setdefault(id(weight), (weight, []))[1]
-                    rules.append(kind_of(promise).keep(weight, by_channel or promise.pattern == "channel"))
+                    rules.append(kind_of(promise).keep(promise, weight, by_channel or promise.pattern == "channel"))
         self._kept = list(kept.values())
         for weight, rules in self._kept:
             own_constraint = weight.constraint
