@@ -87,9 +87,15 @@ def compile_model(model):
 """
 
 
+@pytest.fixture(scope="session")
+def tiny_source() -> str:
+    """The code of a minimal model module: four numbers in, three logits out."""
+    return TINY_MODULE
+
+
 @pytest.fixture
-def tiny_module(tmp_path: Path) -> Path:
-    """The path of a minimal model module: four numbers in, three logits out."""
+def tiny_module(tiny_source: str, tmp_path: Path) -> Path:
+    """The path of the minimal model module."""
     path = tmp_path / "tiny_model.py"
-    path.write_text(TINY_MODULE)
+    path.write_text(tiny_source)
     return path
