@@ -27,7 +27,12 @@ __all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    """Imports an exported name from its module on first use."""
+    """Imports an exported name from its module on first use; `__version__` is that of the installed distribution."""
+    if name == "__version__":
+        # here, since the module that knows it takes longer to import than this package
+        from importlib import metadata
+
+        return metadata.version("edgeline")
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_EXPORTS[name]), name)

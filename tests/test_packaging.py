@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.metadata
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -50,7 +52,29 @@ def test_files_that_are_no_code_are_listed() -> None:
 
 
 def test_the_version_is_the_installed_one() -> None:
-    assert importlib.metadata.version("edgeline") == SETTINGS["project"]["version"]
+    assert importlib.metadata.version("edgeline") == SETTINGS["project"]["version"] == edgeline.__version__
+
+
+def test_the_command_prints_the_version() -> None:
+    [command] = importlib.metadata.entry_points(group="console_scripts", name="edgeline")
+    module, function = command.value.split(":")
+    code = f"import sys; from {module} import {function}; sys.exit({function}(['--version']))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout == f"edgeline {edgeline.__version__}\n"
+
+
+def test_importing_the_package_does_not_look_up_its_version() -> None:
+    code = "import edgeline, sys; print('importlib.metadata' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert printed.stdout == "False\n"
+
+
+def test_the_licence_travels_with_the_distribution() -> None:
+    assert SETTINGS["project"]["license"] == "Apache-2.0"
+    assert SETTINGS["project"]["license-files"] == ["LICENSE"]
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License\n                           Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
 
 
 def test_the_tests_use_this_checkout() -> None:

@@ -14,11 +14,15 @@ VENV=$scratch/venv WHEEL=$wheel tools/setup.sh
 cd "$scratch/dist" # nothing of the checkout is importable here
 python=$scratch/venv/bin/python
 "$scratch/venv/bin/edgeline" --help >/dev/null
+"$scratch/venv/bin/edgeline" --version
 "$python" - <<'PYTHON'
-import importlib, pkgutil, sys
+import importlib, importlib.metadata, pathlib, pkgutil, sys
 import edgeline
 assert "site-packages" in edgeline.__file__, edgeline.__file__
 assert "tensorflow" not in sys.modules and "tfx" not in sys.modules
+assert pathlib.Path(edgeline.__file__).with_name("py.typed").is_file(), "type checkers need py.typed"
+[licence] = importlib.metadata.metadata("edgeline").get_all("License-File")
+assert "Apache License" in importlib.metadata.distribution("edgeline").read_text(f"licenses/{licence}")
 found = [module.name for module in pkgutil.walk_packages(edgeline.__path__, "edgeline.") if module.ispkg]
 for name in found:
     importlib.import_module(name)

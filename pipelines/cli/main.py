@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+import edgeline
 from edgeline.errors import UserError
 from edgeline.pipelines import console
 from edgeline.pipelines.exit_codes import ExitCode
@@ -81,6 +82,14 @@ def _fail(message: str, code: ExitCode) -> int:
     return code
 
 
+class _Version(argparse.Action):
+    """Prints the version, which is looked up only when it is asked for: that takes longer than the whole parser."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        console.say(Console(), f"edgeline {edgeline.__version__}")
+        parser.exit()
+
+
 def parser(names: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """Returns the parser of `edgeline`.
 
@@ -93,6 +102,7 @@ def parser(names: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
         prog="edgeline",
         description="Turn a Keras model into the smallest, fastest TFLite model that still meets its quality budget.",
     )
+    whole.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
     wanted = {command.module for name, command in COMMANDS.items() if name in names}
     for name, command in COMMANDS.items():
