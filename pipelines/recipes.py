@@ -64,7 +64,7 @@ def int8_io() -> Recipe:
 def int8_uint8io() -> Recipe:
     """As int8_io, inputs and outputs as uint8: for accelerators and camera buffers that count from 0 to 255.
 
-    Measured: accuracy 0.8814 of 0.8828 (docs/conversions.md), 18,692 zlib bytes, 4.2x smaller.
+    Measured: accuracy 0.8814 of 0.8828 (docs/measured/conversions.md), 18,692 zlib bytes, 4.2x smaller.
     """
     return Recipe("int8_uint8io", (Quantize("int8", "uint8"),))
 
@@ -80,7 +80,7 @@ def int16x8() -> Recipe:
 def auto() -> Recipe:
     """The first that holds on the validation split: int8, int8 with the worst layers float, int16x8, and so on.
 
-    Measured: accuracy 0.8814 of 0.8828 (docs/conversions.md), 18,682 zlib bytes, 4.2x smaller: int8 held.
+    Measured: accuracy 0.8814 of 0.8828 (docs/measured/conversions.md), 18,682 zlib bytes, 4.2x smaller: int8 held.
     """
     return Recipe("auto", (Quantize("auto"),))
 
@@ -144,7 +144,7 @@ def prune80_cluster16_int8() -> Recipe:
 def prune50_2by4_int8() -> Recipe:
     """2 of every 4 weights zero, int8: the pattern that sparse tensor cores and some NPUs run faster.
 
-    Measured: accuracy 0.8853 of 0.8787 (docs/quality.md), 15,071 zlib bytes, 5.1x smaller.
+    Measured: accuracy 0.8853 of 0.8787 (docs/measured/quality.md), 15,071 zlib bytes, 5.1x smaller.
     """
     return Recipe("prune50_2by4_int8", (Prune(0.5, m_by_n="2x4"), Quantize("int8")))
 
@@ -152,7 +152,7 @@ def prune50_2by4_int8() -> Recipe:
 def prune85_cluster16_int8() -> Recipe:
     """85% of the weights zero, the others 15 shared values, int8: where prune80_cluster16_int8 has accuracy to spare.
 
-    Measured: accuracy 0.8789 of 0.8787 (docs/quality.md), 5,514 zlib bytes, 14.1x smaller.
+    Measured: accuracy 0.8789 of 0.8787 (docs/measured/quality.md), 5,514 zlib bytes, 14.1x smaller.
     """
     return Recipe("prune85_cluster16_int8", (Prune(0.85), Cluster(16), Quantize("int8")))
 
@@ -160,7 +160,7 @@ def prune85_cluster16_int8() -> Recipe:
 def prune90_d50_cluster8_d50_int8() -> Recipe:
     """90% of the weights zero, the others 7 shared values, each fine-tuning learning from the model it began with.
 
-    Measured: accuracy 0.8819 of 0.8846, three seeds (docs/quality.md), 4,599 zlib bytes, 16.9x smaller.
+    Measured: accuracy 0.8819 of 0.8846, three seeds (docs/measured/quality.md), 4,599 zlib bytes, 16.9x smaller.
     """
     steps = Prune(0.9, distillation=0.5), Cluster(8, distillation=0.5), Quantize("int8")
     return Recipe("prune90_d50_cluster8_d50_int8", steps)
