@@ -1,11 +1,12 @@
 # make run    everything set up, then the whole pipeline on the bundled digits
 # make test   everything set up, then the tests
+# make docs   everything set up, then the documentation in build/site
 
 # tests of one file share what they made, and tests/conftest.py says which files come first; each process takes up to
 # 2 GB
 PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-all lint setup clean
+.PHONY: run test test-all lint docs setup clean
 
 # what a user's own pip or Python settings say must not reach the environment's python
 unexport PYTHONPATH PYTHONHOME
@@ -27,5 +28,8 @@ lint: setup
 	@.venv/bin/ruff format --check .
 	@tools/typecheck.sh
 
+docs: setup
+	@.venv/bin/python tools/docs.py
+
 clean:
-	rm -rf .venv .hypothesis .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	rm -rf .venv .cache .hypothesis .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
