@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from edgeline import targets
-from edgeline.config import StepConfig
+from edgeline.config import StepConfig, Values
 
 DIRECTIONS = ("max", "min")
 OBJECTIVES = ("zlib_bytes", "bytes", "latency_ms")
 DROP_BOUNDS = ("point", "upper")
 
-#: Values of Evaluation.like that are no contract; the latter also of a value_threshold that is not set.
-DEPLOYED, NONE = "deployed", "none"
-
-#: Limits are off at this value: a component's parameters can be neither optional nor None.
-NO_LIMIT = -1
+#: Evaluation.like where it is the contract of the model that was pushed last.
+DEPLOYED = "deployed"
 
 #: What each limit is on, in the order in which reasons are listed: (the budget's field, words for it, unit).
 LIMITS = (
@@ -59,7 +54,7 @@ def slice_limit(values: Collection[tuple[str, Any]], drops: Mapping[str, float])
 class Budget(StepConfig):
     """What a candidate may cost, and what the best one has the least of.
 
-    A limit of -1 is no limit. Latencies are of one inference (batch 1, one thread, XNNPACK, this machine) unless the
+    A limit of None is no limit. Latencies are of one inference (batch 1, one thread, XNNPACK, this machine) unless the
     field's name says otherwise.
 
     Attributes:
@@ -69,12 +64,13 @@ class Budget(StepConfig):
         of accuracy), at least 0.
       drop_bound: what must be within max_drop: `point`, the measured drop, or `upper`, the upper end of its 95%
         interval (paired samples).
-      value_threshold: the worst value that the metric may have, whatever the baseline has, as a decimal number, or
-        `none`. It keeps a run from being pushed whose training failed as a whole.
-      max_deployed_drop: how much worse than the model deployed now the metric may be, at least 0, or -1 for any.
-      max_slice_drops: JSON object from slices to how much worse than the baseline the metric may be there, at least 0.
-        A slice is the name of a feature of the module's `slice_features` or `label` (then each of its values is one),
-        some of them joined by commas, or one value such as `label=7` or `camera=front,label=7`.
+      value_threshold: the worst value that the metric may have, whatever the baseline has; None: any. It keeps a run
+        from being pushed whose training failed as a whole.
+      max_deployed_drop: how much worse than the model deployed now the metric may be, at least 0; None: the two are not
+        compared.
+      max_slice_drops: from slices to how much worse than the baseline the metric may be there, at least 0. A slice is
+        the name of a feature of the module's `slice_features` or `label` (then each of its values is one), some of
+        them joined by commas, or one value such as `label=7` or `camera=front,label=7`.
       min_slice_examples: slices with fewer examples are not judged, at least 1.
       max_bytes: largest `.tflite` file in bytes, at least 1.
       max_zlib_bytes: largest file in bytes after zlib at level 9, at least 1.
@@ -96,19 +92,19 @@ class Budget(StepConfig):
     direction: str = "max"
     max_drop: float = 0.01
     drop_bound: str = "point"
-    value_threshold: str = NONE
-    max_deployed_drop: float = 0.0
-    max_slice_drops: str = "{}"
+    value_threshold: float | None = None
+    max_deployed_drop: float | None = 0.0
+    max_slice_drops: Mapping[str, float] = Values({})
     min_slice_examples: int = 20
-    max_bytes: int = NO_LIMIT
-    max_zlib_bytes: int = NO_LIMIT
-    max_latency_ms: float = float(NO_LIMIT)
-    max_latency_p90_ms: float = float(NO_LIMIT)
-    max_latency_p99_ms: float = float(NO_LIMIT)
-    max_latency_all_threads_ms: float = float(NO_LIMIT)
-    max_latency_without_xnnpack_ms: float = float(NO_LIMIT)
-    max_cold_start_ms: float = float(NO_LIMIT)
-    max_peak_rss_bytes: int = NO_LIMIT
+    max_bytes: int | None = None
+    max_zlib_bytes: int | None = None
+    max_latency_ms: float | None = None
+    max_latency_p90_ms: float | None = None
+    max_latency_p99_ms: float | None = None
+    max_latency_all_threads_ms: float | None = None
+    max_latency_without_xnnpack_ms: float | None = None
+    max_cold_start_ms: float | None = None
+    max_peak_rss_bytes: int | None = None
     objective: str = "zlib_bytes"
     target: str = targets.DEFAULT
 
@@ -119,43 +115,34 @@ class Budget(StepConfig):
         self._check_direction()
         self.check("max_drop", self.max_drop >= 0, "at least 0")
         self.check_choice("drop_bound", DROP_BOUNDS)
-        self.check("value_threshold", self._is_threshold(), "a finite number, or none")
         self.check(
             "max_deployed_drop",
-            self.max_deployed_drop >= 0 or self.max_deployed_drop == NO_LIMIT,
-            "at least 0, or -1 for any",
+            self.max_deployed_drop is None or self.max_deployed_drop >= 0,
+            "at least 0, or None for any",
         )
-        self._check_slice_drops()
+        self.check(
+            "max_slice_drops",
+            all(self.max_slice_drops) and all(drop >= 0 for drop in self.max_slice_drops.values()),
+            'a mapping from slices to drops of at least 0, such as {"label": 0.03}',
+        )
+        # one order for one meaning: it is part of the cache key
+        object.__setattr__(self, "max_slice_drops", Values(dict(sorted(self.max_slice_drops.items()))))
         self.check("min_slice_examples", self.min_slice_examples >= 1, "at least 1")
         for name, _, unit in LIMITS:
-            value = getattr(self, name)
-            least = "at least 1" if unit == "bytes" else "above 0"
+            limit = getattr(self, name)
+            is_whole = unit == "bytes"
             self.check(
-                name, value >= 1 or (unit == "ms" and value > 0) or value == NO_LIMIT, f"{least}, or -1 for none"
+                name,
+                limit is None or limit >= 1 or (limit > 0 and not is_whole),
+                f"{'at least 1' if is_whole else 'above 0'}, or None for no limit",
             )
         self.check_choice("objective", OBJECTIVES)
         self.check_choice("target", tuple(targets.TARGETS))
 
     @property
-    def slice_drops(self) -> dict[str, float]:
-        """What `max_slice_drops` says."""
-        return {key: float(value) for key, value in json.loads(self.max_slice_drops).items()}
-
-    @property
     def limits(self) -> dict[str, float]:
         """The limits that are set, by field."""
-        return {name: getattr(self, name) for name, _, _ in LIMITS if getattr(self, name) != NO_LIMIT}
-
-    @property
-    def threshold(self) -> float | None:
-        """The worst value that the metric may have; None for any."""
-        return None if self.value_threshold == NONE else float(self.value_threshold)
-
-    def _is_threshold(self) -> bool:
-        try:
-            return self.threshold is None or math.isfinite(self.threshold)
-        except ValueError:
-            return False
+        return {name: limit for name, _, _ in LIMITS if (limit := getattr(self, name)) is not None}
 
     def _check_direction(self) -> None:
         words = self.metric.lower().replace("-", "_").split("_")
@@ -165,16 +152,3 @@ class Budget(StepConfig):
                     f"{self.where('direction')} is {self.direction}, which contradicts the metric {self.metric}: "
                     f"{'less' if direction == 'min' else 'more'} of it is better (--direction {direction})"
                 )
-
-    def _check_slice_drops(self) -> None:
-        expected = 'a JSON object from slices to drops of at least 0, such as {"label": 0.03}'
-        try:
-            drops = json.loads(self.max_slice_drops)
-        except ValueError:
-            drops = None
-        self.check("max_slice_drops", isinstance(drops, dict), expected)
-        for key, value in (drops or {}).items():
-            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-            self.check("max_slice_drops", bool(key) and number and value >= 0, expected)
-        # one text for one meaning: it is part of the cache key
-        object.__setattr__(self, "max_slice_drops", json.dumps(drops, sort_keys=True))

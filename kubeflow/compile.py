@@ -131,7 +131,7 @@ def _parameterise(nodes: list[BaseNode], run: Run) -> None:
     everywhere = {"module": run.module.reference, "module_digest": run.module.digest}
     epochs = _parameter("epochs", run.train.epochs)
     finetune_epochs = _parameter("finetune_epochs", run.finetune.epochs)
-    budget = {name: _parameter(name, value) for name, value in run.budget.parameters().items()}
+    budget = {name: _parameter(name, value) for name, value in run.budget.encoded().items()}
     for node in nodes:
         asked = {name: _parameter(name, value) for name, value in everywhere.items()}
         if node.id == "Trainer":

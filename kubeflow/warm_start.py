@@ -51,4 +51,4 @@ def on_cluster(train: Train, asked: str, target: str, settings: Settings) -> Tra
         raise UserError(f"--warm-start must be a gs:// URI or a path {where}, received {path!r}")
     if not path.endswith(".keras"):
         path = f"{path.rstrip('/')}/{layout.KERAS_FILE}"
-    return dataclasses.replace(train, warm_start=path, warm_start_digest=digest)
+    return dataclasses.replace(train, warm_start=path, warm_start_digest=digest or None)

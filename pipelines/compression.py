@@ -97,7 +97,7 @@ def check(run: Run) -> None:
         made.
     """
     module = hooks.load(run.module.reference)
-    slices.check_asked(run.budget.slice_drops, module)
+    slices.check_asked(run.budget.max_slice_drops, module)
     if run.model is None:
         module.phases()
 
@@ -161,11 +161,11 @@ def create_components(
     module = {"module": run.module.reference, "module_digest": run.module.digest, "toolchain": toolchain()}
     data = examples if isinstance(examples, BaseChannel) else examples.outputs["examples"]
     if run.model is not None or "trained" in inputs:
-        source = ModelImporter(examples=data, **inputs, **module, **(run.model or Import()).parameters())
+        source = ModelImporter(examples=data, **inputs, **module, config=run.model or Import())
         sampled = {"model": source.outputs["model"]}  # the module may build another model, or none
     else:
-        source, sampled = Trainer(examples=data, **inputs, **module, **run.train.parameters()), {}
-    sampler = RepresentativeDatasetGen(examples=data, **sampled, **module, **run.sample.parameters())
+        source, sampled = Trainer(examples=data, **inputs, **module, config=run.train), {}
+    sampler = RepresentativeDatasetGen(examples=data, **sampled, **module, config=run.sample)
     sampler = sampler.with_beam_pipeline_args(list(beam_args))
     if not sampled:
         source.add_upstream_node(sampler)  # bad data must stop the run before the training
@@ -175,7 +175,7 @@ def create_components(
         statistics = StatisticsGen(examples=data, schema=described).with_beam_pipeline_args(list(beam_args))
         found = {"statistics": statistics.outputs["statistics"], "schema": described}
         validator = ExampleValidator(**found)
-        gate = DataGate(**found, anomalies=validator.outputs["anomalies"], **module, **run.gate.parameters())
+        gate = DataGate(**found, anomalies=validator.outputs["anomalies"], **module, config=run.gate)
         checks = [schema, statistics, validator, gate]
         sampler.add_upstream_node(gate)
         source.add_upstream_node(gate)
@@ -190,12 +190,12 @@ def create_components(
             if node_id not in nodes:
                 takes_samples = "calibration" in component.SPEC_CLASS.INPUTS
                 extra = {"calibration": calibration} if takes_samples else {}
-                made = component(examples=data, model=model, **extra, **module, **step.parameters())
+                made = component(examples=data, model=model, **extra, **module, config=step)
                 nodes[node_id] = made.with_id(node_id)
             model = nodes[node_id].outputs["compressed"]
         node_id = f"TFLiteExporter.{recipe.prefixes()[-1]}"
         if node_id not in nodes:
-            exporter = TFLiteExporter(model=model, calibration=calibration, **module, **run.export.parameters())
+            exporter = TFLiteExporter(model=model, calibration=calibration, **module, config=run.export)
             nodes[node_id] = exporter.with_id(node_id)
         return nodes[node_id].outputs["tflite"]
 

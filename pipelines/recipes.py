@@ -146,7 +146,7 @@ def prune50_2by4_int8() -> Recipe:
 
     Measured: accuracy 0.8853 of 0.8787 (docs/measured/quality.md), 15,071 zlib bytes, 5.1x smaller.
     """
-    return Recipe("prune50_2by4_int8", (Prune(0.5, m_by_n="2x4"), Quantize("int8")))
+    return Recipe("prune50_2by4_int8", (Prune(0.5, m_by_n=(2, 4)), Quantize("int8")))
 
 
 def prune85_cluster16_int8() -> Recipe:

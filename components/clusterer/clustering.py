@@ -83,8 +83,7 @@ def cluster(
     if rebuilding.is_nested(model):
         model = rebuilding.flatten(model)
     kernels = {layer.name: _kernels(layer) for layer in model.layers if _is_clusterable(layer)}
-    by_pattern = config.decoded("layer_clusters")
-    clusters = {layer.name: layers.by_pattern(layer, by_pattern, config.clusters) for layer in model.layers}
+    clusters = {layer.name: layers.by_pattern(layer, config.layer_clusters, config.clusters) for layer in model.layers}
     reasons = layers.selection(
         model, kernels, config, config.min_layer_share,
         values="layer_clusters",
@@ -195,7 +194,7 @@ def _plan(layer: tf_keras.layers.Layer, kernels: list[Any], clusters: int, confi
     values = [kernel.numpy() for kernel in kernels]
     notes = []
     # of a transposed convolution, tfmot takes the inputs for the channels; in the file they are its outputs
-    per_channel = bool(config.per_channel) and type(layer) is tf_keras.layers.Conv2D
+    per_channel = config.per_channel and type(layer) is tf_keras.layers.Conv2D
     if per_channel:
         fewest = min(len(np.unique(channel)) for channel in np.moveaxis(values[0], -1, 0))
         if fewest <= clusters:

@@ -34,12 +34,12 @@ _PER_TENSOR = qtyping.QuantGranularity.TENSORWISE
 _MOST_NAMED = 8
 
 
-def read(path: Path, signature: str = "") -> tuple[bytes, dict[str, Any]]:
+def read(path: Path, signature: str | None = None) -> tuple[bytes, dict[str, Any]]:
     """Reads a model that is to be quantized.
 
     Args:
       path: of the `.tflite` file, which may be damaged.
-      signature: the one that is the model; empty: `serving_default`, or the only one.
+      signature: the one that is the model; None: `serving_default`, or the only one.
 
     Returns:
       The content, of that signature alone, and the passport's `io` without labels: its names are the signature's, or

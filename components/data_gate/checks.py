@@ -66,7 +66,7 @@ def breaches(anomalies_uri: str) -> list[str]:
 def distances(
     statistics_uri: str,
     schema: schema_pb2.Schema,
-    max_drift: float,
+    max_drift: float | None,
     last: statistics_pb2.DatasetFeatureStatisticsList | None,
 ) -> tuple[list[Distance], anomalies_pb2.Anomalies]:
     """Measures how far the training split is from the eval split and from the last run's.
@@ -74,13 +74,13 @@ def distances(
     Args:
       statistics_uri: of TFX's StatisticsGen.
       schema: its comparators count; is changed: features that may have some, and have none, get one.
-      max_drift: of those; -1: they get none.
+      max_drift: of those; None: they get none.
       last: the last run's statistics of the training split; None: there was none.
 
     Returns:
       Every distance that is larger than allowed, and all that was measured, as TensorFlow Data Validation says it.
     """
-    if max_drift != -1:
+    if max_drift is not None:
         _add_comparators(schema, max_drift)
     measured = tfdv.validate_statistics(
         read(statistics_uri, "train"),
@@ -118,9 +118,9 @@ def read(statistics_uri: str, split: str) -> statistics_pb2.DatasetFeatureStatis
     return statistics_pb2.DatasetFeatureStatisticsList.FromString(content)
 
 
-def read_last(folder: str) -> statistics_pb2.DatasetFeatureStatisticsList | None:
+def read_last(folder: str | None) -> statistics_pb2.DatasetFeatureStatisticsList | None:
     """Returns the statistics that were kept last, None where there are none."""
-    if not folder:
+    if folder is None:
         return None
     try:
         content = files.read_bytes(f"{folder}/{STATISTICS_FILE}")
@@ -129,9 +129,9 @@ def read_last(folder: str) -> statistics_pb2.DatasetFeatureStatisticsList | None
     return statistics_pb2.DatasetFeatureStatisticsList.FromString(content)
 
 
-def keep(statistics: statistics_pb2.DatasetFeatureStatisticsList, folder: str) -> None:
+def keep(statistics: statistics_pb2.DatasetFeatureStatisticsList, folder: str | None) -> None:
     """Keeps statistics for the next run to compare with, at once; does nothing where no folder is given."""
-    if not folder:
+    if folder is None:
         return
     tf.io.gfile.makedirs(folder)
     files.write_bytes(f"{folder}/{STATISTICS_FILE}", statistics.SerializeToString(deterministic=True))

@@ -4,31 +4,25 @@ import json
 from pathlib import Path
 
 import tensorflow_data_validation as tfdv
-from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
-from tfx.dsl.component.experimental.decorators import component
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact
 from tfx.types.standard_artifacts import ExampleAnomalies, ExampleStatistics, Schema
 
 from edgeline import progress
 from edgeline.data_gate import checks
 from edgeline.data_gate.config import Gate
 from edgeline.errors import UserError
+from edgeline.step import step
 
 
-@component
+@step(Gate)
 def DataGate(
+    config: Gate,
     statistics: InputArtifact[ExampleStatistics],
     schema: InputArtifact[Schema],
     anomalies: InputArtifact[ExampleAnomalies],
     drift: OutputArtifact[ExampleAnomalies],
-    module: Parameter[str],
-    module_digest: Parameter[str],
-    toolchain: Parameter[str],
-    max_drift: Parameter[float],
-    allow_drift: Parameter[int],
-    last_statistics: Parameter[str],
 ) -> None:
     """Stops the run where the data break the schema, or have moved too far; else keeps their statistics."""
-    config = Gate(max_drift=max_drift, allow_drift=allow_drift, last_statistics=last_statistics)
     if breaches := checks.breaches(anomalies.uri):
         raise UserError(
             f"the data break the schema, in {_names(breaches)}:\n{_listed(breaches)}\n"

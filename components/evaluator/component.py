@@ -6,7 +6,7 @@ import datetime
 import json
 import shutil
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import apache_beam as beam
 from tfx.dsl.components.base import base_beam_component, base_beam_executor, executor_spec
@@ -14,7 +14,7 @@ from tfx.types import artifact_utils, channel, component_spec
 from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
 
 from edgeline import artifacts, layout, progress
-from edgeline.budget import DEPLOYED, NO_LIMIT, Budget
+from edgeline.budget import DEPLOYED, Budget
 from edgeline.data import reading
 from edgeline.deployed import pointer_file
 from edgeline.errors import UserError
@@ -31,7 +31,7 @@ from edgeline.report import rendering, tfma_result
 
 _PARAMETERS = {
     "module": str, "module_digest": str, "toolchain": str, "pipeline": str, "candidates": str, "deployed": str,
-    **get_type_hints(Budget), **get_type_hints(Evaluation),
+    **Budget.encoded_types(), **Evaluation.encoded_types(),
 }  # fmt: skip
 
 
@@ -41,8 +41,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
     def Do(self, input_dict: dict[str, Any], output_dict: dict[str, Any], exec_properties: dict[str, Any]) -> None:
         """Evaluates all candidates; see TFX's BaseExecutor."""
         self._log_startup(input_dict, output_dict, exec_properties)
-        budget = Budget(**{name: exec_properties[name] for name in Budget().parameters()})
-        asked = Evaluation(**{name: exec_properties[name] for name in Evaluation().parameters()})
+        budget, asked = Budget.decoded(exec_properties), Evaluation.decoded(exec_properties)
         names = json.loads(exec_properties["candidates"])
         examples_uri = artifact_utils.get_single_uri(input_dict["examples"])
         baseline = _open("baseline", artifact_utils.get_single_uri(input_dict["baseline"]))
@@ -57,7 +56,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         files = reading.split_files(examples_uri, "eval")
         folder = Path(artifact_utils.get_single_uri(output_dict["evaluation"]))
         with contextlib.ExitStack() as stack:
-            compared = budget.max_deployed_drop != NO_LIMIT
+            compared = budget.max_deployed_drop is not None
             pushed = pointer_file.latest(exec_properties["deployed"]) if compared or asked.like == DEPLOYED else None
             like = (DEPLOYED, pushed.contract) if pushed and asked.like == DEPLOYED else asked.given_contract
             field = pushed if compared else None
@@ -276,8 +275,8 @@ class Evaluator(base_beam_component.BaseBeamComponent):
                 **({"keras": keras} if keras is not None else {}),
                 **candidates,
                 **{name: channel.Channel(type=kind) for name, kind in outputs.items()},
-                **budget.parameters(),
-                **evaluation.parameters(),
+                **budget.encoded(),
+                **evaluation.encoded(),
                 deployed=deployed,
                 module=module,
                 module_digest=module_digest,

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from edgeline.budget import DEPLOYED, NONE
-from edgeline.config import StepConfig
+from edgeline.budget import DEPLOYED
+from edgeline.config import StepConfig, Values
+
+#: What a contract says of a model.
+_CONTRACT = {"inputs", "outputs", "labels", "target"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,35 +21,32 @@ class Evaluation(StepConfig):
     Attributes:
       max_bad_records: records of the eval split that may be unreadable, or refused by the module, before the evaluation
         fails; they are counted and left out. At least 0.
-      check_keras: 1: also evaluate the Keras model that the float32 baseline was converted from, apart; 0: do not.
+      check_keras: whether to also evaluate the Keras model that the float32 baseline was converted from, apart.
       like: whose contract (see `edgeline.deployed.contract`) a candidate must keep: `deployed`, that of the model
-        pushed last, `none`, or a JSON object: `of` (what the reasons call that model) and `contract`.
+        pushed last; a mapping with `of` (what the reasons call that model) and `contract`; or None, nobody's.
     """
 
     max_bad_records: int = 0
-    check_keras: int = 0
-    like: str = DEPLOYED
+    check_keras: bool = False
+    like: str | Mapping[str, Any] | None = DEPLOYED
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("max_bad_records", self.max_bad_records >= 0, "at least 0")
-        self.check("check_keras", self.check_keras in (0, 1), "0 or 1")
-        self._check_like()
+        contract = self.given_contract
+        self.check(
+            "like",
+            self.like in (DEPLOYED, None)
+            or (contract is not None and isinstance(contract[1], dict) and contract[1].keys() == _CONTRACT),
+            f"{DEPLOYED}, a mapping with `of` and `contract`, or None",
+        )
+        if isinstance(self.like, Mapping):  # in one order: it is part of the cache key
+            in_order = json.loads(json.dumps(self.parameters()["like"], sort_keys=True))
+            object.__setattr__(self, "like", Values(in_order))
 
     @property
     def given_contract(self) -> tuple[str, dict[str, Any]] | None:
         """What the model is called whose contract `like` spells out, and that contract; None where it does not."""
-        if self.like in (DEPLOYED, NONE):
+        if not isinstance(self.like, Mapping) or self.like.keys() != {"of", "contract"}:
             return None
-        given = json.loads(self.like)
-        return given["of"], given["contract"]
-
-    def _check_like(self) -> None:
-        expected = f"{DEPLOYED}, {NONE}, or a JSON object with `of` and `contract`"
-        try:
-            given = self.given_contract
-        except (ValueError, TypeError, KeyError):
-            self.check("like", False, expected)
-        else:
-            keys = {"inputs", "outputs", "labels", "target"}
-            self.check("like", given is None or (isinstance(given[1], dict) and given[1].keys() == keys), expected)
+        return self.like["of"], self.like["contract"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ def matches(pattern: str, layer: tf_keras.layers.Layer) -> bool:
     return fnmatch.fnmatchcase(layer.name, pattern) or fnmatch.fnmatchcase(type(layer).__name__, pattern)
 
 
-def by_pattern(layer: tf_keras.layers.Layer, values: dict[str, Any], default: Any) -> Any:
+def by_pattern(layer: tf_keras.layers.Layer, values: Mapping[str, Any], default: Any) -> Any:
     """Returns the value of the first pattern that fits the layer, or the default."""
     return next((value for pattern, value in values.items() if matches(pattern, layer)), default)
 
@@ -65,7 +65,7 @@ def selection(
       UserError: a pattern matches no layer, or a layer that is named in full is skipped; names all of them.
     """
     weighted = [layer for layer in model.layers if layer.weights]
-    include, exclude, by_layer = (config.decoded(name) for name in ("include", "exclude", values))
+    include, exclude, by_layer = config.include, config.exclude, getattr(config, values)
     for field, patterns in (("include", include), ("exclude", exclude), (values, by_layer)):
         for pattern in patterns:
             if not any(matches(pattern, layer) for layer in weighted):
@@ -113,7 +113,7 @@ def _small(shares: dict[str, float], least: float) -> list[str]:
     return [name for (_, _, name), held in zip(small, together, strict=True) if held <= _SMALL_TOGETHER * least]
 
 
-def _ends(model: tf_keras.Model, names: set[str], protect: str) -> dict[str, str]:
+def _ends(model: tf_keras.Model, names: set[str], protect: str | None) -> dict[str, str]:
     """Returns `first` or `last` by name for those of the named layers that no other of them comes before or after."""
     before: dict[str, set[str]] = {}
     for layer in model.layers:  # what comes before a layer stands before it in this list

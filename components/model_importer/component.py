@@ -1,7 +1,6 @@
 """The ModelImporter as a TFX component."""
 
-from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
-from tfx.dsl.component.experimental.decorators import component
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact
 from tfx.types.standard_artifacts import Examples, Model, TransformGraph
 
 from edgeline.data import reading, transformation
@@ -10,21 +9,17 @@ from edgeline.model_importer.config import Import
 from edgeline.model_io import graph_model, keras_file
 from edgeline.model_module import hooks
 from edgeline.passport import Passport
+from edgeline.step import step
 
 
-@component
+@step(Import)
 def ModelImporter(
+    config: Import,
     examples: InputArtifact[Examples],
     model: OutputArtifact[Model],
-    module: Parameter[str],
-    module_digest: Parameter[str],
-    toolchain: Parameter[str],
-    source: Parameter[str],
-    digest: Parameter[str],
-    signature: Parameter[str],
-    inputs: Parameter[str],
-    outputs: Parameter[str],
-    allow_lambda: Parameter[int],
+    module: str,
+    module_digest: str,
+    toolchain: str,
     trained: InputArtifact[Model] = None,
     transform_graph: InputArtifact[TransformGraph] = None,
 ) -> None:
@@ -33,9 +28,6 @@ def ModelImporter(
     The model is that of `source`, or the SavedModel of `trained`, where TFX's own Trainer put it. `transform_graph` is
     what made the examples: the SavedModel that is written then takes raw ones.
     """
-    config = Import(
-        source=source, digest=digest, signature=signature, inputs=inputs, outputs=outputs, allow_lambda=allow_lambda
-    )
     code = hooks.load(module, module_digest)
     transformed = transformation.opened(transform_graph.uri if transform_graph is not None else None, code)
     found = importing.located(config, trained.uri if trained is not None else None)
@@ -43,12 +35,12 @@ def ModelImporter(
     reading.check_fits_model(reading.ExampleParser(code), imported, module)
     if isinstance(imported, graph_model.GraphModel):
         graph_model.save(imported, code, io, model.uri, transformed)
-        made = found.digest
+        made = found.digest_now
     else:
         keras_file.save(imported, model.uri)
         keras_file.save_serving(imported, code, io, model.uri, transformed)
         made = keras_file.digest(imported)
-    came_from = {"source": found.digest, "module": module_digest, "examples": reading.fingerprint(examples.uri)}
+    came_from = {"source": found.digest_now, "module": module_digest, "examples": reading.fingerprint(examples.uri)}
     Passport(io=io).with_step(
         "ModelImporter", config.parameters(), inputs=came_from, toolchain=toolchain, model=made
     ).write(model.uri)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgeline.config import StepConfig
@@ -28,31 +29,38 @@ class Import(StepConfig):
     """Take a trained model from a file or folder instead of training one.
 
     Attributes:
-      source: absolute path of the model.
-      digest: hexadecimal SHA-256 of its contents; a path is no cache key.
-      signature: of a SavedModel or a `.tflite` file, the one that is the model; empty: `serving_default`, or the only
+      source: absolute path of the model; None: that of the input `trained`.
+      digest: hexadecimal SHA-256 of its contents, as a path is no cache key; None: it is not checked.
+      signature: of a SavedModel or a `.tflite` file, the one that is the model; None: `serving_default`, or the only
         one. A SavedModel with Keras metadata of which one is chosen counts as a graph.
-      inputs: of a frozen GraphDef, the names of its inputs, joined by `;`, each with its shape where the graph does not
-        say, such as `image:0=?,96,96,3`; empty: all placeholders.
-      outputs: of a frozen GraphDef, the names of its outputs, joined by `;`; empty: what nothing else reads.
-      allow_lambda: 1 to run the Python code that Lambda layers in the file hold; 0 refuses such a file.
+      inputs: of a frozen GraphDef, the names of its inputs, each with its shape where the graph does not say, such as
+        `image:0=?,96,96,3`; empty: all placeholders.
+      outputs: of a frozen GraphDef, the names of its outputs; empty: what nothing else reads.
+      allow_lambda: whether to run the Python code that Lambda layers in the file hold; else such a file is refused.
     """
 
-    source: str = ""
-    digest: str = ""
-    signature: str = ""
-    inputs: str = ""
-    outputs: str = ""
-    allow_lambda: int = 0
+    source: str | None = None
+    digest: str | None = None
+    signature: str | None = None
+    inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
+    allow_lambda: bool = False
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check("allow_lambda", self.allow_lambda in (0, 1), "0 or 1")
+    @property
+    def path(self) -> Path:
+        """Where the model is; raises ValueError where `source` does not say."""
+        self.check("source", self.source is not None, "the path of a model")
+        return Path(str(self.source))
+
+    @property
+    def digest_now(self) -> str:
+        """The digest, of what is there now where none was given."""
+        return self.digest or digest_of(self.path)
 
     @property
     def kind(self) -> str:
         """What the model is taken as: one of `WITH_LAYERS` or `GRAPHS`; raises as `kind_of`."""
-        found = kind_of(Path(self.source))
+        found = kind_of(self.path)
         return "saved_model" if found == "keras_saved_model" and self.signature else found
 
 

@@ -39,10 +39,10 @@ def located(config: Import, trained: str | None) -> Import:
     Raises:
       UserError: neither names a model, or both do, or the artifact holds none.
     """
-    if bool(config.source) == (trained is not None):
+    if (config.source is None) == (trained is None):
         raise UserError(
             "the ModelImporter takes one model: a path (`source`) or another step's Model (`trained`), received "
-            + ("both" if config.source else "neither")
+            + ("both" if trained is not None else "neither")
         )
     if trained is None:
         return config
@@ -65,7 +65,7 @@ def load(config: Import, module: ModelModule) -> tuple[tf_keras.Model | GraphMod
     Raises:
       UserError: it cannot be loaded, is not what it was when the run began, or holds code that was not allowed.
     """
-    path = Path(config.source)
+    path = config.path
     kind = config.kind
     if config.digest and digest_of(path) != config.digest:
         raise UserError(f"model {path} was changed since this run began; start the run again")
@@ -73,7 +73,7 @@ def load(config: Import, module: ModelModule) -> tuple[tf_keras.Model | GraphMod
         graph = _GRAPH_LOADERS[kind](path, config)
         _describe(graph, module)
         return graph, graph.io
-    model = _keras(path, kind, module, allow_lambda=bool(config.allow_lambda))
+    model = _keras(path, kind, module, allow_lambda=config.allow_lambda)
     return model, keras_file.describe_io(model, module)
 
 
@@ -268,7 +268,7 @@ def _graph_def(path: Path, config: Import) -> GraphModel:
         return name if ":" in name else f"{name}:0"
 
     specs = {}
-    for entry in config.inputs.split(";") if config.inputs else placeholders:
+    for entry in config.inputs or placeholders:
         given, _, shape = entry.partition("=")
         name = check(given, "placeholders", placeholders)
         node = nodes[name.split(":")[0]]
@@ -277,7 +277,7 @@ def _graph_def(path: Path, config: Import) -> GraphModel:
         if known.rank is None:
             raise UserError(f"model {path} does not say the shape of {name}; give it: --input {name}=?,96,96,3")
         specs[name] = tf.TensorSpec(known, node.attr["dtype"].type or tf.float32)
-    outputs = [check(name, "last nodes", ends) for name in (config.outputs.split(";") if config.outputs else ends)]
+    outputs = [check(name, "last nodes", ends) for name in (config.outputs or ends)]
     if not specs or not outputs:
         raise UserError(f"model {path} has {len(specs)} inputs and {len(outputs)} outputs; name them")
 

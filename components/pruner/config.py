@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import re
+from collections.abc import Mapping
 
-from edgeline.config import RUN_WIDE, LayerChoice, deviation_tag, percent
+from edgeline.config import RUN_WIDE, LayerChoice, Values, deviation_tag, percent
 
 SCHEDULES = ("polynomial_decay", "constant")
 POOLINGS = ("avg", "max")
-POLICIES = ("none", "xnnpack")
+POLICIES = ("xnnpack",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,20 +26,21 @@ class Prune(LayerChoice):
       min_layer_share: layers that hold less than this fraction of the model's weights are left alone, in [0, 1): a
         first convolution of 108 weights costs accuracy and saves nothing. Of many such layers the smallest, five times
         this fraction in all. `include` and `layer_sparsity` overrule it.
-      layer_sparsity: JSON object from patterns to the sparsity of the layers that they match, in (0, 1); the first
-        pattern that matches counts.
-      begin_step: optimizer step of the first mask update, counted from 1; -1: the first.
-      end_step: of the last one, above begin_step; -1: where `ramp` ends. A schedule that goes on after the training
+      layer_sparsity: from patterns to the sparsity of the layers that they match, in (0, 1); the first pattern that
+        matches counts.
+      begin_step: optimizer step of the first mask update, counted from 1; None: the first.
+      end_step: of the last one, above begin_step; None: where `ramp` ends. A schedule that goes on after the training
         is allowed: what is promised then is the sparsity of its last update within the training.
-      frequency: steps from update to update; 0: such that there are at most 50.
+      frequency: steps from update to update, at least 1; None: such that there are at most 50.
       power: exponent of `polynomial_decay`, above 0.
-      block_size: `HEIGHTxWIDTH`, inputs by outputs: weights become zero in blocks of this size, in layers whose kernels
-        are matrices (Dense, Embedding, recurrent ones); others are left alone. `sparsity` is then that of the blocks.
+      block_size: height and width, inputs by outputs: weights become zero in blocks of this size, in layers whose
+        kernels are matrices (Dense, Embedding, recurrent ones); others are left alone. `sparsity` is then that of the
+        blocks.
       block_pooling: what a block's magnitude is: `avg` or `max` of its weights'.
-      m_by_n: `MxN`, such as `2x4`: M of every N weights that follow each other along the inputs become zero, in Dense,
-        Conv2D and recurrent layers, at the first step whatever the schedule says. `sparsity` must be M / N. Empty: no.
+      m_by_n: M and N, such as (2, 4): M of every N weights that follow each other along the inputs become zero, in
+        Dense, Conv2D and recurrent layers, at the first step whatever the schedule says. `sparsity` must be M / N.
       policy: `xnnpack` prunes 1x1 convolutions alone, in models that XNNPACK's sparse kernels can run faster, which is
-        checked; they need float32 or float16 and two thirds of zeros. `none`: all that can be pruned.
+        checked; they need float32 or float16 and two thirds of zeros. None: all that can be pruned.
     """
 
     sparsity: float = 0.5
@@ -47,18 +48,17 @@ class Prune(LayerChoice):
     initial_sparsity: float = 0.0
     ramp: float = 0.75
     min_layer_share: float = 0.01
-    layer_sparsity: str = dataclasses.field(default="{}", kw_only=True)
-    begin_step: int = dataclasses.field(default=-1, kw_only=True)
-    end_step: int = dataclasses.field(default=-1, kw_only=True)
-    frequency: int = dataclasses.field(default=0, kw_only=True)
+    layer_sparsity: Mapping[str, float] = dataclasses.field(default=Values({}), kw_only=True)
+    begin_step: int | None = dataclasses.field(default=None, kw_only=True)
+    end_step: int | None = dataclasses.field(default=None, kw_only=True)
+    frequency: int | None = dataclasses.field(default=None, kw_only=True)
     power: float = dataclasses.field(default=3.0, kw_only=True)
-    block_size: str = dataclasses.field(default="1x1", kw_only=True)
+    block_size: tuple[int, int] = dataclasses.field(default=(1, 1), kw_only=True)
     block_pooling: str = dataclasses.field(default="avg", kw_only=True)
-    m_by_n: str = dataclasses.field(default="", kw_only=True)
-    policy: str = dataclasses.field(default="none", kw_only=True)
+    m_by_n: tuple[int, int] | None = dataclasses.field(default=None, kw_only=True)
+    policy: str | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        self._keep_json("layer_sparsity")
         super().__post_init__()
         self.check("sparsity", 0 < self.sparsity < 1, "above 0 and below 1")
         self.check_choice("schedule", SCHEDULES)
@@ -67,23 +67,26 @@ class Prune(LayerChoice):
         self.check("min_layer_share", 0 <= self.min_layer_share < 1, "at least 0 and below 1")
         self.check_by_layer(
             "layer_sparsity",
-            lambda value: type(value) in (int, float) and 0 < value < 1,
+            lambda value: 0 < value < 1,
             'a sparsity above 0 and below 1, such as {"Dense": 0.9}',
         )
-        self.check("begin_step", self.begin_step >= -1, "at least 0, or -1 for the first")
-        least = max(self.begin_step, 0)
-        self.check("end_step", self.end_step == -1 or self.end_step > least, f"above {least}, or -1 for the ramp's end")
-        self.check("frequency", self.frequency >= 0, "at least 1, or 0 to derive it from the number of steps")
+        begin, end = self.begin_step, self.end_step
+        self.check("begin_step", begin is None or begin >= 0, "at least 0, or None for the first")
+        self.check("end_step", end is None or end > (begin or 0), f"above {begin or 0}, or None for the ramp's end")
+        self.check(
+            "frequency",
+            self.frequency is None or self.frequency >= 1,
+            "at least 1, or None to derive it from the number of steps",
+        )
         self.check("power", self.power > 0, "above 0")
-        self.check("block_size", 0 not in _pair(self.block_size), "HEIGHTxWIDTH of at least 1, such as 1x4")
+        self.check("block_size", min(self.block_size) >= 1, "height and width of at least 1, such as (1, 4)")
         self.check_choice("block_pooling", POOLINGS)
         self.check_choice("policy", POLICIES)
-        if self.m_by_n:
-            self._check_m_by_n()
+        if self.m_by_n is not None:
+            self._check_m_by_n(*self.m_by_n)
 
-    def _check_m_by_n(self) -> None:
-        m, n = _pair(self.m_by_n)
-        self.check("m_by_n", 0 < m < n, "MxN with M below N, such as 2x4 for 2 zeros in every 4 weights")
+    def _check_m_by_n(self, m: int, n: int) -> None:
+        self.check("m_by_n", 0 < m < n, "(M, N) with M below N, such as (2, 4) for 2 zeros in every 4 weights")
         self.check("sparsity", abs(self.sparsity - m / n) < 1e-6, f"{m / n:g} where m_by_n is {self.m_by_n}")
         for name in (
             "layer_sparsity",
@@ -98,25 +101,9 @@ class Prune(LayerChoice):
             self.check(name, getattr(self, name) == default, f"{default!r} where m_by_n is {self.m_by_n}")
 
     @property
-    def block(self) -> tuple[int, int]:
-        """Height and width of the blocks."""
-        return _pair(self.block_size)
-
-    @property
-    def pattern(self) -> tuple[int, int] | None:
-        """M and N of m_by_n, None without."""
-        return _pair(self.m_by_n) if self.m_by_n else None
-
-    @property
     def token(self) -> str:
         """The step in a recipe's name, e.g. `prune80` or `prune50_2by4`: the final sparsity in percent, the pattern."""
-        pattern = f"_{self.m_by_n.replace('x', 'by')}" if self.m_by_n else ""
-        policy = f"_{self.policy}" if self.policy != "none" else ""
+        pattern = f"_{self.m_by_n[0]}by{self.m_by_n[1]}" if self.m_by_n else ""
+        policy = f"_{self.policy}" if self.policy else ""
         named = ("sparsity", "m_by_n", "policy", "distillation", *RUN_WIDE)
         return f"prune{percent(self.sparsity)}{pattern}{policy}{self.distilled}" + deviation_tag(self, named)
-
-
-def _pair(text: str) -> tuple[int, int]:
-    """Returns the numbers of `AxB`, zeros where it is something else."""
-    found = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
-    return (int(found[1]), int(found[2])) if found else (0, 0)

@@ -65,20 +65,23 @@ def schedule(config: Prune, steps: int, sparsity: float | None = None) -> tfmot.
       A schedule that, where it is all derived, has reached the final sparsity at step `ramp * steps` at the latest.
     """
     final = config.sparsity if sparsity is None else sparsity
-    first = config.begin_step
-    if config.schedule == "constant" or (first < 0 and config.end_step < 0 and int(steps * config.ramp) < 2):
-        last = steps if config.end_step < 0 else min(config.end_step, steps)
+    is_derived = config.begin_step is None and config.end_step is None
+    if config.schedule == "constant" or (is_derived and int(steps * config.ramp) < 2):
+        last = steps if config.end_step is None else min(config.end_step, steps)
         frequency = config.frequency or -(-max(last, 1) // _UPDATES)
         return tfmot.sparsity.keras.ConstantSparsity(
-            final, begin_step=first if first >= 0 else 1, end_step=config.end_step, frequency=frequency
+            final,
+            begin_step=1 if config.begin_step is None else config.begin_step,
+            end_step=-1 if config.end_step is None else config.end_step,
+            frequency=frequency,
         )
-    begin = max(first, 0)
-    end = config.end_step if config.end_step >= 0 else max(int(steps * config.ramp), begin + 1)
+    begin = config.begin_step or 0
+    end = max(int(steps * config.ramp), begin + 1) if config.end_step is None else config.end_step
     frequency = config.frequency or -(-(end - begin) // _UPDATES)
     rest = (end - begin) % frequency
-    if config.end_step < 0 and rest < end - begin:
+    if config.end_step is None and rest < end - begin:
         end -= rest
-    elif first < 0:
+    elif config.begin_step is None:
         begin += rest
     return tfmot.sparsity.keras.PolynomialDecay(
         min(config.initial_sparsity, final), final, begin_step=begin, end_step=end, power=config.power,
@@ -136,8 +139,7 @@ def prune(
         raise ValueError(f"Pruner: no layer can be pruned: {'; '.join(f'{n}: {r}' for n, r in reasons.items())}")
 
     steps = splits.train.steps_per_epoch * config.epochs
-    by_pattern = config.decoded("layer_sparsity")
-    asked = {layer.name: float(layers.by_pattern(layer, by_pattern, config.sparsity)) for layer in chosen}
+    asked = {layer.name: layers.by_pattern(layer, config.layer_sparsity, config.sparsity) for layer in chosen}
     plans = {sparsity: schedule(config, steps, sparsity) for sparsity in asked.values()}
     # tfmot imposes an m_by_n pattern once and for all at the first step
     sparsities = {s: s if config.m_by_n else _promised(config, plan, steps, s) for s, plan in plans.items()}
@@ -153,9 +155,9 @@ def prune(
         return PruneLowMagnitude(
             layer,
             pruning_schedule=plans[asked[layer.name]],
-            block_size=config.block,
+            block_size=config.block_size,
             block_pooling_type=config.block_pooling.upper(),
-            sparsity_m_by_n=config.pattern,
+            sparsity_m_by_n=config.m_by_n,
         )
 
     teacher = distillation.teacher(model, config)
@@ -195,17 +197,17 @@ def _unfit(layer: tf_keras.layers.Layer, kernels: list[Any], config: Prune) -> s
     shapes = [tuple(kernel.shape) for kernel in kernels]
     if config.policy == "xnnpack" and not tfmot.sparsity.keras.PruneForLatencyOnXNNPack().allow_pruning(layer):
         return "is no 1x1 Conv2D, which XNNPACK's sparse kernels are for"
-    if config.block != (1, 1) and any(len(shape) != 2 for shape in shapes):
+    if config.block_size != (1, 1) and any(len(shape) != 2 for shape in shapes):
         return f"has a kernel of shape {next(s for s in shapes if len(s) != 2)}; blocks need a matrix"
-    if config.pattern:
-        m, n = config.pattern
+    if config.m_by_n:
+        m, n = config.m_by_n
         patterned = isinstance(layer, _PATTERNED) and not isinstance(layer, tf_keras.layers.Conv2DTranspose)
         if not patterned or any(len(shape) not in (2, 4) for shape in shapes):
             kind = f"is a {type(layer).__name__} with a kernel of shape {shapes[0]}"
-            return f"{kind}; the {config.m_by_n} pattern is for Dense, Conv2D and recurrent layers"
+            return f"{kind}; the {_spelled(config.m_by_n)} pattern is for Dense, Conv2D and recurrent layers"
         inputs = min(shape[-2] for shape in shapes)
         if inputs <= n - m:
-            return f"has {inputs} inputs only; of every {n}, the {config.m_by_n} pattern leaves {n - m}"
+            return f"has {inputs} inputs only; of every {n}, the {_spelled(config.m_by_n)} pattern leaves {n - m}"
     return None
 
 
@@ -217,8 +219,8 @@ def _promised(config: Prune, plan: tfmot.sparsity.keras.PruningSchedule, steps: 
         raise UserError(
             f"Prune: nothing would be pruned: the schedule begins at step {plan.begin_step}, ends at step "
             f"{plan.end_step} and updates the masks every {plan.frequency} steps, which makes no update above sparsity "
-            f"0 in the {last} steps that count (the training has {steps}). Lower begin_step (-1: the first) or "
-            f"frequency (0: derived), or train for more epochs (--finetune-epochs)"
+            f"0 in the {last} steps that count (the training has {steps}). Lower begin_step (None: the first) or "
+            f"frequency (None: derived), or train for more epochs (--finetune-epochs)"
         )
     if found < sparsity - _SHORTFALL:
         logging.warning(
@@ -233,15 +235,20 @@ def _promised(config: Prune, plan: tfmot.sparsity.keras.PruningSchedule, steps: 
 def _promise(config: Prune, layer: tf_keras.layers.Layer, kernel: Any, sparsity: float) -> Promise:
     kind, pattern = "sparsity", ""
     if config.m_by_n:
-        kind, pattern = "m_by_n", config.m_by_n
-    elif config.block != (1, 1):
-        kind, pattern = "blocks", config.block_size
+        kind, pattern = "m_by_n", _spelled(config.m_by_n)
+    elif config.block_size != (1, 1):
+        kind, pattern = "blocks", _spelled(config.block_size)
     return Promise(kind, layer.name, tuple(kernel.shape), sparsity, promise_checks.weight_name(kernel, layer), pattern)
+
+
+def _spelled(sizes: tuple[int, int]) -> str:
+    """Returns a block's size or a pattern as passports have it: `1x4`."""
+    return "x".join(map(str, sizes))
 
 
 def _note(config: Prune, asked: float, sparsity: float) -> str:
     if config.m_by_n:
-        return f"pruned by pattern {config.m_by_n}"
-    unit = f" in blocks of {config.block_size}" if config.block != (1, 1) else ""
+        return f"pruned by pattern {_spelled(config.m_by_n)}"
+    unit = f" in blocks of {_spelled(config.block_size)}" if config.block_size != (1, 1) else ""
     ended = "" if sparsity >= asked - _SHORTFALL else f" of {asked:g}: the training ended before the schedule"
     return f"pruned to {sparsity:.4g}{unit}{ended}" if ended else f"pruned to {asked:g}{unit}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Sequence
 
 from edgeline import schemes
 from edgeline.config import RUN_WIDE, Distilling, deviation_tag
@@ -30,26 +30,25 @@ class Quantize(Distilling):
         int16x8, dynamic_range and float16), or `qat8` (as int8, after a quantization-aware fine-tuning).
       io_type: number type of the model's inputs and outputs: `float32`, or, for `int8` and `qat8`, also `int8` or
         `uint8`.
-      keep_float: for `int8` and `qat8`, the layers that stay float: a JSON list of names and patterns, e.g. `["logits",
-        "conv*"]`.
-      keep_float_ops: for `int8`, the kinds of TFLite ops that stay float: a JSON list such as `["SOFTMAX"]`.
+      keep_float: for `int8` and `qat8`, names and patterns of the layers that stay float, e.g. `["logits", "conv*"]`.
+      keep_float_ops: for `int8`, the kinds of TFLite ops that stay float, e.g. `["SOFTMAX"]`.
       sensitivity_layers: for `int8`, how many of the most suspicious layers are tried alone, float and int8, for the
-        passport's `sensitivity`; 0: none, and no layer is looked at. For `auto`, how many may stay float (0: 8), looked
-        at only where int8 does not hold.
+        passport's `sensitivity`, at least 1; None: no layer is looked at. For `auto`, how many may stay float (None:
+        8), looked at only where int8 does not hold.
       auto_max_drop: for `auto`, how much worse than the float model the first compiled metric (the loss, where there is
         none) of the validation split may be, at least 0.
-      sparse: for `float32`, after a Prune with policy xnnpack: 1 stores of the pruned kernels only the other values and
-        their places, which XNNPACK's sparse kernels can run.
+      sparse: for `float32`, after a Prune with policy xnnpack: whether of the pruned kernels only the other values and
+        their places are stored, which XNNPACK's sparse kernels can run.
       epochs, batch_size, distillation, temperature: of the fine-tuning of `qat8`; no other scheme trains.
     """
 
     scheme: str = "int8"
     io_type: str = "float32"
-    keep_float: str = "[]"
-    keep_float_ops: str = "[]"
-    sensitivity_layers: int = 0
+    keep_float: Sequence[str] = ()
+    keep_float_ops: Sequence[str] = ()
+    sensitivity_layers: int | None = None
     auto_max_drop: float = 0.01
-    sparse: int = 0
+    sparse: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,12 +65,11 @@ class Quantize(Distilling):
                 f"{SCHEMES[self.scheme].io[0]!r}"
             )
         for name in ("keep_float", "keep_float_ops"):
-            self.check(name, _is_names(getattr(self, name)), 'a JSON list of strings such as ["logits", "conv*"]')
-            # one spelling of the same request: it is a cache key
-            object.__setattr__(self, name, json.dumps(sorted(set(json.loads(getattr(self, name))))))
-        self.check("sensitivity_layers", self.sensitivity_layers >= 0, "at least 0")
+            self.check(name, all(getattr(self, name)), 'a list of names such as ["logits", "conv*"]')
+            self.sort(name)
+        layers = self.sensitivity_layers
+        self.check("sensitivity_layers", layers is None or layers >= 1, "at least 1, or None")
         self.check("auto_max_drop", self.auto_max_drop >= 0, "at least 0")
-        self.check("sparse", self.sparse in (0, 1), "0 or 1")
         self._check_known()
 
     def _check_known(self) -> None:
@@ -94,27 +92,9 @@ class Quantize(Distilling):
         return SCHEMES[self.scheme].trained
 
     @property
-    def kept_layers(self) -> list[str]:
-        """The patterns of keep_float."""
-        return list(json.loads(self.keep_float))
-
-    @property
-    def kept_ops(self) -> list[str]:
-        """The kinds of keep_float_ops."""
-        return list(json.loads(self.keep_float_ops))
-
-    @property
     def token(self) -> str:
         """The step in a recipe's name: the scheme, `_io` or `_uint8io` for integer inputs and outputs, `_sparse`."""
         io = schemes.io_suffix(self.io_type)
         sparse = "_sparse" if self.sparse else ""
         named = ("scheme", "io_type", "sparse", "distillation", *RUN_WIDE)
         return self.scheme + io + sparse + self.distilled + deviation_tag(self, named)
-
-
-def _is_names(text: str) -> bool:
-    try:
-        names = json.loads(text)
-    except ValueError:
-        return False
-    return isinstance(names, list) and all(isinstance(name, str) and name for name in names)

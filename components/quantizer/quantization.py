@@ -83,7 +83,7 @@ def train_aware(
       BrokenPromiseError: zeros or shared values were lost.
     """
     base = quantization_aware.prepared(model)
-    reasons = quantization_aware.reasons(base, config.kept_layers)
+    reasons = quantization_aware.reasons(base, config.keep_float)
     left_float = {name: why for name, why in reasons.items() if why is not None}
     chosen = [name for name, why in reasons.items() if why is None]
     if not chosen:
@@ -151,12 +151,12 @@ def quantize(
     if config.trains and graph_model.is_one(model_uri):
         raise ValueError(f"scheme {config.scheme} trains, but of the imported model only the graph is known, no layers")
     if config.trains:
-        loop.start(config.seed, deterministic=bool(config.deterministic))
+        loop.start(config.seed, deterministic=config.deterministic)
         splits = loop.open_splits(examples_uri, module, config)
         base = keras_file.load(model_uri, module)
         keras_file.save(base, compressed_uri)
         outcome, scheme["qat"] = train_aware(base, module, splits, config, passport.promises, run_uri)
-        if config.kept_layers:
+        if config.keep_float:
             scheme["keep_float"] = {"layers": list(scheme["qat"]["left_float"]), "ops": []}
         keras_file.save_qat(outcome.model, compressed_uri)
         delivery.write_history("Quantizer", outcome.history, run_uri)

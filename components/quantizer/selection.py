@@ -31,7 +31,7 @@ _EXAMPLES = 20_000
 
 def needs_model(config: Quantize) -> bool:
     """Returns whether the request can be answered only by looking at the calibrated model."""
-    asked = config.kept_layers or config.kept_ops or config.sensitivity_layers
+    asked = config.keep_float or config.keep_float_ops or config.sensitivity_layers
     return bool(SCHEMES[config.scheme].ladder or (asked and not config.trains))
 
 
@@ -65,7 +65,7 @@ def select(
       LadderError: no rung of `auto` holds.
       ValueError: the converter cannot convert the model; says why.
     """
-    loop.start(config.seed, deterministic=bool(config.deterministic))
+    loop.start(config.seed, deterministic=config.deterministic)
     graph_alone = graph_model.is_one(model_uri)
     model = graph_model.load(model_uri, passport.io) if graph_alone else keras_file.load(model_uri, module)
     samples, _ = calibration_set.read(calibration_uri)
@@ -76,19 +76,19 @@ def select(
     facts: dict[str, Any] = {}
     damages: tuple[sensitivity.Damage, ...] = ()
     rungs = SCHEMES[config.scheme].ladder
-    if rungs or config.sensitivity_layers:
+    looked_at = config.sensitivity_layers or (_SUSPECTS if rungs else 0)
+    if looked_at:
         scorer = Scorer(model, module, io, examples_uri, _EXAMPLES)
         if rungs:
-            suspects = config.sensitivity_layers or _SUSPECTS
             walked = ladder.walk(
-                rungs, model, io, samples, calibrated, scorer, max_drop=config.auto_max_drop, suspects=suspects
+                rungs, model, io, samples, calibrated, scorer, max_drop=config.auto_max_drop, suspects=looked_at
             )
             facts["ladder_walked"] = [rung.facts() for rung in walked.rungs]
             damages, why = walked.sensitivity, config.scheme
             scheme["scheme"] = walked.rungs[-1].scheme
             kept = {"layers": list(walked.rungs[-1].keep_float), "ops": []}
         else:
-            damages = tuple(sensitivity.analyse(calibrated, samples, scorer, config.sensitivity_layers))
+            damages = tuple(sensitivity.analyse(calibrated, samples, scorer, looked_at))
     if damages:
         facts["sensitivity"] = sensitivity.facts(damages)
         sensitivity.write(damages, run_uri)
@@ -119,7 +119,7 @@ def kept_float(config: Quantize, calibrated: Calibrated) -> dict[str, list[str]]
       UserError: a pattern or kind matches nothing, or nothing is left to quantize.
     """
     kept: list[str] = []
-    for pattern in config.kept_layers:
+    for pattern in config.keep_float:
         found = fnmatch.filter(calibrated.layers, pattern)
         if not found:
             raise UserError(
@@ -128,12 +128,12 @@ def kept_float(config: Quantize, calibrated: Calibrated) -> dict[str, list[str]]
             )
         kept += found
     kinds = sorted({node.op for node in calibrated.nodes})
-    for kind in config.kept_ops:
+    for kind in config.keep_float_ops:
         if kind not in kinds:
             raise UserError(f"Quantize.keep_float_ops: the TFLite model has no op {kind!r}; it has {', '.join(kinds)}")
-    if len(calibrated.of(kept, config.kept_ops)) == len(calibrated.nodes):
+    if len(calibrated.of(kept, config.keep_float_ops)) == len(calibrated.nodes):
         raise UserError("Quantize.keep_float and keep_float_ops leave nothing to quantize; use scheme float32")
-    return {"layers": sorted(set(kept), key=calibrated.layers.index), "ops": config.kept_ops}
+    return {"layers": sorted(set(kept), key=calibrated.layers.index), "ops": list(config.keep_float_ops)}
 
 
 def examples_digest(config: Quantize, examples_uri: str) -> dict[str, str]:

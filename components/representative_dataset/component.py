@@ -5,9 +5,7 @@ from tfx.dsl.component.experimental.annotations import (
     BeamComponentParameter,
     InputArtifact,
     OutputArtifact,
-    Parameter,
 )
-from tfx.dsl.component.experimental.decorators import component
 from tfx.types.standard_artifacts import Examples, Model
 
 from edgeline.artifacts import RepresentativeDataset
@@ -17,22 +15,17 @@ from edgeline.model_module import hooks
 from edgeline.passport import Passport
 from edgeline.representative_dataset import findings, transforms
 from edgeline.representative_dataset.config import Sample
+from edgeline.step import step
 from edgeline.training import loop
 
 
-@component(use_beam=True)
+@step(Sample, use_beam=True)
 def RepresentativeDatasetGen(
+    config: Sample,
     examples: InputArtifact[Examples],
     calibration: OutputArtifact[RepresentativeDataset],
-    module: Parameter[str],
-    module_digest: Parameter[str],
-    toolchain: Parameter[str],
-    samples: Parameter[int],
-    seed: Parameter[int],
-    strategy: Parameter[str],
-    by: Parameter[str],
-    winsor_percent: Parameter[float],
-    max_bad_fraction: Parameter[float],
+    module: str,
+    module_digest: str,
     model: InputArtifact[Model] = None,
     beam_pipeline: BeamComponentParameter[beam.Pipeline] = None,
 ) -> None:
@@ -40,10 +33,6 @@ def RepresentativeDatasetGen(
 
     The samples are for `model`; without one, for the model that the module builds.
     """
-    config = Sample(
-        samples=samples, seed=seed, strategy=strategy, by=by, winsor_percent=winsor_percent,
-        max_bad_fraction=max_bad_fraction,
-    )  # fmt: skip
     form = keras_file.form(model.uri, Passport.read(model.uri).io) if model is not None else None
     code = hooks.load(module, module_digest, form)
     loop.start(config.seed)

@@ -3,42 +3,32 @@
 import logging
 from pathlib import Path
 
-from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
-from tfx.dsl.component.experimental.decorators import component
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact
 from tfx.types.standard_artifacts import Model
 
 from edgeline import errors, layout
 from edgeline.artifacts import RepresentativeDataset
 from edgeline.model_module import hooks
 from edgeline.passport import Passport
+from edgeline.step import step
 from edgeline.tflite_exporter import conversion
 from edgeline.tflite_exporter.config import Export
 
 
-@component
+@step(Export)
 def TFLiteExporter(
+    config: Export,
     model: InputArtifact[Model],
     calibration: InputArtifact[RepresentativeDataset],
     tflite: OutputArtifact[Model],
-    module: Parameter[str],
-    module_digest: Parameter[str],
-    toolchain: Parameter[str],
-    parity_samples: Parameter[int],
-    batch_size: Parameter[int],
-    timeout_seconds: Parameter[int],
-    allow_select_tf_ops: Parameter[int],
-    allow_custom_ops: Parameter[int],
-    one_example: Parameter[int],
+    module: str,
+    module_digest: str,
+    toolchain: str,
 ) -> None:
     """Converts by the passport, proves the file in a child process, and writes the folder that is deployed.
 
     A model that cannot be converted or does not hold is a rejected candidate, not a failed run: the passport says why.
     """
-    config = Export(
-        parity_samples=parity_samples, batch_size=batch_size, timeout_seconds=timeout_seconds,
-        allow_select_tf_ops=allow_select_tf_ops, allow_custom_ops=allow_custom_ops,
-        one_example=one_example,
-    )  # fmt: skip
     serving = Path(tflite.uri, layout.SERVING_FOLDER)
     serving.mkdir(parents=True, exist_ok=True)
     passport = Passport.read(model.uri)

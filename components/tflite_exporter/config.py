@@ -17,24 +17,22 @@ class Export(StepConfig):
       batch_size: the batch size that it has to run in beside single examples, at least 1: the one it will be evaluated
         in.
       timeout_seconds: how long the TFLite model may take to load and run them in a child process, at least 1.
-      allow_select_tf_ops: 1 lets the file hold operators of TensorFlow, which an app must link. The runtime here does
-        not have them, so such a model is converted and listed, and never selected.
-      allow_custom_ops: 1 lets it hold custom operators. Those that the runtime knows, such as
+      allow_select_tf_ops: whether the file may hold operators of TensorFlow, which an app must link. The runtime here
+        does not have them, so such a model is converted and listed, and never selected.
+      allow_custom_ops: whether it may hold custom operators. Those that the runtime knows, such as
         TFLite_Detection_PostProcess, are run; a model with others is treated likewise.
-      one_example: 1 makes the file for one example at a time, so that no size is open: some targets need that.
+      one_example: whether the file is made for one example at a time, so that no size is open: some targets need that.
     """
 
     parity_samples: int = 32
     batch_size: int = 256
     timeout_seconds: int = 300
-    allow_select_tf_ops: int = 0
-    allow_custom_ops: int = 0
-    one_example: int = 0
+    allow_select_tf_ops: bool = False
+    allow_custom_ops: bool = False
+    one_example: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("parity_samples", self.parity_samples >= 1, "at least 1")
         self.check("batch_size", self.batch_size >= 1, "at least 1")
-        for name in ("allow_select_tf_ops", "allow_custom_ops", "one_example"):
-            self.check(name, getattr(self, name) in (0, 1), "0 or 1")
         self.check("timeout_seconds", self.timeout_seconds >= 1, "at least 1")

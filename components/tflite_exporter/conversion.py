@@ -147,7 +147,7 @@ def export(
     planned = (scheme.get("calibration") or {}).get("digest")
     calibration_set.check_fits(manifest, passport.io["inputs"], planned)
     allowed = {
-        "allow_select_tf_ops": bool(config.allow_select_tf_ops), "allow_custom_ops": bool(config.allow_custom_ops)
+        "allow_select_tf_ops": config.allow_select_tf_ops, "allow_custom_ops": config.allow_custom_ops
     }  # fmt: skip
     asked = dataclasses.replace(passport, scheme={**scheme, **allowed})
     # where the graph has fixed its batch size, no size is open

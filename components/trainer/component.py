@@ -3,14 +3,14 @@
 import logging
 from typing import Any
 
-from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
-from tfx.dsl.component.experimental.decorators import component
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact
 from tfx.types.standard_artifacts import Examples, HyperParameters, Model, ModelRun, TransformGraph
 
 from edgeline.data import transformation
 from edgeline.model_io import keras_file
 from edgeline.model_module import hooks
 from edgeline.passport import Passport
+from edgeline.step import step
 from edgeline.trainer import hyperparameters as tuned
 from edgeline.trainer import phases
 from edgeline.trainer.config import Train
@@ -18,21 +18,15 @@ from edgeline.trainer.warm_start import begin
 from edgeline.training import delivery, loop
 
 
-@component
+@step(Train)
 def Trainer(
+    config: Train,
     examples: InputArtifact[Examples],
     model: OutputArtifact[Model],
     model_run: OutputArtifact[ModelRun],
-    module: Parameter[str],
-    module_digest: Parameter[str],
-    toolchain: Parameter[str],
-    epochs: Parameter[int],
-    batch_size: Parameter[int],
-    seed: Parameter[int],
-    deterministic: Parameter[int],
-    early_stopping_patience: Parameter[int],
-    warm_start: Parameter[str],
-    warm_start_digest: Parameter[str],
+    module: str,
+    module_digest: str,
+    toolchain: str,
     transform_graph: InputArtifact[TransformGraph] = None,
     hyperparameters: InputArtifact[HyperParameters] = None,
 ) -> None:
@@ -40,10 +34,6 @@ def Trainer(
 
     `transform_graph` is what made the examples: the SavedModel then takes raw ones. `hyperparameters` are the module's.
     """
-    config = Train(
-        epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic,
-        early_stopping_patience=early_stopping_patience, warm_start=warm_start, warm_start_digest=warm_start_digest,
-    )  # fmt: skip
     found = tuned.read(hyperparameters.uri) if hyperparameters is not None else None
     code = hooks.load(module, module_digest, hyperparameters=found)
     transformed = transformation.opened(transform_graph.uri if transform_graph is not None else None, code)

@@ -25,7 +25,7 @@ def begin(model: tf_keras.Model, module: ModelModule, config: Train) -> dict[str
     Args:
       model: as the module builds it; changed in place.
       module: for its custom objects.
-      config: its `warm_start` is not empty.
+      config: its `warm_start` is not None.
 
     Returns:
       What the passport says of it: `from`, `sha256` of the file (None where it could not be read), `taken`, and `note`
@@ -34,23 +34,24 @@ def begin(model: tf_keras.Model, module: ModelModule, config: Train) -> dict[str
     Raises:
       UserError: the file is not the one that the pipeline was built with.
     """
-    facts: dict[str, Any] = {"from": config.warm_start, "sha256": None, "taken": False}
+    path, expected = config.warm_start or "", config.warm_start_digest
+    facts: dict[str, Any] = {"from": path, "sha256": None, "taken": False}
     try:
-        facts["sha256"] = files.sha256_of(config.warm_start)
-        if config.warm_start_digest not in ("", facts["sha256"]):
+        facts["sha256"] = files.sha256_of(path)
+        if expected is not None and expected != facts["sha256"]:
             raise UserError(
-                f"warm start: {config.warm_start} is not the file this run began with (digest "
-                f"{facts['sha256'][:12]}, expected {config.warm_start_digest[:12]}): start the run again"
+                f"warm start: {path} is not the file this run began with (digest {facts['sha256'][:12]}, expected "
+                f"{expected[:12]}): start the run again"
             )
-        reason = _take(_load(config.warm_start, module), model)
+        reason = _take(_load(path, module), model)
     except UserError:
         raise
     except Exception as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = f"{config.warm_start} cannot be read: {first_line}"
+        reason = f"{path} cannot be read: {first_line}"
     if reason:
         return {**facts, "note": f"starts from scratch because {reason}"}
-    return {**facts, "taken": True, "note": f"starts from the weights of {config.warm_start}"}
+    return {**facts, "taken": True, "note": f"starts from the weights of {path}"}
 
 
 def _load(path: str, module: ModelModule) -> tf_keras.Model:

@@ -70,7 +70,7 @@ def compress(
       run_uri: folder of the ModelRun artifact.
     """
     code = hooks.load(module, module_digest)
-    loop.start(config.seed, deterministic=bool(config.deterministic))
+    loop.start(config.seed, deterministic=config.deterministic)
     splits = loop.open_splits(examples_uri, code, config)
     passport = Passport.read(model_uri)
     outcome = technique(keras_file.load(model_uri, code), code, splits, config, passport.promises, run_uri)

@@ -111,7 +111,7 @@ def fit(
     *,
     step: str,
     log_dir: str,
-    patience: int = 0,
+    patience: int | None = None,
     callbacks: Sequence[tf_keras.callbacks.Callback] = (),
     phase: str | None = None,
     span: range | None = None,
@@ -126,7 +126,7 @@ def fit(
       config: epochs, batch size and seed.
       step: name of the step, for messages.
       log_dir: where TensorBoard logs go.
-      patience: epochs without a better validation loss before it stops and restores the best weights; 0: never.
+      patience: epochs without a better validation loss before it stops and restores the best weights; None: never.
       callbacks: those of the step's own technique.
       phase: what is told to `compile_model`.
       span: which of the config's epochs, from 0; None: all.

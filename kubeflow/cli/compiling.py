@@ -169,10 +169,10 @@ def _compile(arguments: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def _last_statistics(arguments: argparse.Namespace, target: deployment.Deployment) -> str:
+def _last_statistics(arguments: argparse.Namespace, target: deployment.Deployment) -> str | None:
     path: str | None = arguments.last_statistics
     if path is None:
-        return f"{target.pipeline_root.rstrip('/')}/{LAST_STATISTICS}" if target.target == "vertex" else ""
+        return f"{target.pipeline_root.rstrip('/')}/{LAST_STATISTICS}" if target.target == "vertex" else None
     if not arguments.schema:
         raise UserError("--last-statistics needs --schema")
     on_volume = target.target == "oss"

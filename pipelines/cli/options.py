@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgeline import schemes, targets
-from edgeline.budget import DEPLOYED, DIRECTIONS, DROP_BOUNDS, LIMITS, NONE, OBJECTIVES, Budget
-from edgeline.config import FineTuning
+from edgeline.budget import DEPLOYED, DIRECTIONS, DROP_BOUNDS, LIMITS, OBJECTIVES, Budget
+from edgeline.config import NONE, FineTuning
 from edgeline.data_gate.config import Gate
 from edgeline.errors import UserError
 from edgeline.evaluator.config import Evaluation
@@ -38,6 +37,28 @@ def root(text: str) -> Root:
 def _add(parser: Any, flag: str, default: float | str, text: str, **settings: Any) -> None:
     """Adds an option of the default's type whose help ends with the default."""
     parser.add_argument(flag, type=type(default), default=default, help=f"{text} (default: %(default)s)", **settings)
+
+
+def _add_optional(parser: Any, flag: str, default: float | None, text: str, *, of: type, metavar: str) -> None:
+    """Adds an option for a number or `none`, whose help ends with the default where that is a number."""
+    parser.add_argument(
+        flag,
+        type=_or_none(of),
+        default=default,
+        metavar=f"{metavar}|{NONE}",
+        help=text if default is None else f"{text} (default: %(default)s)",
+    )
+
+
+def _or_none(of: type) -> Callable[[str], Any]:
+    """Returns what reads a value of this type, or the word `none`."""
+
+    def read(text: str) -> Any:
+        return None if text.lower() == NONE else of(text)
+
+    # argparse says this name where a text is none of it
+    read.__name__ = of.__name__
+    return read
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -72,18 +93,19 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def add_gate(parser: Any) -> None:
     """Adds the options that `gate` reads."""
-    _add(
+    _add_optional(
         parser,
         "--max-drift",
         Gate().max_drift,
         "with --schema: how far a feature of the training split may be from the last run's, and from the eval split, "
-        "where the schema has no comparator for it; 0-1, -1: any",
+        f"where the schema has no comparator for it; 0-1, {NONE}: any distance",
+        of=float,
         metavar="X",
     )
     parser.add_argument("--allow-drift", action="store_true", help="say what has drifted, and go on")
 
 
-def gate(arguments: argparse.Namespace, last_statistics: str) -> Gate:
+def gate(arguments: argparse.Namespace, last_statistics: str | None) -> Gate:
     """Returns what the options of `add_gate` say.
 
     Args:
@@ -97,9 +119,7 @@ def gate(arguments: argparse.Namespace, last_statistics: str) -> Gate:
     if not arguments.schema and (arguments.allow_drift or arguments.max_drift != unset.max_drift):
         raise UserError("--max-drift and --allow-drift need --schema: make one with `edgeline data schema`")
     with as_user_error():
-        return Gate(
-            max_drift=arguments.max_drift, allow_drift=int(arguments.allow_drift), last_statistics=last_statistics
-        )
+        return Gate(max_drift=arguments.max_drift, allow_drift=arguments.allow_drift, last_statistics=last_statistics)
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -109,17 +129,16 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         ("--epochs", Train().epochs, "of the first training"),
         ("--finetune-epochs", FineTuning().epochs, "of each compression step that trains"),
         ("--batch-size", Train().batch_size, "of all trainings"),
-        ("--early-stopping", 0, "stop after so many epochs without a better validation loss; 0: never"),
         ("--seed", 0, "of every random draw"),
         ("--samples", Sample().samples, "for calibration"),
     ):
         _add(group, flag, default, text, metavar="N")
+    what = "stop after so many epochs without a better validation loss (default: never)"
+    _add_optional(group, "--early-stopping", None, what, of=int, metavar="N")
     group.add_argument(
         "--non-deterministic",
         dest="deterministic",
-        action="store_const",
-        const=0,
-        default=1,
+        action="store_false",
         help="let operations sum in any order: may be faster on a GPU, and two runs differ in the last digits",
     )
     unset = Sample()
@@ -178,10 +197,10 @@ def add_budget(parser: argparse.ArgumentParser, *, target_flag: str = "--target"
     _add(group, "--direction", unset.direction, what, choices=DIRECTIONS)
     what = "what must be within the drop: the measured one, or the upper end of its 95%% interval"
     _add(group, "--drop-bound", unset.drop_bound, what, choices=DROP_BOUNDS)
-    what = "the worst value that the metric may have, whatever the baseline has"
-    _add(group, "--value-threshold", unset.value_threshold, what, metavar="X")
-    what = "below the model that was pushed last, on the same data; -1: do not compare"
-    _add(group, "--max-deployed-drop", unset.max_deployed_drop, what, metavar="X")
+    what = "the worst value that the metric may have, whatever the baseline has (default: any)"
+    _add_optional(group, "--value-threshold", unset.value_threshold, what, of=float, metavar="X")
+    what = f"below the model that was pushed last, on the same data; {NONE}: do not compare"
+    _add_optional(group, "--max-deployed-drop", unset.max_deployed_drop, what, of=float, metavar="X")
     group.add_argument(
         "--max-slice-drop",
         dest="max_slice_drops",
@@ -194,13 +213,9 @@ def add_budget(parser: argparse.ArgumentParser, *, target_flag: str = "--target"
     what = "slices with fewer are not judged"
     _add(group, "--min-slice-examples", unset.min_slice_examples, what, metavar="N")
     for name, words, unit in LIMITS:
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=int if unit == "bytes" else float,
-            default=getattr(unset, name),
-            metavar="N" if unit == "bytes" else "MS",
-            help=f"most that the {words} may be (default: no limit)",
-        )
+        of, metavar = (int, "N") if unit == "bytes" else (float, "MS")
+        what = f"most that the {words} may be (default: no limit)"
+        _add_optional(group, f"--{name.replace('_', '-')}", getattr(unset, name), what, of=of, metavar=metavar)
     what = "what the selected candidate has least of"
     _add(group, "--objective", unset.objective, what, choices=OBJECTIVES)
     add_target(group, target_flag)
@@ -236,7 +251,7 @@ def budget(arguments: argparse.Namespace) -> Budget:
             raise UserError(f"--max-slice-drop {key} is given as {drops[key]:g} and as {value:g}; give it once")
         drops[key] = value
     with as_user_error():
-        return Budget(**{**values, "max_slice_drops": json.dumps(drops)})
+        return Budget(**{**values, "max_slice_drops": drops})
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
@@ -263,21 +278,21 @@ def evaluation(arguments: argparse.Namespace) -> Evaluation:
     with as_user_error():
         return Evaluation(
             max_bad_records=arguments.max_bad_records,
-            check_keras=int(arguments.check_keras),
+            check_keras=arguments.check_keras,
             like=_like(arguments.like),
         )
 
 
-def _like(given: str) -> str:
+def _like(given: str) -> str | dict[str, Any] | None:
     """Returns the value of `Evaluation.like`: of a file its contract, as the file is not there where it is judged."""
     if given in (DEPLOYED, NONE):
-        return given
+        return given if given == DEPLOYED else None
     from edgeline.deployed import contract
 
     path = Path(given)
     if not path.is_file():
         raise UserError(f"--like {given}: there is no such file; give a .tflite file, {DEPLOYED} or {NONE}")
-    return json.dumps({"of": path.name, "contract": contract.of_file(path)}, sort_keys=True)
+    return {"of": path.name, "contract": contract.of_file(path)}
 
 
 def add_recipes(parser: argparse._ActionsContainer) -> None:
@@ -360,9 +375,9 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 def export(arguments: argparse.Namespace) -> Export:
     """Returns what the options of `add_export` say."""
     return Export(
-        allow_select_tf_ops=int(arguments.allow_select_tf_ops),
-        allow_custom_ops=int(arguments.allow_custom_ops),
-        one_example=int(targets.needs_fixed_shapes(arguments.runs_on)),
+        allow_select_tf_ops=arguments.allow_select_tf_ops,
+        allow_custom_ops=arguments.allow_custom_ops,
+        one_example=targets.needs_fixed_shapes(arguments.runs_on),
     )
 
 
@@ -382,9 +397,7 @@ def add_import_options(parser: argparse.ArgumentParser) -> None:
     """Adds the positional MODEL and the options that `imported` reads."""
     parser.add_argument("model", type=Path, metavar="MODEL", help=_MODEL)
     group = parser.add_argument_group("the model")
-    group.add_argument(
-        "--signature", default="", metavar="NAME", help="of a SavedModel or .tflite file that has several"
-    )
+    group.add_argument("--signature", metavar="NAME", help="of a SavedModel or .tflite file that has several")
     group.add_argument(
         "--input",
         action="append",
@@ -427,9 +440,9 @@ def imported(arguments: argparse.Namespace) -> Import:
         str(path),
         digest_of(path),
         signature=arguments.signature,
-        inputs=";".join(arguments.inputs),
-        outputs=";".join(arguments.outputs),
-        allow_lambda=int(arguments.allow_lambda),
+        inputs=arguments.inputs,
+        outputs=arguments.outputs,
+        allow_lambda=arguments.allow_lambda,
     )
 
 

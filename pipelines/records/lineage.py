@@ -22,7 +22,6 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from edgeline.budget import NO_LIMIT
 from edgeline.errors import UserError
 from edgeline.pipelines.console import format_seconds
 from edgeline.pipelines.root import DEFAULT_ROOT, Root
@@ -427,8 +426,9 @@ def _worth_reading(proto: Any) -> dict[str, Value]:
     return {
         name: value
         for name, value in found.items()
-        if value not in (None, "", "null", "{}", "[]")
-        and not (name in noise or name.startswith("__") or (name.startswith("max_") and value == NO_LIMIT))
+        if value not in (None, "", "null", "{}", "[]", "none")
+        # runs of earlier versions have -1 where no limit was set
+        and not (name in noise or name.startswith("__") or (name.startswith("max_") and value == -1))
     }
 
 

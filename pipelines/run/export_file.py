@@ -71,7 +71,7 @@ def export(
     from edgeline.toolchain import toolchain
 
     code, model, io, values = opened(source, module, shards, samples)
-    config = Export(one_example=int(targets.needs_fixed_shapes(target)))
+    config = Export(one_example=targets.needs_fixed_shapes(target))
     with tempfile.TemporaryDirectory(prefix="edgeline-") as root:
         folders = {name: str(Path(root, name)) for name in ("model", "calibration", "quantized", "serving")}
         for folder in folders.values():
@@ -83,9 +83,9 @@ def export(
         Passport(io=io).with_step(
             "ModelImporter",
             source.parameters(),
-            inputs={"source": source.digest, "module": code.source.digest},
+            inputs={"source": source.digest_now, "module": code.source.digest},
             toolchain=toolchain(),
-            model=source.digest,
+            model=source.digest_now,
         ).write(folders["model"])
         calibration_set.write(folders["calibration"], values, {})
         try:

@@ -40,7 +40,7 @@ def asked(train: Train, given: str | None) -> Train:
       UserError: the path is not that of a `.keras` file or of a Model artifact's folder.
     """
     if given is None or given == LATEST:
-        return dataclasses.replace(train, warm_start=given or "")
+        return dataclasses.replace(train, warm_start=given)
     path = Path(given).absolute()
     if path.is_dir():
         path /= layout.KERAS_FILE
@@ -61,7 +61,7 @@ def resolved(train: Train, root: Root) -> tuple[Train, str]:
     try:
         return _of(train, _behind_the_pushed(root)), ""
     except UserError as error:
-        return dataclasses.replace(train, warm_start=""), f"warm start: starts from scratch because {error}"
+        return dataclasses.replace(train, warm_start=None), f"warm start: starts from scratch because {error}"
 
 
 def _of(train: Train, path: Path) -> Train:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import pydoc
+import re
 import subprocess
 import sys
-import typing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tfx.orchestration.data_types import RuntimeParameter
 from tfx.types import channel
 from tfx.types.standard_artifacts import (
     ExampleAnomalies,
@@ -86,6 +89,18 @@ OPTIONAL = {
     ModelImporter: {"trained", "transform_graph"},
 }
 
+#: A request of each, in Python's own types.
+OTHER: dict[type[StepConfig], dict[str, Any]] = {
+    Train: {"epochs": 7, "deterministic": False, "early_stopping_patience": 2, "warm_start": "a.keras"},
+    Import: {"source": "/m", "inputs": ["b", "a"], "allow_lambda": True},
+    Prune: {"sparsity": 0.8, "include": ["stem*", "Dense"], "layer_sparsity": {"stem": 0.3}, "block_size": (1, 4)},
+    Cluster: {"clusters": 8, "layer_clusters": {"Dense": 4}, "per_channel": True, "protect": "both"},
+    Quantize: {"scheme": "int8", "keep_float": ["logits"], "sensitivity_layers": 3},
+    Sample: {"samples": 7, "strategy": "diverse", "max_bad_fraction": 0.5},
+    Export: {"one_example": True, "batch_size": 8},
+    Gate: {"max_drift": None, "allow_drift": True, "last_statistics": "gs://b/last"},
+}
+
 every = pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.__name__)
 
 
@@ -93,7 +108,7 @@ every = pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: c
 def test_parameters_are_the_configs_fields_and_what_decides_the_result(component: Any) -> None:
     declared = dict(component.SPEC_CLASS.PARAMETERS)
     declared.pop("beam_pipeline", None)  # TFX hands it over when the step runs
-    expected = typing.get_type_hints(COMPONENTS[component])
+    expected = COMPONENTS[component].encoded_types()
     assert {name: parameter.type for name, parameter in declared.items()} == {
         **expected,
         **dict.fromkeys(MODULE, str),
@@ -116,12 +131,71 @@ def test_ports(component: Any) -> None:
 @every
 def test_a_config_fits_its_component(component: Any) -> None:
     inputs = {name: channel.Channel(type=kind) for name, kind in PORTS[component][0].items()}
-    node = component(**inputs, **MODULE, **COMPONENTS[component]().parameters())
-    assert node.exec_properties == {**MODULE, **COMPONENTS[component]().parameters()}
+    config = COMPONENTS[component]()
+    node = component(**inputs, **MODULE, config=config)
+    assert node.exec_properties == {**MODULE, **config.encoded()}
     # ML Metadata and the cache know a component by this path: moving it breaks lineage
     folder = component.__module__.removeprefix("edgeline.").removesuffix(".component")
     assert node.type == f"edgeline.{folder}.component.{component.__name__}"
     assert node.executor_spec.class_path.startswith(f"edgeline.{folder}.component.")
+
+
+@every
+def test_a_component_takes_a_configs_fields_as_they_are_in_python(component: Any) -> None:
+    config = COMPONENTS[component]
+    inputs = {name: channel.Channel(type=kind) for name, kind in PORTS[component][0].items()}
+    # what is left out has the config's default, and TFX is given that too: a default is no part of its cache key
+    assert component(**inputs, **MODULE).exec_properties == {**MODULE, **config().encoded()}
+    others = OTHER[config]
+    node = component(**inputs, **MODULE, **others)
+    assert node.exec_properties == {**MODULE, **config(**others).encoded()}
+    assert node.exec_properties != component(**inputs, **MODULE).exec_properties
+    with pytest.raises(TypeError, match=f"takes a {config.__name__} as `config` or its fields by name"):
+        component(**inputs, **MODULE, **others, config=config())
+    with pytest.raises(TypeError, match=f"takes a {config.__name__} as `config` or its fields by name, received Bud"):
+        component(**inputs, **MODULE, config=Budget())
+    name = next(iter(others))
+    with pytest.raises(ValueError, match=rf"^{config.__name__}\.{name} must be "):
+        component(**inputs, **MODULE, **{name: object()})
+
+
+@every
+def test_a_value_may_be_known_only_when_the_pipeline_runs(component: Any) -> None:
+    inputs = {name: channel.Channel(type=kind) for name, kind in PORTS[component][0].items()}
+    name, value = next(iter(COMPONENTS[component](**OTHER[COMPONENTS[component]]).encoded().items()))
+    late = RuntimeParameter(name, type(value), value)
+    assert component(**inputs, **MODULE, **{name: late}).exec_properties[name] is late
+
+
+@every
+def test_the_function_of_a_step_is_given_the_config(component: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    executed = component.EXECUTOR_SPEC.executor_class._FUNCTION
+    config = COMPONENTS[component](**OTHER[COMPONENTS[component]])
+    given = {}
+    cell = next(c for n, c in zip(executed.__code__.co_freevars, executed.__closure__, strict=True) if n == "function")
+    monkeypatch.setattr(cell, "cell_contents", lambda **values: given.update(values))
+    executed(**MODULE, **config.encoded(), model="port")
+    assert given.pop("config") == config
+    assert given.pop("model") == "port"
+    assert given.items() <= MODULE.items()
+
+
+@every
+def test_what_help_says_of_a_component_is_true(component: Any) -> None:
+    inputs, outputs = PORTS[component]
+    config = COMPONENTS[component]
+    parameters = inspect.signature(component).parameters
+    assert list(parameters) == [*inputs, *MODULE, *config.field_types(), "config"]
+    assert {name for name in inputs if parameters[name].default is None} == OPTIONAL.get(component, set())
+    for name, hint in config.field_types().items():
+        assert parameters[name].annotation == hint
+        assert parameters[name].default == getattr(config(), name)
+    text = inspect.getdoc(component) or ""
+    assert text.splitlines()[0] in pydoc.render_doc(component, renderer=pydoc.plaintext)
+    for name, kind in (inputs | outputs).items():
+        assert f"`{name}` ({kind.__name__}" in text
+    documented = {name for line in re.findall(r"^  ([a-z][a-z_, ]+): ", text, re.M) for name in line.split(", ")}
+    assert documented == {*config.field_types(), *MODULE, "config"}
 
 
 @every
@@ -163,8 +237,8 @@ def test_the_evaluator_has_a_port_for_every_candidate() -> None:
     }
     assert node.exec_properties == {
         **MODULE,
-        **Budget(max_drop=0.02, max_latency_ms=3).parameters(),
-        **Evaluation(max_bad_records=2).parameters(),
+        **Budget(max_drop=0.02, max_latency_ms=3).encoded(),
+        **Evaluation(max_bad_records=2).encoded(),
         "deployed": "/pushed",
         "pipeline": "p",
         "candidates": '["float16", "prune80_int8"]',

@@ -45,7 +45,7 @@ def test_a_name_must_serve_as_a_port(name: str) -> None:
 
 
 def test_a_sparse_file_needs_the_pruning_for_it() -> None:
-    sparse = Quantize("float32", sparse=1)
+    sparse = Quantize("float32", sparse=True)
     for steps in ((sparse,), (Prune(0.85), sparse), (Prune(0.85), Cluster(16), sparse)):
         with pytest.raises(ValueError, match=r"recipe x: Quantize\.sparse needs a Prune with policy xnnpack before it"):
             Recipe("x", steps)
@@ -108,7 +108,7 @@ SHARE = 0.7
 
 def blocks() -> Recipe:
     \"\"\"Blocks of four.\"\"\"
-    return Recipe("blocks", (Prune(SHARE, block_size="1x4"), Quantize("int8")))
+    return Recipe("blocks", (Prune(SHARE, block_size=(1, 4)), Quantize("int8")))
 
 
 def _private():
@@ -125,7 +125,7 @@ def test_recipes_of_ones_own_join_the_named_ones(tmp_path: Path, capsys: pytest.
     path.write_text(OWN)
     known = recipes.catalog(path)
     assert list(known.recipes) == [*recipes.RECIPES, "blocks"]
-    assert known.recipes["blocks"].steps == (Prune(0.7, block_size="1x4"), Quantize("int8"))
+    assert known.recipes["blocks"].steps == (Prune(0.7, block_size=(1, 4)), Quantize("int8"))
     assert known.descriptions["blocks"] == "Blocks of four."
     assert known.default == ("blocks",)
     assert recipes.catalog().default == recipes.DEFAULT
@@ -158,7 +158,7 @@ def test_commands_take_the_file(tmp_path: Path) -> None:
         ("def own(): return 1", r"own\(\) must return a Recipe, received 1"),
         (OWN.replace('"blocks"', '"bricks"'), r"blocks\(\) returns the recipe 'bricks'; give both one name"),
         (OWN.replace("blocks", "int8"), "int8 is the name of a recipe of Edgeline; call yours otherwise"),
-        (OWN.replace("1x4", "4"), r"blocks\(\) fails: Prune.block_size must be HEIGHTxWIDTH"),
+        (OWN.replace("(1, 4)", "(0, 4)"), r"blocks\(\) fails: Prune.block_size must be height and width"),
         (OWN.replace("0.7", "7"), r"blocks\(\) fails: Prune.sparsity must be above 0 and below 1, received 7.0"),
     ],
 )

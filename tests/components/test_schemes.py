@@ -39,7 +39,7 @@ def test_what_is_known_of_all() -> None:
 @pytest.mark.parametrize("name", SCHEMES)
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("sparse", 1), ("keep_float", '["a"]'), ("keep_float_ops", '["ADD"]'), ("sensitivity_layers", 3),
+    [("sparse", True), ("keep_float", ("a",)), ("keep_float_ops", ("ADD",)), ("sensitivity_layers", 3),
      ("distillation", 0.5)],
 )  # fmt: skip
 def test_a_setting_is_for_the_schemes_that_know_it(name: str, setting: str, value: object) -> None:

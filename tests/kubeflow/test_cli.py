@@ -72,7 +72,7 @@ def test_where_the_gate_keeps_the_last_statistics(tmp_path: Path) -> None:
         found = spec["root"]["dag"]["tasks"]["DataGate"]["inputs"]["parameters"]
         return str(found["last_statistics"]["runtimeValue"]["constant"])
 
-    assert kept() == ""
+    assert kept() == "none"
     assert kept(last_statistics="gs://b/last") == "gs://b/last"
     (tmp_path / "settings.yaml").write_text("steps: {DataGate: {volumes: [{claim: data, path: /mnt/data}]}}")
     assert kept("--settings", str(tmp_path / "settings.yaml"), last_statistics="/mnt/data/last") == "/mnt/data/last"

@@ -371,17 +371,17 @@ def given_to_executors(run: compression.Run, text: str, folder: Path, values: Js
 
 
 def test_parameters_arrive_as_in_a_local_run(tmp_path: Path) -> None:
-    budget = Budget(max_drop=0.5, max_slice_drops='{"label=7": 1, "label": 0.03}', max_cold_start_ms=50.0)
+    budget = Budget(max_drop=0.5, max_slice_drops={"label=7": 1, "label": 0.03}, max_cold_start_ms=50.0)
     run = dataclasses.replace(
         whole_run(("int8", "qat8", "prune80_int8")),
         budget=budget,
-        evaluation=Evaluation(max_bad_records=3, check_keras=1),
+        evaluation=Evaluation(max_bad_records=3, check_keras=True),
     )
     text = compiler.compile_run(run, "s3://bucket/none", Deployment("oss", IMAGE, ROOTS["s3"]), name="digits")
     result, given, local = given_to_executors(run, text, tmp_path / "defaults", {})
     assert without_what_may_differ(given) == local
-    assert given["Evaluator"]["max_slice_drops"] == ["str", '{"label": 0.03, "label=7": 1}']
-    assert given["Evaluator"]["check_keras"] == ["int", 1]
+    assert given["Evaluator"]["max_slice_drops"] == ["str", '{"label": 0.03, "label=7": 1.0}']
+    assert given["Evaluator"]["check_keras"] == ["bool", True]
     assert result.artifacts["Examples"]["examples"].uri == "s3://bucket/none"
 
     # a run that is given other parameters is as a local run that is asked for these
@@ -391,20 +391,20 @@ def test_parameters_arrive_as_in_a_local_run(tmp_path: Path) -> None:
         train=Train(epochs=7),
         finetune=FineTuning(epochs=5),
         budget=Budget(
-            metric="loss", direction="min", max_drop=2.0, drop_bound="upper", max_deployed_drop=-1.0,
-            max_slice_drops='{"label": 1}', min_slice_examples=7, max_bytes=2**40, max_zlib_bytes=9, max_latency_ms=1.5,
+            metric="loss", direction="min", max_drop=2.0, drop_bound="upper", max_deployed_drop=None,
+            max_slice_drops={"label": 1}, min_slice_examples=7, max_bytes=2**40, max_zlib_bytes=9, max_latency_ms=1.5,
             max_latency_p90_ms=2.0, max_latency_p99_ms=3.0, max_latency_all_threads_ms=4.0,
             max_latency_without_xnnpack_ms=5.0, max_cold_start_ms=6.0, max_peak_rss_bytes=8, objective="bytes",
-            target="gpu", value_threshold="0.5",
+            target="gpu", value_threshold=0.5,
         ),
     )  # fmt: skip
     values = {
         "data": "s3://other/digits", "module": "mine.model", "module_digest": "d", "epochs": 7, "finetune_epochs": 5,
-        **other.budget.parameters(),
+        **other.budget.encoded(),
     }  # fmt: skip
     spec, *_ = yaml.safe_load_all(text)
     assert set(spec["root"]["inputDefinitions"]["parameters"]) == set(values)
-    assert not [name for name, value in run.budget.parameters().items() if values[name] == value]  # each is another
+    assert not [name for name, value in run.budget.encoded().items() if values[name] == value]  # each is another
     result, given, local = given_to_executors(other, text, tmp_path / "others", values)
     assert without_what_may_differ(given) == local
     assert result.artifacts["Examples"]["examples"].uri == "s3://other/digits"

@@ -87,11 +87,12 @@ def test_every_parameter_has_its_default(target: str, run: compression.Run) -> N
     found = {n: p["defaultValue"] for n, p in spec["root"]["inputDefinitions"]["parameters"].items()}
     assert found == {
         "data": DATA, "module": "edgeline.pipelines.examples.digits.model", "module_digest": "0" * 64,
-        "epochs": 4, "finetune_epochs": 2, "metric": "accuracy", "direction": "max", "max_drop": 0.01, "max_bytes": -1,
-        "max_zlib_bytes": -1, "max_latency_ms": -1.0, "objective": "zlib_bytes", "drop_bound": "point",
-        "max_deployed_drop": 0.0, "max_slice_drops": "{}", "min_slice_examples": 20, "max_latency_p90_ms": -1.0,
-        "max_latency_p99_ms": -1.0, "max_latency_all_threads_ms": -1.0, "max_latency_without_xnnpack_ms": -1.0,
-        "max_cold_start_ms": -1.0, "max_peak_rss_bytes": -1, "target": "cpu",
+        "epochs": 4, "finetune_epochs": 2, "metric": "accuracy", "direction": "max", "max_drop": 0.01,
+        "max_bytes": "none", "max_zlib_bytes": "none", "max_latency_ms": "none",
+        "objective": "zlib_bytes", "drop_bound": "point",
+        "max_deployed_drop": "0.0", "max_slice_drops": "{}", "min_slice_examples": 20, "max_latency_p90_ms": "none",
+        "max_latency_p99_ms": "none", "max_latency_all_threads_ms": "none", "max_latency_without_xnnpack_ms": "none",
+        "max_cold_start_ms": "none", "max_peak_rss_bytes": "none", "target": "cpu",
         "value_threshold": "none",
     }  # fmt: skip
     assert spec["defaultPipelineRoot"] == ROOT

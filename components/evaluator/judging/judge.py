@@ -32,19 +32,19 @@ class Judge:
         self._name = name
         self._baseline = baseline
         self._slices = {key: self._value(state) for key, state in baseline.slices.items()}
-        for asked in budget.slice_drops:
+        for asked in budget.max_slice_drops:
             if not any(matches(key, asked) for key in baseline.slices):
                 hint = did_you_mean(asked, map(slices.spell, baseline.slices))
                 raise UserError(
                     f"the budget limits the drop in slices by {asked!r}{hint}, but the eval split has no example in one"
                 )
-        if budget.slice_drops and not any(
-            state.examples >= budget.min_slice_examples and slice_limit(key, budget.slice_drops) is not None
+        if budget.max_slice_drops and not any(
+            state.examples >= budget.min_slice_examples and slice_limit(key, budget.max_slice_drops) is not None
             for key, state in baseline.slices.items()
         ):
             raise UserError(
-                f"the budget limits the drop in slices by {', '.join(budget.slice_drops)}, but none of them has the "
-                f"{budget.min_slice_examples} examples that --min-slice-examples asks for"
+                f"the budget limits the drop in slices by {', '.join(budget.max_slice_drops)}, but none of them has "
+                f"the {budget.min_slice_examples} examples that --min-slice-examples asks for"
             )
 
     def quality(self, result: Evaluated) -> float:
@@ -94,7 +94,7 @@ class Judge:
         judged = [
             SliceDrop(slices.spell(key), result.slices[key].examples, drops[key], limit)
             for key in enough
-            if (limit := slice_limit(key, self._budget.slice_drops)) is not None
+            if (limit := slice_limit(key, self._budget.max_slice_drops)) is not None
         ]
         worse = []
         if field is not None:

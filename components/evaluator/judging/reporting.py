@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeline import targets, toolchain
-from edgeline.budget import NO_LIMIT, Budget
+from edgeline.budget import Budget
 from edgeline.deployed import contract
 from edgeline.deployed.pointer_file import Deployed
 from edgeline.evaluator.judging import verdict
@@ -103,11 +103,7 @@ def report(
         "schema_version": SCHEMA_VERSION,
         **about,
         "dataset": {**dataset, "examples": reference.overall.examples},
-        "budget": {
-            **{k: None if v == NO_LIMIT and k.startswith("max_") else v for k, v in budget.parameters().items()},
-            "value_threshold": budget.threshold,
-            "max_slice_drops": budget.slice_drops,
-        },
+        "budget": budget.parameters(),
         "like": like and {"of": like[0], "contract": like[1]},
         "baseline": {
             **judge.facts(reference, None, beside=False),

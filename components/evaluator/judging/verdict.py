@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from edgeline.budget import LIMITS, NO_LIMIT, Budget
+from edgeline.budget import LIMITS, Budget
 
 #: Slices that a reason names one by one.
 _NAMED = 3
@@ -98,15 +98,15 @@ def reasons(budget: Budget, baseline: float, candidate: Measured) -> list[str]:
                 f"{budget.metric} drop {lost:.4g} may be up to {candidate.drop_interval[1]:.4g} (95% interval), which "
                 f"exceeds {budget.max_drop:g}; more eval examples would narrow it"
             )
-    if budget.threshold is not None and exceeds(drop(budget, budget.threshold, candidate.quality), 0.0):
+    if budget.value_threshold is not None and exceeds(drop(budget, budget.value_threshold, candidate.quality), 0.0):
         found.append(
-            f"{budget.metric} {candidate.quality:.4g} is worse than {budget.threshold:g} (--value-threshold); the "
-            f"baseline has {baseline:.4g}"
+            f"{budget.metric} {candidate.quality:.4g} is worse than {budget.value_threshold:g} (--value-threshold); "
+            f"the baseline has {baseline:.4g}"
         )
     found += _slice_reasons(budget, candidate.slices)
     if (
         candidate.deployed_drop is not None
-        and budget.max_deployed_drop != NO_LIMIT
+        and budget.max_deployed_drop is not None
         and exceeds(candidate.deployed_drop, budget.max_deployed_drop)
     ):
         worse = f"; worse in {_list(candidate.worse_slices)}" if candidate.worse_slices else ""
@@ -116,7 +116,7 @@ def reasons(budget: Budget, baseline: float, candidate: Measured) -> list[str]:
         )
     for name, words, unit in LIMITS:
         limit, value = getattr(budget, name), candidate.costs.get(name)
-        if limit == NO_LIMIT:
+        if limit is None:
             continue
         if value is None:
             found.append(f"{words} could not be measured, and the budget limits it")
@@ -185,10 +185,10 @@ def closest(budget: Budget, baseline: float, candidates: list[Measured]) -> str 
         if budget.drop_bound == "upper" and c.drop_interval is not None:
             lost = c.drop_interval[1]
         total = above(lost, budget.max_drop)
-        if budget.threshold is not None:
-            total += above(drop(budget, budget.threshold, c.quality), 0.0)
+        if budget.value_threshold is not None:
+            total += above(drop(budget, budget.value_threshold, c.quality), 0.0)
         total += max((above(s.drop, s.limit) for s in c.slices), default=0.0)
-        if c.deployed_drop is not None and budget.max_deployed_drop != NO_LIMIT:
+        if c.deployed_drop is not None and budget.max_deployed_drop is not None:
             total += above(c.deployed_drop, budget.max_deployed_drop)
         for name, limit in budget.limits.items():
             value = c.costs.get(name)

@@ -134,7 +134,7 @@ def per_channel(kernel: Any) -> list[int]:
 def test_values_by_channel_and_by_layer(small: Any, tmp_path: Path) -> None:
     # conv1 has no bias: tfmot's own function leaves such layers alone where it clusters by channel
     config = Cluster(
-        4, epochs=1, batch_size=64, per_channel=1, include='["conv*", "logits"]', layer_clusters='{"logits": 3}'
+        4, epochs=1, batch_size=64, per_channel=True, include=["conv*", "logits"], layer_clusters={"logits": 3}
     )
     outcome = cluster(small, config, tmp_path)
     model = outcome.model
@@ -167,9 +167,9 @@ def plan(kernel: Any, clusters: int, *, sparse: bool = False, **asked: Any) -> A
 
 def test_a_channel_of_few_values_shares_the_kernels() -> None:
     kernel = np.random.default_rng(0).normal(size=[3, 3, 2, 2])
-    assert plan(kernel, 4, per_channel=1).per_channel
+    assert plan(kernel, 4, per_channel=True).per_channel
     kernel[..., 1] = 0.5
-    found = plan(kernel, 4, per_channel=1)
+    found = plan(kernel, 4, per_channel=True)
     assert not found.per_channel
     assert found.note == " (one set for all channels, since one has 1 distinct values)"
 
@@ -199,7 +199,7 @@ def test_too_few_values_to_draw_from_begin_as_linear(small: Any, tmp_path: Path)
 
 
 def test_a_pruned_layer_that_is_not_clustered_keeps_its_zeros(small: Any, pruned: Any, tmp_path: Path) -> None:
-    config = Cluster(8, epochs=1, batch_size=64, exclude='["conv2", "logits"]')
+    config = Cluster(8, epochs=1, batch_size=64, exclude=["conv2", "logits"])
     loop.start(0)
     splits = loop.open_splits(small.examples, small.module, config)
     outcome = clustering.cluster(pruned.load(), small.module, splits, config, pruned.outcome.promises, str(tmp_path))
@@ -210,11 +210,11 @@ def test_a_pruned_layer_that_is_not_clustered_keeps_its_zeros(small: Any, pruned
 
 def test_what_cannot_be_clustered_as_asked(small: Any, pruned: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be had: logits has 48 weights, fewer than 64 clusters$"):
-        cluster(small, Cluster(8, layer_clusters='{"logits": 64}'), tmp_path)
+        cluster(small, Cluster(8, layer_clusters={"logits": 64}), tmp_path)
     with pytest.raises(
         UserError, match=r"^Cluster.include: 'dense_1' matches no layer with weights; the model has conv1"
     ):
-        cluster(small, Cluster(8, include='["dense_1"]'), tmp_path)
+        cluster(small, Cluster(8, include=["dense_1"]), tmp_path)
     config = Cluster(2)
     splits = loop.open_splits(small.examples, small.module, config)
     with pytest.raises(
@@ -263,7 +263,7 @@ def compile_model(model):
     for split in ("train", "validation"):
         rows = random.integers(0, 20, [32, 6])
         write_split(tmp_path, split, [{"words": row, "label": int(row[0] > 9)} for row in rows])
-    config = Cluster(4, epochs=1, include='["embed", "memory"]')
+    config = Cluster(4, epochs=1, include=["embed", "memory"])
     loop.start(0)
     splits = loop.open_splits(str(tmp_path), module, config)
     model, zeros = module.build_model(), []
@@ -281,9 +281,7 @@ def compile_model(model):
 
 def test_several_ports_layers_of_ones_own_and_a_model_within(ports: Any, tmp_path: Path) -> None:
     module, examples = ports
-    config = Cluster(
-        4, "linear", epochs=1, batch_size=16, layer_clusters='{"gate": 3}', protect="last", exclude='["body"]'
-    )
+    config = Cluster(4, "linear", epochs=1, batch_size=16, layer_clusters={"gate": 3}, protect="last", exclude=["body"])
     loop.start(0)
     splits = loop.open_splits(examples, module, config)
     outcome = clustering.cluster(module.build_model(), module, splits, config, (), str(tmp_path / "logs"))

@@ -73,7 +73,7 @@ class Folder:
         drift.uri = str(folder / "drift")
         config = Gate(**{"last_statistics": str(self.last), **asked})
         module = {"module": "m", "module_digest": "d", "toolchain": "t"}
-        DataGate.EXECUTOR_SPEC.executor_class._FUNCTION(**artifacts, drift=drift, **module, **config.parameters())
+        DataGate.EXECUTOR_SPEC.executor_class._FUNCTION(**artifacts, drift=drift, **module, **config.encoded())
         anomalies_pb2.Anomalies.FromString(Path(drift.uri, "Split-train", checks.ANOMALIES_FILE).read_bytes())
         return json.loads(drift.get_string_custom_property("drifted"))
 
@@ -112,7 +112,7 @@ def test_data_like_the_last_pass_and_are_kept(gate: Folder) -> None:
 def test_data_that_break_the_schema_stop(
     change: Callable[[pd.DataFrame], pd.DataFrame], lines: list[str], gate: Folder
 ) -> None:
-    message = gate.refused(change(rows(1)), allow_drift=1)
+    message = gate.refused(change(rows(1)), allow_drift=True)
     assert message.startswith("the data break the schema, in ")
     assert [line for line in lines if line not in message] == []
     assert "change the schema" in message
@@ -147,7 +147,7 @@ def test_a_number_that_moves_stops_until_it_is_allowed(gate: Folder) -> None:
     assert "allowed 0.1" in message
     assert "--allow-drift" in message
     assert gate.refused(rows(2, shift=2.0))  # what was refused is nothing to compare with
-    [line] = gate(rows(2, shift=2.0), allow_drift=1)
+    [line] = gate(rows(2, shift=2.0), allow_drift=True)
     assert line.startswith("x: Jensen-Shannon divergence from the last run 0.")
     assert gate(rows(3, shift=2.0)) == []  # now these are the last
 
@@ -164,7 +164,7 @@ def test_the_largest_difference_of_a_share_by_hand(gate: Folder) -> None:
         return rows(1, 10).assign(colour=[c for c, n in zip(COLOURS, counts, strict=True) for _ in range(n)])
 
     gate(colours(5, 3, 2))
-    [line] = gate(colours(2, 3, 5), allow_drift=1)
+    [line] = gate(colours(2, 3, 5), allow_drift=True)
     assert line == "colour: largest difference of a share from the last run 0.300, allowed 0.1"
 
 
@@ -180,14 +180,14 @@ def test_comparators_of_the_schema_win(gate: Folder) -> None:
     assert gate(rows(2, shift=2.0)) == []
     feature.drift_comparator.jensen_shannon_divergence.threshold = 0.001
     assert "allowed 0.001" in gate.refused(rows(3, shift=0.5))
-    assert "allowed 0.001" in gate.refused(rows(3, shift=0.5), max_drift=-1)
+    assert "allowed 0.001" in gate.refused(rows(3, shift=0.5), max_drift=None)
 
 
 def test_without_a_bound_or_a_folder_nothing_drifts(gate: Folder) -> None:
     gate(rows(1))
-    assert gate(rows(2, shift=2.0), max_drift=-1) == []
-    assert gate(rows(1), last_statistics="") == []
-    assert gate(rows(2, shift=2.0), last_statistics="") == []
+    assert gate(rows(2, shift=2.0), max_drift=None) == []
+    assert gate(rows(1), last_statistics=None) == []
+    assert gate(rows(2, shift=2.0), last_statistics=None) == []
 
 
 def test_images_never_drift(gate: Folder) -> None:

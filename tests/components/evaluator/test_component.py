@@ -87,9 +87,9 @@ def made(small: Any, calibration: str, write_split: Any, tmp_path_factory: pytes
     plain = Passport(Passport.read(small.folder).io, steps=(STEP,))
     exported = {}
     for scheme, io_type, name, one in (
-        ("float32", "float32", "float32", 0),
-        ("float16", "float32", "float16", 0),
-        ("int8", "int8", "int8_io", 1),
+        ("float32", "float32", "float32", False),
+        ("float16", "float32", "float16", False),
+        ("int8", "int8", "int8_io", True),
     ):
         exported[name] = str(root / name)
         serving = root / name / "Format-Serving"
@@ -185,8 +185,8 @@ def run(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
         for name in kinds:
             (tmp_path / out / name).mkdir(parents=True)
         settings = {
-            **(budget or Budget(max_drop=0.05)).parameters(),
-            **Evaluation().parameters(),
+            **(budget or Budget(max_drop=0.05)).encoded(),
+            **Evaluation(**{name: changes.pop(name) for name in Evaluation.field_types() if name in changes}).encoded(),
             "module": made.module.source.reference,
             "module_digest": made.module.source.digest,
             "toolchain": "tools",
@@ -217,7 +217,7 @@ def push(made: Made, tmp_path: Path) -> Callable[[str], str]:
 
 
 def test_a_better_candidate_than_the_deployed_model_is_blessed(made: Made, run: Run, push: Any) -> None:
-    outcome = run(["float16", "biased", "float32"], keras=True, check_keras=1, deployed=push("biased"))
+    outcome = run(["float16", "biased", "float32"], keras=True, check_keras=True, deployed=push("biased"))
     report = outcome.report
     found = {entry["name"]: entry for entry in report["candidates"]}
     right = int((made.predicted == made.labels).sum())
@@ -325,8 +325,8 @@ def test_a_broken_pointer_does_not_matter_where_nothing_is_compared_with_it(run:
     folder = push("float16")
     Path(folder, "latest.json").write_text("{")
     with pytest.raises(UserError, match=r"latest.json is not the pointer of a push"):
-        run(["float16"], Budget(max_deployed_drop=-1), deployed=folder, out="for its contract")
-    outcome = run(["float16"], Budget(max_deployed_drop=-1), deployed=folder, like="none")
+        run(["float16"], Budget(max_deployed_drop=None), deployed=folder, out="for its contract")
+    outcome = run(["float16"], Budget(max_deployed_drop=None), deployed=folder, like=None)
     assert outcome.report["deployed"] is None
     assert outcome.report["selected"] == "float16"
 
@@ -342,7 +342,7 @@ def test_an_empty_eval_split(run: Run, push: Any, write_split: Any, tmp_path: Pa
 
 def test_checking_keras_needs_the_model(run: Run) -> None:
     with pytest.raises(UserError, match="check_keras needs the Evaluator's input `keras`: the Model that the baseline"):
-        run(["float16"], check_keras=1)
+        run(["float16"], check_keras=True)
 
 
 def test_a_baseline_that_could_not_be_exported(run: Run) -> None:
@@ -435,7 +435,7 @@ def test_a_second_push_must_keep_the_contract(run: Run, tmp_path: Path, name: st
 def test_a_new_contract_may_be_allowed(run: Run, push: Any) -> None:
     folder = push("float32")
     pointer = Path(folder, "latest.json")
-    outcome = run(["relabelled"], deployed=folder, like="none")
+    outcome = run(["relabelled"], deployed=folder, like=None)
     assert (outcome.report["selected"], outcome.report["like"]) == ("relabelled", None)
     assert push_selected(outcome, Path(folder))
     assert json.loads(pointer.read_text())["contract"]["labels"] == ["top", "bottom", "middle"]
@@ -454,7 +454,7 @@ def test_another_target_is_another_contract(run: Run, push: Any) -> None:
 
 def test_the_contract_of_a_file_takes_the_place_of_the_deployed_one(made: Made, run: Run, push: Any) -> None:
     path = Path(made.exported["int8_io"], "Format-Serving", "model.tflite")
-    like = json.dumps({"of": "model.tflite", "contract": contract.of_file(path)})
+    like = {"of": "model.tflite", "contract": contract.of_file(path)}
     folder = push("float32")
     outcome = run(["float16", "int8_io"], Budget(max_drop=0.1, max_deployed_drop=1.0), deployed=folder, like=like)
     found = {entry["name"]: entry["reasons"] for entry in outcome.report["candidates"]}

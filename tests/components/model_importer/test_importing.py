@@ -104,7 +104,7 @@ def test_a_lambda_is_refused_and_can_be_allowed(module: ModelModule, tmp_path: P
     with pytest.raises(UserError, match=r"holds Lambda layers \(own\): Python code .* allow it with --allow-lambda"):
         load(tmp_path / name, module)
     assert not Path(marker).exists()
-    loaded, _ = load(tmp_path / name, module, allow_lambda=1)
+    loaded, _ = load(tmp_path / name, module, allow_lambda=True)
     # from here on it is loaded in safe mode
     keras_file.save(loaded, str(tmp_path / "artifact"))
     np.testing.assert_allclose(keras_file.load(str(tmp_path / "artifact"), module)(VALUES), expected, atol=1e-6)
@@ -227,7 +227,7 @@ def test_a_frozen_graph(module: ModelModule, tmp_path: Path) -> None:
     model, io = load(path, module)
     assert (names(io["inputs"]), names(io["outputs"])) == (["image_x"], ["best"])
     np.testing.assert_allclose(model(tf.constant(VALUES))[0], expected.max(-1), rtol=1e-6)
-    model, io = load(path, module, inputs="image/x", outputs="scores;best:0")
+    model, io = load(path, module, inputs=["image/x"], outputs=["scores", "best:0"])
     assert names(io["outputs"]) == ["scores", "best"]
     np.testing.assert_allclose(model(tf.constant(VALUES))[0], expected, rtol=1e-6)
 
@@ -237,20 +237,20 @@ def test_shapes_that_a_frozen_graph_does_not_say(module: ModelModule, tmp_path: 
     frozen_graph(path, shaped=False)
     with pytest.raises(UserError, match=r"does not say the shape of image/x:0; give it: --input image/x:0=\?,96,96,3"):
         load(path, module)
-    assert load(path, module, inputs="image/x=?,4")[1]["inputs"][0]["shape"] == [None, 4]
+    assert load(path, module, inputs=["image/x=?,4"])[1]["inputs"][0]["shape"] == [None, 4]
     with pytest.raises(UserError, match="a shape is numbers joined by commas"):
-        load(path, module, inputs="image/x=four")
+        load(path, module, inputs=["image/x=four"])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"inputs": "picture"}, "has no node 'picture'; its placeholders are image/x"),
-        ({"outputs": "logits"}, "has no node 'logits'; its last nodes are best"),
+        ({"inputs": ["picture"]}, "has no node 'picture'; its placeholders are image/x"),
+        ({"outputs": ["logits"]}, "has no node 'logits'; its last nodes are best"),
     ],
 )
 def test_names_that_a_frozen_graph_does_not_have(
-    module: ModelModule, tmp_path: Path, options: dict[str, str], message: str
+    module: ModelModule, tmp_path: Path, options: dict[str, list[str]], message: str
 ) -> None:
     frozen_graph(tmp_path / "frozen.pb")
     with pytest.raises(UserError, match=message):
@@ -351,7 +351,7 @@ def import_to(path: Path, folder: Path, examples: str, module: ModelModule, **op
     folder.mkdir()
     ModelImporter.EXECUTOR_SPEC.executor_class._FUNCTION(
         examples=Folder(examples), model=Folder(str(folder)), module=module.source.reference,
-        module_digest=module.source.digest, toolchain="tools", **config.parameters(),
+        module_digest=module.source.digest, toolchain="tools", **config.encoded(),
     )  # fmt: skip
     return Passport.read(folder)
 

@@ -214,7 +214,7 @@ def in_file(model: Any, module: Any, promises: tuple[Promise, ...]) -> None:
 
 
 def test_two_of_four_along_the_inputs_in_keras_and_in_the_file(small: Any, tmp_path: Path) -> None:
-    outcome = prune(small, Prune(0.5, m_by_n="2x4", epochs=1, batch_size=64, layer_sparsity="{}"), tmp_path)
+    outcome = prune(small, Prune(0.5, m_by_n=(2, 4), epochs=1, batch_size=64, layer_sparsity={}), tmp_path)
     # 2 input channels of conv2 are below a group's two survivors; the others have 128 and 16 inputs
     assert zeros(outcome.model) == {"conv1": 0, "conv2": 0, "hidden": 1024, "logits": 24}
     hidden = outcome.model.get_layer("hidden").kernel.numpy()
@@ -235,7 +235,7 @@ def test_two_of_four_along_the_inputs_in_keras_and_in_the_file(small: Any, tmp_p
 
 @pytest.mark.parametrize("pooling", ["avg", pytest.param("max", marks=pytest.mark.slow)])
 def test_blocks_in_keras_and_in_the_file(small: Any, tmp_path: Path, pooling: str) -> None:
-    outcome = prune(small, Prune(0.75, block_size="4x2", block_pooling=pooling, **ONCE), tmp_path)
+    outcome = prune(small, Prune(0.75, block_size=(4, 2), block_pooling=pooling, **ONCE), tmp_path)
     notes = {fact["name"]: fact["note"] for fact in outcome.layers}
     assert notes["conv2"] == "has a kernel of shape (3, 3, 2, 8); blocks need a matrix"
     assert notes["hidden"] == "pruned to 0.75 in blocks of 4x2"
@@ -252,9 +252,9 @@ def test_a_named_layer_that_cannot_have_the_structure(small: Any, tmp_path: Path
         UserError,
         match=r"^Prune: layers that are named cannot be had: conv2 has a kernel of shape \(3, 3, 2, 8\); blocks need",
     ):
-        prune(small, Prune(0.5, block_size="1x4", include=["conv2", "Dense"]), tmp_path)  # type: ignore[arg-type]
+        prune(small, Prune(0.5, block_size=(1, 4), include=["conv2", "Dense"]), tmp_path)
     with pytest.raises(UserError, match=r"conv1 has 1 inputs only; of every 4, the 2x4 pattern leaves 2"):
-        prune(small, Prune(0.5, m_by_n="2x4", include=["conv1"]), tmp_path)  # type: ignore[arg-type]
+        prune(small, Prune(0.5, m_by_n=(2, 4), include=["conv1"]), tmp_path)
 
 
 # kinds of layers and models -------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def test_the_mask_of_padded_sequences_reaches_the_layers_behind(tmp_path: Path) 
 def test_several_ports_a_layer_of_ones_own_and_a_model_within(ports: Any, tmp_path: Path) -> None:
     module, examples = ports
     config = Prune(
-        0.5, "constant", epochs=1, batch_size=16, layer_sparsity='{"gate": 0.75}', protect="last", exclude='["body"]'
+        0.5, "constant", epochs=1, batch_size=16, layer_sparsity={"gate": 0.75}, protect="last", exclude=["body"]
     )
     loop.start(0)
     splits = loop.open_splits(examples, module, config)
@@ -400,11 +400,11 @@ def test_a_wrapped_model_is_saved_and_loaded_in_the_middle_of_its_training(tmp_p
 def test_a_pattern_is_loaded_in_the_middle_of_its_training(tmp_path: Path) -> None:
     loop.start(0)
     model = tf_keras.Sequential([tf_keras.Input([8]), tf_keras.layers.Dense(4, name="hidden")])
-    config = Prune(0.5, m_by_n="2x4")
+    config = Prune(0.5, m_by_n=(2, 4))
     wrapped = tf_keras.models.clone_model(
         model,
         clone_function=lambda layer: pruning.PruneLowMagnitude(
-            layer, pruning_schedule=pruning.schedule(config, 8), sparsity_m_by_n=config.pattern
+            layer, pruning_schedule=pruning.schedule(config, 8), sparsity_m_by_n=config.m_by_n
         ),
     )
     wrapped.compile("adam", "mse")

@@ -117,7 +117,7 @@ def test_what_came_back_from_the_file_keeps_them_too(small: Any, tmp_path: Path)
 @pytest.mark.slow
 def test_layers_left_float_keep_them_too(small: Any, tmp_path: Path) -> None:
     model, promises = compressed(zeros=True, clusters=6)
-    wrapped, plan = train(model, promises, small, tmp_path, keep_float='["point", "logits"]')
+    wrapped, plan = train(model, promises, small, tmp_path, keep_float=["point", "logits"])
     assert plan["left_float"] == {"point": "keep_float", "logits": "keep_float"}
     promise_checks.check_promises(wrapped, promises, "Quantizer")
     # without a scale by channel they share their values in the whole kernel, as before

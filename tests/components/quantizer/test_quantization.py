@@ -46,7 +46,7 @@ def test_only_what_is_calibrated_depends_on_the_samples(scheme: str) -> None:
 
 
 def test_a_sparse_file_needs_the_pruning_for_it() -> None:
-    config = Quantize("float32", sparse=1)
+    config = Quantize("float32", sparse=True)
     trained = PASSPORT.with_step("Trainer", {}, inputs={}, toolchain="")
     dense = trained.with_step("Pruner", {"policy": "none"}, inputs={}, toolchain="")
     with pytest.raises(UserError, match=r"pruned with policy xnnpack, but its steps are Trainer, Pruner without it"):

@@ -35,7 +35,7 @@ def notes(passport: Passport) -> dict[str, str]:
 
 
 def test_layers_are_kept_by_pattern(collapsing: Any, tmp_path: Path) -> None:
-    passport = quantize(collapsing, Quantize("int8", keep_float='["n*", "wide"]'), tmp_path)
+    passport = quantize(collapsing, Quantize("int8", keep_float=["n*", "wide"]), tmp_path)
     assert passport.scheme is not None
     assert passport.scheme["keep_float"] == {"layers": ["wide", "narrow"], "ops": []}
     assert passport.scheme["calibration"]["samples"] == 64
@@ -89,12 +89,12 @@ def test_a_model_that_converts_for_no_open_batch_is_calibrated_for_one() -> None
     ("config", "message"),
     [
         (
-            Quantize(keep_float='["conv*"]'),
+            Quantize(keep_float=["conv*"]),
             r"keep_float: 'conv\*' matches no layer; those that the TFLite model computes are first, wide, narrow, log",
         ),
-        (Quantize(keep_float_ops='["SOFTMAX"]'), "keep_float_ops: the TFLite model has no op 'SOFTMAX'; it has FULLY"),
-        (Quantize(keep_float='["*"]'), "leave nothing to quantize; use scheme float32"),
-        (Quantize(keep_float_ops='["FULLY_CONNECTED"]'), "leave nothing to quantize; use scheme float32"),
+        (Quantize(keep_float_ops=["SOFTMAX"]), "keep_float_ops: the TFLite model has no op 'SOFTMAX'; it has FULLY"),
+        (Quantize(keep_float=["*"]), "leave nothing to quantize; use scheme float32"),
+        (Quantize(keep_float_ops=["FULLY_CONNECTED"]), "leave nothing to quantize; use scheme float32"),
     ],
 )
 def test_what_matches_nothing_or_everything_is_refused(collapsing: Any, config: Quantize, message: str) -> None:
@@ -110,15 +110,15 @@ def test_what_matches_nothing_or_everything_is_refused(collapsing: Any, config: 
     [
         ({"scheme": "int88"}, "Quantize.scheme must be one of .*received 'int88'; did you mean int8?"),
         ({"scheme": "automatic"}, "did you mean auto?"),
-        ({"scheme": "float32", "keep_float": '["a"]'}, "keep_float needs scheme int8 or qat8, received scheme"),
-        ({"scheme": "int16x8", "keep_float_ops": '["ADD"]'}, "keep_float_ops needs scheme int8, received scheme"),
-        ({"scheme": "auto", "keep_float": '["a"]'}, "received scheme 'auto': auto chooses them itself"),
+        ({"scheme": "float32", "keep_float": ["a"]}, "keep_float needs scheme int8 or qat8, received scheme"),
+        ({"scheme": "int16x8", "keep_float_ops": ["ADD"]}, "keep_float_ops needs scheme int8, received scheme"),
+        ({"scheme": "auto", "keep_float": ["a"]}, "received scheme 'auto': auto chooses them itself"),
         ({"scheme": "auto", "io_type": "int8"}, "io_type 'int8' needs scheme int8 or qat8"),
-        ({"keep_float": "a"}, "Quantize.keep_float must be a JSON list of strings such as .*, received 'a'"),
-        ({"keep_float": '{"a": 1}'}, "Quantize.keep_float must be a JSON list"),
-        ({"keep_float_ops": "[1]"}, "Quantize.keep_float_ops must be a JSON list"),
-        ({"keep_float": '[""]'}, "Quantize.keep_float must be a JSON list"),
-        ({"sensitivity_layers": -1}, "Quantize.sensitivity_layers must be at least 0, received -1"),
+        ({"keep_float": "a"}, r"Quantize.keep_float must be a list of strings, received 'a'; write keep_float=\['a'\]"),
+        ({"keep_float": {"a": 1}}, "Quantize.keep_float must be a list of strings"),
+        ({"keep_float_ops": [1]}, "Quantize.keep_float_ops must be a list of strings"),
+        ({"keep_float": [""]}, "Quantize.keep_float must be a list of names such as"),
+        ({"sensitivity_layers": -1}, "Quantize.sensitivity_layers must be at least 1, or None, received -1"),
         ({"scheme": "float16", "sensitivity_layers": 3}, "needs scheme int8 or auto, received scheme 'float16'"),
         ({"auto_max_drop": -0.1}, "Quantize.auto_max_drop must be at least 0, received -0.1"),
     ],
@@ -129,10 +129,10 @@ def test_a_bad_request_is_refused(values: dict[str, Any], message: str) -> None:
 
 
 def test_the_same_request_has_one_spelling() -> None:
-    first, second = Quantize(keep_float='["b","a", "b"]'), Quantize(keep_float='["a", "b"]')
+    first, second = Quantize(keep_float=["b", "a", "b"]), Quantize(keep_float=("a", "b"))
     assert first == second
     assert first.token == second.token
     assert first.token.startswith("int8_x")
-    assert first.token != Quantize(keep_float_ops='["a", "b"]').token
+    assert first.token != Quantize(keep_float_ops=["a", "b"]).token
     assert Quantize("auto").token == "auto"
     assert Quantize("auto", auto_max_drop=0.02).token.startswith("auto_x")

@@ -163,7 +163,14 @@ def test_zeros_and_shared_values_survive_every_conversion(small: Any, pruned_and
 
 
 def export(
-    small: Any, calibration: str, folder: Path, scheme: str, io_type: str = "float32", *, one: int = 0, **changes: Any
+    small: Any,
+    calibration: str,
+    folder: Path,
+    scheme: str,
+    io_type: str = "float32",
+    *,
+    one: bool = False,
+    **changes: Any,
 ) -> dict[str, Any]:
     passport = dataclasses.replace(with_scheme(Passport.read(small.folder), scheme, io_type), **changes)
     folder.mkdir(exist_ok=True)
@@ -217,7 +224,7 @@ def test_export_writes_the_folder_that_is_deployed(small: Any, calibration: str,
 
 
 def test_export_for_a_target_of_fixed_sizes(small: Any, calibration: str, tmp_path: Path) -> None:
-    metadata = export(small, calibration, tmp_path / "out", "int8", "int8", one=1)
+    metadata = export(small, calibration, tmp_path / "out", "int8", "int8", one=True)
     assert [port["shape"] for port in (*metadata["inputs"], *metadata["outputs"])] == [[1, 8, 8, 1], [1, 3]]
     assert metadata["any_batch"] is False
     assert metadata["fixed_batch"] == "it was asked for, as the target needs fixed sizes"
@@ -424,7 +431,7 @@ def test_operators_of_tensorflow_are_named(tiny_module: Path) -> None:
 
 
 def test_operators_of_tensorflow_are_converted_and_never_selected(tiny_module: Path) -> None:
-    metadata, passport = export_built(tiny_module, DETERMINANT, "float32", allow_select_tf_ops=1)
+    metadata, passport = export_built(tiny_module, DETERMINANT, "float32", allow_select_tf_ops=True)
     assert metadata["ops"]["flex"] == {"FlexMatrixDeterminant": 1}
     assert metadata["parity"] is metadata["parity_reference"] is metadata["peak_rss_bytes"] is None
     assert metadata["golden"] == 0
@@ -434,7 +441,7 @@ def test_operators_of_tensorflow_are_converted_and_never_selected(tiny_module: P
 
 @pytest.mark.slow
 def test_a_custom_operator_that_the_runtime_does_not_know(tiny_module: Path) -> None:
-    metadata, passport = export_built(tiny_module, DETERMINANT, "float32", allow_custom_ops=1)
+    metadata, passport = export_built(tiny_module, DETERMINANT, "float32", allow_custom_ops=True)
     assert metadata["ops"]["custom"] == {"MatrixDeterminant": 1}
     assert passport.failure is not None
 
@@ -482,7 +489,7 @@ def test_custom_operators_need_leave(tiny_module: Path) -> None:
 
 
 def test_a_custom_operator_that_the_runtime_knows(tiny_module: Path) -> None:
-    metadata, passport = export_built(tiny_module, DETECTION, "float32", allow_custom_ops=1)
+    metadata, passport = export_built(tiny_module, DETECTION, "float32", allow_custom_ops=True)
     assert metadata["ops"]["custom"] == {"TFLite_Detection_PostProcess": 1}
     assert passport.failure is metadata["not_run"] is None
     assert [port["name"] for port in metadata["outputs"]] == ["boxes", "classes", "scores", "count"]

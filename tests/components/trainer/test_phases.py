@@ -133,7 +133,7 @@ def test_the_component_says_so_in_passport_and_history(module: Path, small: Any,
     function(
         examples=Artifact(Path(small.examples)), model=Artifact(tmp_path / "model"),
         model_run=Artifact(tmp_path / "run"), module=str(module), module_digest=code.source.digest, toolchain="t",
-        **Train(epochs=1, batch_size=16).parameters(),
+        **Train(epochs=1, batch_size=16).encoded(),
     )  # fmt: skip
     [step] = Passport.read(tmp_path / "model").steps
     expected = [{"name": "top", "epochs": 2}, {"name": "fine_tuning", "epochs": 1}]

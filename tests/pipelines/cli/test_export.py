@@ -141,7 +141,7 @@ def test_export_for_a_target(case: Case, tmp_path: Path) -> None:
 
 def test_recipes_that_train_need_layers(case: Case) -> None:
     def check(source: str, *names: str) -> None:
-        given = argparse.Namespace(model=case.root / source, signature="", inputs=[], outputs=[], allow_lambda=False)
+        given = argparse.Namespace(model=case.root / source, signature=None, inputs=[], outputs=[], allow_lambda=False)
         options.check_recipes(options.imported(given), [RECIPES[name] for name in names])
 
     check("m.keras", "prune80_int8", "qat8")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,11 @@ SAID: dict[str, tuple[list[str], Any]] = {
     "direction": (["--direction", "min"], "min"),
     "max_drop": (["--max-drop", "0.5"], 0.5),
     "drop_bound": (["--drop-bound", "upper"], "upper"),
-    "value_threshold": (["--value-threshold", "0.85"], "0.85"),
-    "max_deployed_drop": (["--max-deployed-drop", "-1"], -1.0),
+    "value_threshold": (["--value-threshold", "0.85"], 0.85),
+    "max_deployed_drop": (["--max-deployed-drop", "none"], None),
     "max_slice_drops": (
         ["--max-slice-drop", "label", "0.03", "--max-slice-drop", "camera,label", "0"],
-        json.dumps({"camera,label": 0.0, "label": 0.03}),
+        {"camera,label": 0.0, "label": 0.03},
     ),
     "min_slice_examples": (["--min-slice-examples", "5"], 5),
     "max_bytes": (["--max-bytes", "1"], 1),
@@ -78,7 +77,7 @@ def test_the_drop_has_two_names() -> None:
 
 
 def test_evaluation() -> None:
-    assert options.evaluation(parse("--max-bad-records", "3", "--check-keras")) == Evaluation(3, 1)
+    assert options.evaluation(parse("--max-bad-records", "3", "--check-keras")) == Evaluation(3, True)
     with pytest.raises(UserError, match=r"Evaluation.max_bad_records must be at least 0, received -1"):
         options.evaluation(parse("--max-bad-records", "-1"))
 
@@ -92,7 +91,7 @@ def test_the_target_may_be_asked_for_by_another_name() -> None:
 
 @pytest.mark.parametrize(("target", "one"), [("cpu", 0), ("gpu", 0), ("edgetpu", 1), ("dsp", 0), ("micro", 1)])
 def test_a_target_of_fixed_sizes_is_exported_for(target: str, one: int) -> None:
-    assert options.export(parse("--target", target)).one_example == one
+    assert options.export(parse("--target", target)).one_example is bool(one)
 
 
 def test_recipes() -> None:
@@ -136,8 +135,8 @@ def test_recipes_that_no_target_of_integers_can_run() -> None:
 
 
 def test_like(tmp_path: Path) -> None:
-    for word in ("deployed", "none"):
-        assert options.evaluation(parse("--like", word)) == Evaluation(like=word)
+    for word, like in {"deployed": "deployed", "none": None}.items():
+        assert options.evaluation(parse("--like", word)) == Evaluation(like=like)
     with pytest.raises(UserError) as error:
         options.evaluation(parse("--like", f"{tmp_path}/x.tflite"))
     assert str(error.value) == (
@@ -154,7 +153,7 @@ def test_a_slice_that_is_given_twice() -> None:
     assert str(error.value) == "--max-slice-drop label is given as 0.03 and as 0.1; give it once"
     # but nothing is wrong with saying the same again
     same = options.budget(parse("--max-slice-drop", "label", "0.03", "--max-slice-drop", "label", "3e-2"))
-    assert same.slice_drops == {"label": 0.03}
+    assert same.max_slice_drops == {"label": 0.03}
 
 
 @pytest.mark.parametrize("text", ["much", "", "0,03", "3%"])
@@ -166,9 +165,7 @@ def test_a_slice_drop_that_is_no_number(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["-0.1", "nan", "inf"])
 def test_a_slice_drop_that_is_out_of_range(text: str) -> None:
-    with pytest.raises(
-        UserError, match=r"Budget.max_slice_drops must be a JSON object from slices to drops of at least"
-    ):
+    with pytest.raises(UserError, match=r"Budget.max_slice_drops must be a mapping .*, received {'label': "):
         options.budget(parse("--max-slice-drop", "label", text))
 
 

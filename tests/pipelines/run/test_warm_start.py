@@ -64,13 +64,13 @@ class On:
 @pytest.mark.parametrize(
     ("given", "target", "where", "path", "digest"),
     [
-        ("gs://b/run/model", "vertex", On.plain, "gs://b/run/model/Format-Keras/model.keras", ""),
+        ("gs://b/run/model", "vertex", On.plain, "gs://b/run/model/Format-Keras/model.keras", None),
         ("gs://b/x.keras@sha256:" + "a" * 64, "oss", On.plain, "gs://b/x.keras", "a" * 64),
-        ("/gcs/b/x.keras", "vertex", On.plain, "/gcs/b/x.keras", ""),
-        ("/mnt/run/model/", "oss", On.mounting, "/mnt/run/model/Format-Keras/model.keras", ""),
+        ("/gcs/b/x.keras", "vertex", On.plain, "/gcs/b/x.keras", None),
+        ("/mnt/run/model/", "oss", On.mounting, "/mnt/run/model/Format-Keras/model.keras", None),
     ],
 )
-def test_on_a_cluster(given: str, target: str, where: Any, path: str, digest: str) -> None:
+def test_on_a_cluster(given: str, target: str, where: Any, path: str, digest: str | None) -> None:
     expected = Train(epochs=3, warm_start=path, warm_start_digest=digest)
     assert on_kubeflow.on_cluster(Train(epochs=3), given, target, where) == expected
 

@@ -231,7 +231,7 @@ def whole(metrics: CompiledMetrics) -> dict[str, Any]:
         ],
         # the same file as the baseline: one and the same object
         {**found, "float32": found["baseline"], "nan": "outputs y hold NaN values", "crashes": did(95)},
-        Budget(max_drop=0.05, max_deployed_drop=0.02, max_slice_drops='{"camera": 0.1}', max_bytes=4000),
+        Budget(max_drop=0.05, max_deployed_drop=0.02, max_slice_drops={"camera": 0.1}, max_bytes=4000),
         devices={**{name: cost(0.5) for name in ("baseline", "small", "float32")}, "crashes": "LiteRT crashed"},
         missing=["gone"],
         keras={"metrics": {"loss": 0.2, "accuracy": 0.95}, "max_abs_difference": 1e-6},
@@ -544,7 +544,7 @@ def test_an_error_wants_to_be_small(report: Reporter) -> None:
 
 
 def test_limits_that_are_off_are_none_in_the_report(report: Reporter) -> None:
-    facts = report([candidate("a")], {"a": did(95)}, Budget(max_bytes=2000, max_deployed_drop=-1))
+    facts = report([candidate("a")], {"a": did(95)}, Budget(max_bytes=2000, max_deployed_drop=None))
     assert facts["budget"] == {
         "metric": "accuracy",
         "direction": "max",
@@ -587,7 +587,7 @@ def test_slices_are_judged_by_the_narrowest_limit(report: Reporter) -> None:
         ),
         ({"camera": 0.05, "camera=rear": 0.1}, ["accuracy drop 0.08 in camera=rear (50 examples) exceeds 0.05"]),
     ]:
-        facts = report([candidate("a")], results, Budget(max_drop=0.05, max_slice_drops=json.dumps(drops)))
+        facts = report([candidate("a")], results, Budget(max_drop=0.05, max_slice_drops=drops))
         assert facts["candidates"][0]["reasons"] == reasons
         assert facts["budget"]["max_slice_drops"] == drops
 
@@ -598,7 +598,7 @@ def test_small_slices_are_not_judged(report: Reporter) -> None:
         "baseline": did(95, slices={few: state(19, 19), many: state(20, 20)}),
         "a": did(95, slices={few: state(19, 0), many: state(20, 20)}),
     }
-    budget = Budget(max_slice_drops='{"label": 0}')
+    budget = Budget(max_slice_drops={"label": 0})
     [entry] = report([candidate("a")], results, budget)["candidates"]
     assert entry["blessed"]
     # they are listed all the same, by number and not by text
@@ -625,7 +625,7 @@ def test_slices_are_listed_by_names_and_then_values(report: Reporter) -> None:
 def test_no_slice_has_examples_enough(report: Reporter) -> None:
     slices = {(("label", 3),): state(19, 19)}
     with pytest.raises(UserError) as error:
-        report([], {"baseline": did(95, slices=slices)}, Budget(max_slice_drops='{"label": 0.1, "label=3": 0}'))
+        report([], {"baseline": did(95, slices=slices)}, Budget(max_slice_drops={"label": 0.1, "label=3": 0}))
     assert str(error.value) == (
         "the budget limits the drop in slices by label, label=3, but none of them has the 20 examples that "
         "--min-slice-examples asks for"
@@ -636,9 +636,9 @@ def test_a_slice_that_no_example_is_in(report: Reporter) -> None:
     baseline = did(95, slices=sliced(front=48, rear=48))
     text = r"slices by 'camera=frnt' \(did you mean 'camera=front'\?\), but the eval split has no example in one"
     with pytest.raises(UserError, match=text):
-        report([], {"baseline": baseline}, Budget(max_slice_drops='{"camera": 0.1, "camera=frnt": 0.05}'))
+        report([], {"baseline": baseline}, Budget(max_slice_drops={"camera": 0.1, "camera=frnt": 0.05}))
     with pytest.raises(UserError, match="slices by 'hour', but the eval split has no example in one"):
-        report([], {"baseline": baseline}, Budget(max_slice_drops='{"hour": 0.1}'))
+        report([], {"baseline": baseline}, Budget(max_slice_drops={"hour": 0.1}))
 
 
 def test_a_slice_in_which_the_metric_is_no_number_is_not_judged(report: Reporter) -> None:
@@ -646,7 +646,7 @@ def test_a_slice_in_which_the_metric_is_no_number_is_not_judged(report: Reporter
     baseline, other = did(95, slices=sliced(front=48)), did(95, slices=sliced(front=48))
     for result in (baseline, other):
         result.slices[(("camera", "rear"),)] = weightless
-    budget = Budget(max_slice_drops='{"camera": 0.1}')
+    budget = Budget(max_slice_drops={"camera": 0.1})
     facts = report([candidate("a")], {"baseline": baseline, "a": other, DEPLOYED: other}, budget)
     assert facts["candidates"][0]["blessed"]
 
