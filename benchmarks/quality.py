@@ -23,6 +23,10 @@ from typing import Any
 
 import record
 
+from edgeline import layout
+from edgeline.report import report_file
+from edgeline.report.schema import ModelReport, Report
+
 #: Model module, epochs of training and of each fine-tuning, batch size, recipes.
 MODELS: dict[str, tuple[str, int, int, int, tuple[str, ...]]] = {
     "small": (
@@ -86,16 +90,15 @@ def main() -> None:
     for seed in range(arguments.seeds):
         root = (arguments.folder / f"{arguments.model}-{seed}").absolute()
         report = edgeline(module, epochs, finetune, batch, recipes, seed, arguments.data, root)
-        baseline = report["baseline"]
-        for c in report["candidates"]:
-            if c["metrics"]:
-                add(ours, c["name"], c["metrics"]["accuracy"], c["zlib_bytes"], baseline)
+        for candidate in report.candidates:
+            if candidate.metrics:
+                add(ours, candidate.name, *_numbers(candidate), *_numbers(report.baseline))
         if not arguments.no_plain:
             found = plain_script(arguments.model, epochs, finetune, batch, seed, arguments.data, root)
             reference = found["float32"]
-            base = {"metrics": {"accuracy": reference["accuracy"]}, "zlib_bytes": reference["zlib_bytes"]}
             for name in _PLAIN[arguments.model][-1]:
-                add(plain, name, found[name]["accuracy"], found[name]["zlib_bytes"], base)
+                numbers = (model[key] for model in (found[name], reference) for key in ("accuracy", "zlib_bytes"))
+                add(plain, name, *numbers)
     rows = [summary("Edgeline", name, values) for name, values in ours.items()]
     rows += [summary("plain tfmot", name, values) for name, values in plain.items()]
     for row in rows:
@@ -113,7 +116,7 @@ def main() -> None:
 
 def edgeline(
     module: str, epochs: int, finetune: int, batch: int, recipes: tuple[str, ...], seed: int, data: Path, root: Path
-) -> dict[str, Any]:
+) -> Report:
     """Returns the report of a run."""
     chosen = [word for name in recipes for word in ("--recipe", name)]
     command = [
@@ -123,8 +126,7 @@ def edgeline(
     ]  # fmt: skip
     print(shlex.join(command), file=sys.stderr, flush=True)
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL)  # 1: no candidate met the budget
-    report: dict[str, Any] = json.loads((root / "report" / "report.json").read_text())
-    return report
+    return report_file.read(root / "report" / layout.REPORT_FILE)
 
 
 def plain_script(
@@ -145,13 +147,30 @@ def plain_script(
     return found
 
 
+def _numbers(model: ModelReport) -> tuple[float, float]:
+    """Returns accuracy and zlib bytes."""
+    accuracy = model.value("accuracy")
+    if accuracy is None or model.zlib_bytes is None:
+        raise ValueError(f"{model.name} has no accuracy or no file")
+    return accuracy, model.zlib_bytes
+
+
 def add(
-    found: dict[str, list[dict[str, float]]], name: str, accuracy: float, size: float, baseline: dict[str, Any]
+    results: dict[str, list[dict[str, float]]],
+    name: str,
+    accuracy: float,
+    size: float,
+    baseline_accuracy: float,
+    baseline_size: float,
 ) -> None:
     """Notes a candidate of one seed."""
-    drop = baseline["metrics"]["accuracy"] - accuracy
-    found.setdefault(name, []).append(
-        {"accuracy": accuracy, "drop": drop, "ratio": baseline["zlib_bytes"] / size, "zlib_bytes": size}
+    results.setdefault(name, []).append(
+        {
+            "accuracy": accuracy,
+            "drop": baseline_accuracy - accuracy,
+            "ratio": baseline_size / size,
+            "zlib_bytes": size,
+        }
     )
 
 

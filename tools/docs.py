@@ -153,9 +153,12 @@ def _type(channel: Any) -> str:
 def pipeline() -> str:
     """Draws the steps of a run with two candidates, from the pipeline that such a run builds."""
     from edgeline.report import run_graph
+    from edgeline.report.schema import NodeReport
 
     trained, _ = _pipelines()
-    nodes = [{"id": node.id, "upstream": [up.id for up in node.upstream_nodes]} for node in trained]
+    nodes = [
+        NodeReport(id=node.id, state="done", upstream=tuple(up.id for up in node.upstream_nodes)) for node in trained
+    ]
     # the report's own layout, turned so that it goes down the page
     graph = run_graph.layout(nodes)
     across = 190 / graph.box_height
@@ -179,7 +182,7 @@ def pipeline() -> str:
     shapes = [f'<path d="{turned(path)}"/>' for path in graph.arrows]
     for box in graph.boxes:
         x, y = box.y * across, float(down(str(box.x)))
-        name, _, prefix = box.node["id"].partition(".")
+        name, _, prefix = box.node.id.partition(".")
         middle = x + 95
         shapes.append(f'<rect x="{x:g}" y="{y:g}" width="190" height="44" rx="7"/>')
         shapes.append(f'<text x="{middle:g}" y="{y + (19 if prefix else 27):g}">{html.escape(name)}</text>')

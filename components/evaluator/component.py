@@ -28,6 +28,7 @@ from edgeline.model_io import graph_model, keras_file
 from edgeline.model_module import hooks
 from edgeline.passport import Passport
 from edgeline.report import rendering, tfma_result
+from edgeline.report.schema import DatasetReport
 
 _PARAMETERS = {
     "module": str, "module_digest": str, "toolchain": str, "pipeline": str, "candidates": str, "deployed": str,
@@ -87,37 +88,34 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         sample, found_out = findings.find(plan, code, files, merged)
         keras = findings.check_keras(unconverted, plan, code, files) if unconverted is not None else None
         found_out = dataclasses.replace(found_out, devices=findings.measure(plan, found_out, sample))
-        facts = reporting.report(
+        report = reporting.report(
             budget=budget,
             baseline=baseline,
             candidates=candidates,
             missing=[name for name in names if name not in found],
             findings=found_out.renamed(unique),
-            deployed=reporting.deployed_model(field, refusal) if field else None,
+            deployed=reporting.deployed_report(field, refusal) if field else None,
             like=like,
             keras=keras,
-            dataset={
-                "split": "eval",
-                "fingerprint": reading.fingerprint(examples_uri),
-                "spans": _spans(input_dict["examples"][0]),
-                "label_names": baseline.passport.io["labels"] or None,
-                "bad_records": sum(merged.bad_records.values()),
-                "slice_features": found_out.slice_features,
-            },
-            about={
-                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "pipeline": exec_properties["pipeline"],
-                "module": exec_properties["module"],
-                "module_digest": exec_properties["module_digest"],
-            },
+            dataset=DatasetReport(
+                split="eval",
+                examples=0 if isinstance(reference, str) else reference.overall.examples,
+                fingerprint=reading.fingerprint(examples_uri),
+                spans=_spans(input_dict["examples"][0]),
+                label_names=tuple(baseline.passport.io["labels"]) or None,
+                bad_records=sum(merged.bad_records.values()),
+                slice_features=tuple(map(tuple, found_out.slice_features)),
+            ),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            pipeline=exec_properties["pipeline"],
+            module=exec_properties["module"],
+            module_digest=exec_properties["module_digest"],
         )
-        rendering.write_report(facts, folder)
-        # TFMA takes half a second to import; TFX's own components have done so in a local run
-
-        tfma_result.write(facts, folder)
-        progress.report(2, 2, f"{facts['dataset']['examples']:,} examples, {len(plan.models)} models")
+        rendering.write_report(report, folder)
+        tfma_result.write(report, folder)
+        progress.report(2, 2, f"{report.dataset.examples:,} examples, {len(plan.models)} models")
         _bless(
-            facts["selected"],
+            report.selected,
             budget.target,
             found,
             artifact_utils.get_single_instance(output_dict["selected"]),
@@ -148,10 +146,10 @@ def _plan(
     return plan, {c.name: unique[c.model_path] for c in sound}
 
 
-def _spans(examples: Any) -> list[str] | None:
+def _spans(examples: Any) -> tuple[str, ...] | None:
     """Returns the folders of the window of spans that the examples were made of; None where they were not."""
     text = examples.get_string_custom_property(artifacts.SPANS_PROPERTY)
-    return json.loads(text) if text else None
+    return tuple(json.loads(text)) if text else None
 
 
 def _keras(input_dict: dict[str, Any], code: hooks.ModelModule) -> Any:

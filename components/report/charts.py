@@ -11,13 +11,14 @@ import itertools
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from edgeline.report import formats
 from edgeline.report.formats import Format
-from edgeline.report.words import VERDICTS, Budget
+from edgeline.report.schema import CalibrationBin, PhaseReport
+from edgeline.report.words import VERDICTS, PageBudget, Row
 
 # The only place for colours: the template turns them into CSS variables, the page's script puts them into the charts.
 PALETTES = {
@@ -61,6 +62,8 @@ _NIGHTS = {
     "not pushed": ("circle", 10, "@accent"),
     "nothing fits": ("x", 10, "@bad"),
 }
+#: Of a logarithmic axis the left end at least, beyond all that can be measured; its inverse is the right end at most.
+_LEAST = 1e-300
 #: Up to so many classes, the cells of a confusion matrix have room for a number.
 _ROOMY = 10
 
@@ -68,7 +71,7 @@ _ROOMY = 10
 class _Point(NamedTuple):
     x: float
     y: float
-    row: dict[str, Any]
+    row: Row
 
 
 @dataclass(frozen=True)
@@ -78,40 +81,40 @@ class Axis:
     Attributes:
         key: the chart's name in the page.
         title: of the axis.
-        column: where a row has the cost.
+        cost: of a row; None where it is not known.
         limit: the most that the budget allows.
         label: a tick as text.
     """
 
     key: str
     title: str
-    column: str
+    cost: Callable[[Row], float | None]
     limit: float | None
     label: Callable[[float], str]
 
-    def point(self, row: dict[str, Any]) -> _Point | None:
+    def point(self, row: Row) -> _Point | None:
         """Where a row is drawn, or None where it failed or was not measured."""
-        x, y = row[self.column], row["metric"]
-        return _Point(x, y, row) if x and x > 0 and y is not None and not row["failure"] else None
+        x = self.cost(row)
+        return _Point(x, row.metric, row) if x and x > 0 and row.metric is not None and not row.failure else None
 
 
-def size_axis(budget: Budget) -> Axis:
+def size_axis(budget: PageBudget) -> Axis:
     """Returns the axis of what a download transfers."""
-    return Axis("size-chart", "zlib bytes", "zlib_bytes", budget.limit("max_zlib_bytes"), formats.size)
+    return Axis("size-chart", "zlib bytes", lambda row: row.zlib_bytes, budget.limit("max_zlib_bytes"), formats.size)
 
 
-def latency_axis(budget: Budget) -> Axis:
+def latency_axis(budget: PageBudget) -> Axis:
     """Returns the axis of the median latency."""
     limit = budget.limit("max_latency_ms")
-    return Axis("latency-chart", "latency p50 in ms", "p50", limit, lambda value: f"{value:g}")
+    return Axis("latency-chart", "latency p50 in ms", lambda row: row.p50, limit, lambda value: f"{value:g}")
 
 
 def trade_off(
     axis: Axis,
-    baseline: dict[str, Any],
-    rows: list[dict[str, Any]],
-    named: dict[str, Any] | None,
-    budget: Budget,
+    baseline: Row,
+    rows: Sequence[Row],
+    named: Row | None,
+    budget: PageBudget,
     style: Format,
 ) -> Figure | None:
     """Draws cost against quality.
@@ -130,7 +133,7 @@ def trade_off(
     points = [point for row in rows if (point := axis.point(row))]
     if not points:
         return None
-    reference = axis.point(baseline | {"name": "baseline"})
+    reference = axis.point(baseline)
     drawn = [*points, reference] if reference else points
     xs, ys = [point.x for point in drawn], [point.y for point in drawn]
     ys += [y for point in points for y in _whiskers(point, budget)]
@@ -138,7 +141,7 @@ def trade_off(
         xs.append(axis.limit)
     if budget.metric_limit is not None:
         ys.append(budget.metric_limit)
-    low, high = min(xs) / 2, max(xs) * 1.7
+    low, high = max(min(xs) / 2, _LEAST), min(max(xs) * 1.7, 1 / _LEAST)
     pad = 0.14 * (max(ys) - min(ys) or 0.1 * abs(ys[0]) or 1)
     # Only points that beat the chosen one could lie in this corner beside it, so as a rule it is free.
     corner, below = ("top left", "bottom center") if budget.sign > 0 else ("bottom left", "top center")
@@ -147,7 +150,7 @@ def trade_off(
         if point is reference:
             return "baseline"
         if point.row is named:
-            return "selected" if point.row["verdict"] == "selected" else "closest"
+            return "selected" if point.row.verdict == "selected" else "closest"
         return ""
 
     def scatter(name: str, chosen: list[_Point], symbol: str, size: int, color: str) -> dict[str, Any]:
@@ -191,7 +194,7 @@ def trade_off(
         },
         scatter("baseline", [reference] if reference else [], "diamond-open", 15, "@text"),
         *(
-            scatter(VERDICTS[verdict].lower(), [p for p in points if p.row["verdict"] == verdict], *symbol)
+            scatter(VERDICTS[verdict].lower(), [p for p in points if p.row.verdict == verdict], *symbol)
             for verdict, symbol in _SYMBOLS.items()
         ),
     ]
@@ -228,7 +231,9 @@ def trade_off(
     return {"data": [trace for trace in traces if trace["x"]], "layout": layout}
 
 
-def confusion_change(baseline: list[list[int]], candidate: list[list[int]], names: Sequence[str]) -> Figure:
+def confusion_change(
+    baseline: Sequence[Sequence[int]], candidate: Sequence[Sequence[int]], names: Sequence[str]
+) -> Figure:
     """Draws how a candidate's confusion matrix differs from the baseline's.
 
     Args:
@@ -274,11 +279,11 @@ def confusion_change(baseline: list[list[int]], candidate: list[list[int]], name
     return {"data": [heat], "layout": layout}
 
 
-def calibration(curves: dict[str, list[dict[str, Any]] | None]) -> Figure:
+def calibration(curves: Mapping[str, Sequence[CalibrationBin]]) -> Figure:
     """Draws reliability: how often predictions of each confidence are right.
 
     Args:
-        curves: by name, first the baseline's: `confidence`, `accuracy` (fractions 0-1) and `count` of each bin.
+        curves: by name, first the baseline's; empty where it is not known.
     """
     looks = (("diamond", "dash", "@muted"), ("circle", "solid", "@accent"))
     traces: list[dict[str, Any]] = [
@@ -297,12 +302,12 @@ def calibration(curves: dict[str, list[dict[str, Any]] | None]) -> Figure:
             {
                 "type": "scatter",
                 "name": name,
-                "x": [each["confidence"] for each in bins or ()],
-                "y": [each["accuracy"] for each in bins or ()],
+                "x": [part.confidence for part in bins],
+                "y": [part.accuracy for part in bins],
                 "mode": "lines+markers",
                 "line": {"width": 2, "dash": dash, "color": color},
                 "marker": {"symbol": symbol, "size": 8, "color": color, "line": {"width": 1, "color": "@card"}},
-                "customdata": [each["count"] for each in bins or ()],
+                "customdata": [part.count for part in bins],
                 "hovertemplate": "%{fullData.name}: %{y:.1%} right at a confidence of %{x:.1%}"
                 "<br>%{customdata:,} examples<extra></extra>",
             }
@@ -317,13 +322,13 @@ def calibration(curves: dict[str, list[dict[str, Any]] | None]) -> Figure:
     return {"data": [trace for trace in traces if trace["x"]], "layout": layout}
 
 
-def learning(history: dict[str, list[float | None]], name: str, phases: Sequence[tuple[str, int]] = ()) -> Figure:
+def learning(history: Mapping[str, Sequence[float | None]], name: str, phases: Sequence[PhaseReport] = ()) -> Figure:
     """Draws a metric after each epoch.
 
     Args:
         history: by name, values per epoch; of the validation split by names that begin with `val_`.
         name: the metric's, which history has for training, validation or both.
-        phases: name and epochs of each, in their order; a line is drawn where one ends and the next begins.
+        phases: in their order; a line is drawn where one ends and the next begins.
     """
     looks = {
         "training": (name, "circle", "dash", "@muted"),
@@ -337,7 +342,7 @@ def learning(history: dict[str, list[float | None]], name: str, phases: Sequence
                     "type": "scatter",
                     "name": split,
                     "x": [*range(1, len(values) + 1)],
-                    "y": values,
+                    "y": list(values),
                     "mode": "lines+markers",
                     "line": {"width": 2, "dash": dash, "color": color},
                     "marker": {"symbol": symbol, "size": 7, "color": color},
@@ -363,16 +368,16 @@ def learning(history: dict[str, list[float | None]], name: str, phases: Sequence
     return {"data": traces, "layout": layout}
 
 
-def _changes(phases: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+def _changes(phases: Sequence[PhaseReport]) -> list[dict[str, Any]]:
     """Returns a vertical line for each phase but the first, between the epochs where it begins."""
-    ends = itertools.accumulate(epochs for _, epochs in phases)
+    ends = itertools.accumulate(phase.epochs for phase in phases)
     return [
         {
             **{"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "x0": end + 0.5, "x1": end + 0.5},
             "line": {"width": 1, "dash": "dot", "color": "@muted"},
-            "label": {"text": _text(name, 20), "textangle": 0, "font": {"size": 11, "color": "@muted"}},
+            "label": {"text": _text(phase.name, 20), "textangle": 0, "font": {"size": 11, "color": "@muted"}},
         }
-        for end, (name, _) in zip(ends, phases[1:], strict=False)
+        for end, phase in zip(ends, phases[1:], strict=False)
     ]
 
 
@@ -475,12 +480,12 @@ def _front(points: Iterable[_Point], sign: int) -> list[_Point]:
     return front
 
 
-def _whiskers(point: _Point, budget: Budget) -> tuple[float, float]:
+def _whiskers(point: _Point, budget: PageBudget) -> tuple[float, float]:
     """The metric's 95% interval beside the baseline: that of the drop, seen from the point; the point where unknown."""
-    interval, drop = point.row["drop_interval"], point.row["drop"]
+    interval, drop = point.row.drop_interval, point.row.drop
     if not interval or drop is None or None in interval:
         return point.y, point.y
-    ends = [point.y - budget.sign * (end - drop) for end in interval]
+    ends = [point.y - budget.sign * (end - drop) for end in interval if end is not None]
     # The drop lies in its interval as a rule; where it does not, a whisker has no length rather than a negative one.
     return min(*ends, point.y), max(*ends, point.y)
 
@@ -493,26 +498,26 @@ def _ticks(low: float, high: float) -> list[float]:
     return [tick for power in powers for step in steps if low <= (tick := float(f"{step}e{power}")) <= high]
 
 
-def _hover(row: dict[str, Any], budget: Budget, style: Format, verdict: str) -> str:
+def _hover(row: Row, budget: PageBudget, style: Format, verdict: str) -> str:
     """All numbers of a point."""
-    lines = textwrap.wrap(row["name"], 44)
+    lines = textwrap.wrap(row.name, 44)
     facts = [
-        f"{budget.metric} {style.metric(row['metric'])}",
-        f"zlib bytes {style.count(row['zlib_bytes'])}, file {style.count(row['bytes'])}",
-        f"latency p50 {style.ms(row['p50'])} ms, p90 {style.ms(row['p90'])} ms",
+        f"{budget.metric} {style.metric(row.metric)}",
+        f"zlib bytes {style.count(row.zlib_bytes)}, file {style.count(row.bytes)}",
+        f"latency p50 {style.ms(row.p50)} ms, p90 {style.ms(row.p90)} ms",
     ]
-    if row["drop"] is not None:
-        facts[0] += f", {budget.drop_word} {style.metric(row['drop'])}"
-    if interval := style.interval(row["drop_interval"]):
+    if row.drop is not None:
+        facts[0] += f", {budget.drop_word} {style.metric(row.drop)}"
+    if interval := style.interval(row.drop_interval):
         facts.insert(1, f"95% interval of the {budget.drop_word} {interval}")
-    if row["ratio"] is not None:
-        facts.append(f"ratio to the baseline {style.times(row['ratio'])}")
-    if row["sparsity"] is not None:
-        facts.append(f"{style.percent(row['sparsity'])} of the weights are zero")
-    if row["agreement"] is not None:
-        facts.append(f"agrees with the baseline on {style.percent(row['agreement'])} of the examples")
-    facts.append(verdict + (", on the Pareto front" if row["pareto"] else ""))
-    facts += row["reasons"]
+    if row.ratio is not None:
+        facts.append(f"ratio to the baseline {style.times(row.ratio)}")
+    if row.sparsity is not None:
+        facts.append(f"{style.percent(row.sparsity)} of the weights are zero")
+    if row.agreement is not None:
+        facts.append(f"agrees with the baseline on {style.percent(row.agreement)} of the examples")
+    facts.append(verdict + (", on the Pareto front" if row.pareto else ""))
+    facts += row.reasons
     wrapped = [line for fact in facts for line in textwrap.wrap(fact, 44)]
     bold, plain = (html.escape("\n".join(part), quote=False).replace("\n", "<br>") for part in (lines, wrapped))
     return f"<b>{bold}</b><br>{plain}"

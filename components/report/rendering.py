@@ -6,11 +6,10 @@ content security policy forbids the browser every request.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -20,66 +19,74 @@ from edgeline import files, layout
 from edgeline.budget import LIMITS
 from edgeline.report import TEMPLATES, charts, report_file, run_graph, words
 from edgeline.report.formats import Format
-from edgeline.report.words import Budget
-
-"""The version of the layout of report.json that this module writes."""
-
-"""The versions that it reads and draws."""
+from edgeline.report.schema import BaselineReport, CandidateReport, Report
+from edgeline.report.words import PageBudget, Row
 
 
-def render(report: dict[str, Any]) -> str:
+@dataclasses.dataclass(frozen=True)
+class Details:
+    """What the page says of a candidate below the table."""
+
+    row: Row
+    candidate: CandidateReport
+    ladder: list[words.LadderRow]
+    costs: words.Costs | None
+    classes: words.Classes | None
+    worst_slices: list[words.SliceRow]
+
+
+def render(report: Report) -> str:
     """Draws the page.
 
     Args:
-        report: the facts, laid out as report.json, schema version 1 or 2. A NaN or infinite number counts as missing.
+        report: as `report_file` returns it: without NaN or infinite numbers.
 
     Returns:
-        One HTML document; the same text for the same facts.
-
-    Raises:
-        UserError: the report has another schema version, or lacks something.
+        One HTML document; the same text for the same report.
     """
-    report = report_file.upgraded(report_file.finite(report), "the report")
-    metric, labels = report["budget"]["metric"], report["dataset"]["label_names"]
-    baseline = words.row(report["baseline"], metric)
-    rows = [words.row(candidate, metric) for candidate in report["candidates"]]
-    by_name = {row["name"]: row for row in rows}
-    selected = by_name.get(report["selected"])
-    if selected:
-        selected["verdict"] = "selected"
-    closest = None if selected else by_name.get(report["closest"])
-    deployed = report["deployed"] and words.row(report["deployed"], metric)
-    budget = Budget.of(report["budget"], baseline["metric"])
-    style = Format.of(baseline["metric"], baseline["p50"])
+    metric, labels = report.budget.metric, report.dataset.label_names
+    baseline = Row.of(report.baseline, metric)
+    rows = [
+        Row.of(candidate, metric, number=number, selected=report.selected)
+        for number, candidate in enumerate(report.candidates, 1)
+    ]
+    by_name = {row.name: row for row in rows}
+    selected = by_name.get(report.selected or "")
+    closest = None if selected else by_name.get(report.closest or "")
+    budget = PageBudget.of(report.budget, baseline.metric)
+    style = Format.of(baseline.metric, baseline.p50)
     shown = selected or closest
     figures: dict[str, charts.Figure | None] = {
         axis.key: charts.trade_off(axis, baseline, rows, shown, budget, style)
         for axis in (charts.size_axis(budget), charts.latency_axis(budget))
     }
-    for number, row in enumerate(rows, 1):
-        row |= {
-            "number": number,
-            "ladder": words.ladder(row, style),
-            "costs": words.device(row, baseline, budget, style),
-            "classes": words.classification(row, baseline, labels),
-            "worst_slices": words.worst_slices(row, baseline, budget, labels),
-        }
-        figures |= _candidate_figures(number, row, baseline)
-    training = [each | {"curves": words.training_curves(each, metric)} for each in report["training"]]
-    for number, each in enumerate(training, 1):
-        for name in each["curves"]:
-            figure = charts.learning(each["history"], name, words.phases(each))
-            figures[f"training-{number}-{each['curves'].index(name)}"] = figure
-    figures = {name: figure for name, figure in figures.items() if figure}
-    nodes = (report["run"] or {}).get("nodes") or []
+    candidates = [
+        Details(
+            row,
+            candidate,
+            words.ladder(candidate, style),
+            words.costs(candidate, report.baseline, budget, style),
+            words.classes(candidate, report.baseline, labels),
+            words.worst_slices(candidate, report.baseline, budget, labels),
+        )
+        for row, candidate in zip(rows, report.candidates, strict=True)
+    ]
+    for details in candidates:
+        figures |= _candidate_figures(details, report.baseline)
+    curves = [words.training_curves(training, metric) for training in report.training]
+    for number, (training, names) in enumerate(zip(report.training, curves, strict=True), 1):
+        for index, name in enumerate(names):
+            figures[f"training-{number}-{index}"] = charts.learning(training.history, name, training.phases)
+    drawn = {name: figure for name, figure in figures.items() if figure}
+    nodes = report.run.nodes if report.run else ()
     return (
         _environment()
         .get_template("report.html.jinja")
         .render(
             report=report,
-            created=datetime.fromisoformat(report["created"]).strftime("%Y-%m-%d %H:%M %Z").strip(),
+            created=datetime.fromisoformat(report.created).strftime("%Y-%m-%d %H:%M %Z").strip(),
             baseline=baseline,
-            deployed=deployed,
+            deployed=Row.of(report.deployed, metric) if report.deployed else None,
             rows=rows,
             selected=selected,
             closest=closest,
@@ -91,32 +98,29 @@ def render(report: dict[str, Any]) -> str:
             labels=labels,
             class_name=lambda number: labels[number] if labels and 0 <= number < len(labels) else str(number),
             limits=LIMITS,
-            training=training,
+            candidates=candidates,
+            curves=curves,
             graph=run_graph.layout(nodes) if nodes else None,
             palettes=charts.PALETTES,
-            figures=figures,
-            plotly_js=Markup(get_plotlyjs()) if figures else "",
+            figures=drawn,
+            plotly_js=Markup(get_plotlyjs()) if drawn else "",
             page=words,
         )
     )
 
 
-def write_report(report: dict[str, Any], folder: Path) -> None:
+def write_report(report: Report, folder: Path) -> None:
     """Writes report.json and report.html into a folder, which is created if need be.
 
     Each file appears complete or not at all. The facts are written first, so that they outlive a failure to draw them.
 
     Args:
-        report: the facts, laid out as report.json, schema version 1 or 2; NaN and infinite numbers are written as null.
+        report: NaN and infinite numbers are written as null.
         folder: where to; existing files are replaced.
-
-    Raises:
-        UserError: the report has another schema version, or lacks something.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    facts = json.dumps(report_file.finite(report), indent=1, ensure_ascii=False, allow_nan=False)
-    files.write_text(folder / layout.REPORT_FILE, facts + "\n")
-    files.write_text(folder / layout.REPORT_PAGE, render(report))
+    report_file.write(report, folder / layout.REPORT_FILE)
+    files.write_text(folder / layout.REPORT_PAGE, render(report_file.read(folder / layout.REPORT_FILE)))
 
 
 @functools.cache
@@ -130,16 +134,13 @@ def _environment() -> Environment:
     )
 
 
-def _candidate_figures(number: int, row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, charts.Figure]:
+def _candidate_figures(details: Details, baseline: BaselineReport) -> dict[str, charts.Figure]:
     """The charts of one candidate, by name in the page."""
-    classes, figures = row["classes"], {}
-    if classes and classes["draw"]:
-        figures[f"confusion-{number}"] = charts.confusion_change(
-            baseline["classification"]["confusion"], row["classification"]["confusion"], classes["names"]
-        )
-    if classes and row["classification"].get("bins"):
-        bins = {"baseline": baseline["classification"], "this candidate": row["classification"]}
-        figures[f"calibration-{number}"] = charts.calibration(
-            {name: (each or {}).get("bins") for name, each in bins.items()}
-        )
+    number, classes, figures = details.row.number, details.classes, {}
+    here, before = details.candidate.classification, baseline.classification
+    if classes and classes.draw and here and here.confusion and before and before.confusion:
+        figures[f"confusion-{number}"] = charts.confusion_change(before.confusion, here.confusion, classes.names)
+    if here and here.bins:
+        bins = {"baseline": before.bins if before else (), "this candidate": here.bins}
+        figures[f"calibration-{number}"] = charts.calibration(bins)
     return figures

@@ -1,80 +1,144 @@
-"""Reading and writing report.json."""
+"""Reading and writing report.json. Versions 1 and 2 of its layout are read too."""
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
+import graphlib
 import json
-import math
+import re
 from pathlib import Path
 from typing import Any
 
+from edgeline import files
+from edgeline.budget import LIMITS
 from edgeline.errors import UserError
+from edgeline.report import dataclass_json
+from edgeline.report.dataclass_json import MismatchError
+from edgeline.report.schema import SCHEMA_VERSION, RecipeStep, Report
 
-SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)
-_REQUIRED = ("created", "pipeline", "module", "dataset", "budget", "baseline", "candidates", "versions", "machine")
-_REQUIRED_WITHIN = {"dataset": ("split", "examples"), "budget": ("metric", "direction", "objective")}
-#: What version 2 added to version 1, as a report says it that does not know.
-_ADDED: dict[str, dict[str, Any]] = {
-    "": {"deployed": None, "like": None, "training": [], "run": None, "selected": None, "closest": None},
-    "dataset": {"fingerprint": None, "label_names": None, "bad_records": None, "slice_features": []},
-    "budget": {
-        **dict.fromkeys(("max_bytes", "max_zlib_bytes", "max_latency_ms", "max_latency_p90_ms", "max_latency_p99_ms")),
-        **dict.fromkeys(("max_latency_all_threads_ms", "max_latency_without_xnnpack_ms", "max_cold_start_ms")),
-        **dict.fromkeys(("max_peak_rss_bytes", "max_deployed_drop", "min_slice_examples", "value_threshold")),
-        **{"max_drop": None, "drop_bound": "point", "max_slice_drops": {}, "target": None},
-    },
-}
+READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Reads a report.json of any version that is understood.
-
-    Returns:
-        The facts, laid out as schema version 2; what an older version does not know is None or empty.
+def read(path: Path) -> Report:
+    """Reads a report.json of any version that is understood; what an older one does not know is None or empty.
 
     Raises:
-        UserError: the file is no report, is of another version, or lacks something.
-        OSError: it cannot be read.
+      UserError: the file is no report, is of another version, lacks something or contradicts itself.
+      OSError: it cannot be read.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also of bytes that are no text
+    except (ValueError, RecursionError) as error:  # also of bytes that are no text
         raise UserError(f"{path}: expected a report.json of an Evaluator, found no JSON: {error}") from None
-    return upgraded(content, str(path)) | {"schema_version": SCHEMA_VERSION}
+    return parse(content, str(path))
 
 
-def finite(value: Any) -> Any:
-    """Copies JSON-like data with None for every number that JSON cannot say."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def parse(content: Any, where: str) -> Report:
+    """Returns the report that the JSON of a report.json of any understood version holds.
 
+    Args:
+      content: as `json.loads` returned it; it is left as it is.
+      where: it is from, for messages.
 
-def upgraded(report: Any, where: str) -> dict[str, Any]:
-    """Checks what nothing can be drawn without, and adds what version 2 has over version 1."""
-    if not isinstance(report, dict):
-        raise UserError(f"{where}: expected a report.json of an Evaluator, found {type(report).__name__} at its top")
-    version = report.get("schema_version")
+    Raises:
+      UserError: it is no report, is of another version, lacks something or contradicts itself.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: expected a report.json of an Evaluator, found {type(content).__name__} at its top")
+    version = content.get("schema_version")
     if type(version) is not int or version not in READABLE_VERSIONS:
-        known = " and ".join(map(str, READABLE_VERSIONS))
+        *known, last = map(str, READABLE_VERSIONS)
         raise UserError(
-            f"{where}: has schema_version {version!r}; this version of edgeline reads {known}. Use the edgeline that "
-            "wrote it, or run the pipeline again"
+            f"{where}: has schema_version {version!r}; this version of edgeline reads {', '.join(known)} and {last}. "
+            "Use the edgeline that wrote it, or run the pipeline again"
         )
-    missing = [key for key in _REQUIRED if key not in report]
-    for key, within in _REQUIRED_WITHIN.items():
-        missing += [f"{key}.{name}" for name in within if name not in (report.get(key) or ())]
-    candidates = report.get("candidates") or ()
-    missing += [f"candidates[{i}].name" for i, entry in enumerate(candidates) if "name" not in entry]
-    if missing:
-        raise UserError(f"{where}: is no complete report.json, it lacks {', '.join(missing)}; run the pipeline again")
-    parts = {key: _filled(report if not key else report[key], added) for key, added in _ADDED.items()}
-    return parts.pop("") | parts
+    try:
+        report = dataclass_json.from_json(Report, content if version == SCHEMA_VERSION else _upgraded(content))
+    except MismatchError as error:
+        if error.missing:
+            lacks = ", ".join(error.missing)
+            raise UserError(f"{where}: is no complete report.json, it lacks {lacks}; run the pipeline again") from None
+        raise _damaged(where, error.wrong) from None
+    except RecursionError:
+        raise _damaged(where, ["it is nested too deeply"]) from None
+    if contradictions := _contradictions(report):
+        raise _damaged(where, contradictions)
+    return report
 
 
-def _filled(part: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
-    return part | {key: value for key, value in added.items() if part.get(key) is None}
+def write(report: Report, path: Path) -> None:
+    """Writes report.json, atomically; numbers that are NaN or infinite are written as null."""
+    content = json.dumps(dataclass_json.to_json(report), indent=1, ensure_ascii=False, allow_nan=False)
+    files.write_text(path, content + "\n")
+
+
+def _damaged(where: str, faults: list[str]) -> UserError:
+    more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+    return UserError(f"{where}: is damaged: {'; '.join(faults[:3])}{more}; run the pipeline again")
+
+
+def _contradictions(report: Report) -> list[str]:
+    """Returns what no Evaluator writes, though every value is of its kind."""
+    found = []
+    try:
+        datetime.datetime.fromisoformat(report.created)
+    except ValueError:
+        found.append(f"created: expected a time as in ISO 8601, found {report.created!r}")
+    named = [(f"candidates[{i}]", candidate) for i, candidate in enumerate(report.candidates)]
+    for place, model in (("baseline", report.baseline), *named):
+        if not (scores := model.classification):
+            continue
+        if scores.confusion and {len(scores.confusion), *map(len, scores.confusion)} != {scores.classes}:
+            found.append(f"{place}.classification.confusion: expected {scores.classes} rows and columns")
+        if scores.per_class and len(scores.per_class) != scores.classes:
+            found.append(f"{place}.classification.per_class: expected {scores.classes} classes")
+    nodes = report.run.nodes if report.run else ()
+    try:
+        graphlib.TopologicalSorter({node.id: node.upstream for node in nodes}).prepare()
+    except graphlib.CycleError as error:
+        found.append(f"run.nodes: expected no step to wait for itself, found {' → '.join(error.args[1])}")
+    return found
+
+
+# older versions -------------------------------------------------------------------------------------------------------
+
+
+def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the JSON of version 1 or 2 laid out as version 3; what is damaged stays so, to be refused."""
+    upgraded = content | {"schema_version": SCHEMA_VERSION}
+    if isinstance(dataset := content.get("dataset"), dict) and isinstance(by := dataset.get("slice_features"), list):
+        # one feature was written without a list around it for a while
+        slice_features = [[names] if isinstance(names, str) else names for names in by]
+        upgraded["dataset"] = dataset | {"slice_features": slice_features}
+    if isinstance(budget := content.get("budget"), dict):
+        upgraded["budget"] = {name: None for name, _, _ in LIMITS} | budget
+    if isinstance(candidates := content.get("candidates"), list):
+        upgraded["candidates"] = [_upgraded_candidate(candidate) for candidate in candidates]
+    return upgraded
+
+
+def _upgraded_candidate(candidate: Any) -> Any:
+    if not isinstance(candidate, dict) or not isinstance(recipe := candidate.get("recipe"), list):
+        return candidate
+    steps = [dataclasses.asdict(recipe_step(step)) if isinstance(step, str) else step for step in recipe]
+    return candidate | {"recipe": steps}
+
+
+def recipe_step(text: str) -> RecipeStep:
+    """Reads a step as versions 1 and 2 spelled it; numbers, lists and objects are read as JSON, all else is text.
+
+    >>> recipe_step("Pruner sparsity=0.8 epochs=2 schedule=polynomial_decay")
+    RecipeStep(step='Pruner', config={'sparsity': 0.8, 'epochs': 2, 'schedule': 'polynomial_decay'})
+    """
+    step, _, rest = text.partition(" ")
+    # a value may have spaces
+    _, *parts = re.split(r"(?:^| )(\w+)=", rest)
+    return RecipeStep(step=step, config=dict(zip(parts[::2], map(_read_value, parts[1::2]), strict=True)))
+
+
+def _read_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

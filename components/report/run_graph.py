@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
+
+from edgeline.report.schema import NodeReport
 
 _WIDTH, _HEIGHT = 192, 44
 _COLUMN_GAP, _ROW_GAP = 36, 12
@@ -22,7 +24,7 @@ _SWEEPS = 8
 class Box:
     """A step: its node of the report's `run`, and its upper left corner in pixels."""
 
-    node: dict[str, Any]
+    node: NodeReport
     x: float
     y: float
 
@@ -48,18 +50,18 @@ class Graph:
     box_height: float = _HEIGHT
 
 
-def layout(nodes: list[dict[str, Any]]) -> Graph:
+def layout(nodes: Sequence[NodeReport]) -> Graph:
     """Places the steps of a run.
 
     Args:
-        nodes: `id` and `upstream` of each. Ids that are no node are left out, and so are arrows
-            that follow from others.
+        nodes: of the run. Ids of upstream nodes that are none of these are left out, and so are arrows that follow from
+            others.
 
     Raises:
         graphlib.CycleError: a step waits for itself.
     """
-    by_id = {node["id"]: node for node in nodes}
-    upstream = {key: [up for up in node.get("upstream") or () if up in by_id] for key, node in by_id.items()}
+    by_id = {node.id: node for node in nodes}
+    upstream = {key: [up for up in node.upstream if up in by_id] for key, node in by_id.items()}
     order = list(TopologicalSorter(upstream).static_order())
     upstream = _reduced(upstream, order)
     column: dict[str, int] = {}
@@ -124,7 +126,7 @@ def _untangle(columns: list[list[Any]], neighbours: dict[Any, list[Any]]) -> Non
             place |= {item: (i + 0.5) / len(columns[c]) for i, item in enumerate(columns[c])}
 
 
-def _size(item: Any, by_id: dict[str, Any]) -> int:
+def _size(item: Any, by_id: dict[str, NodeReport]) -> int:
     return _HEIGHT if isinstance(item, str) and item in by_id else _LANE
 
 

@@ -1,14 +1,33 @@
-"""What the report's page says: the facts of report.json as rows and words, in the order in which they are read."""
+"""What the report's page says: report.json as rows and words, in the order in which they are read."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgeline.budget import slice_limit
 from edgeline.report.formats import Format
+from edgeline.report.schema import (
+    BudgetReport,
+    CandidateReport,
+    ClassificationReport,
+    ClassReport,
+    DeviceCost,
+    FailureReport,
+    Interval,
+    Latency,
+    LayerSensitivity,
+    MeasuredReport,
+    ModelReport,
+    Report,
+    SliceReport,
+    Timing,
+    TrainingReport,
+)
 
 VERDICTS = {"selected": "Selected", "fits": "Meets budget", "misses": "Misses budget", "failed": "Failed"}
 """What a candidate's verdict is called."""
@@ -21,30 +40,21 @@ _MOST_ROWS = 20
 #: Up to so many classes a confusion matrix is drawn.
 _DRAWN_CLASSES = 50
 
-_OPTIONAL: dict[str, Any] = {
-    **dict.fromkeys(("metrics", "drop", "bytes", "zlib_bytes", "ratio", "latency_ms", "sparsity", "sha256", "failure")),
-    **dict.fromkeys(("drop_interval", "deployed_drop", "deployed_drop_interval")),
-    **dict.fromkeys(("device", "classification", "comparison", "keras", "version", "path", "pushed_at")),
-    **dict.fromkeys(
-        ("recipe", "reasons", "steps", "layers", "slices", "flipped", "ladder", "ladder_walked", "sensitivity"), ()
-    ),
-    **dict.fromkeys(("blessed", "pareto"), False),
-}
 _OBJECTIVES = {"zlib_bytes": "fewest zlib bytes", "bytes": "smallest file", "latency_ms": "lowest latency"}
-_SETTINGS = {"one_thread": "One thread", "all_threads": "All threads", "without_xnnpack": "Without XNNPACK"}
 
 
 @dataclass(frozen=True)
-class Budget:
+class PageBudget:
     """The budget in the terms of the page.
 
     Attributes:
+        metric: that is judged.
         sign: 1 where more of the metric is better, -1 where less is.
         max_drop: None where it is not limited.
         metric_limit: the worst value of the metric that the budget allows; None where it allows any.
         objective: words for what the selected candidate has the least of.
         upper: whether the upper end of the drop's interval is judged.
-        facts: the budget of the report.
+        terms: all of it, as the report has it.
     """
 
     metric: str
@@ -53,29 +63,28 @@ class Budget:
     metric_limit: float | None
     objective: str
     upper: bool
-    facts: dict[str, Any]
+    terms: BudgetReport
 
     @classmethod
-    def of(cls, budget: dict[str, Any], baseline: float | None) -> Budget:
+    def of(cls, budget: BudgetReport, baseline: float | None) -> PageBudget:
         """Reads a report's budget.
 
         Args:
             budget: of the report.
             baseline: the baseline's value of the metric.
         """
-        sign = -1 if budget["direction"] == "min" else 1
-        max_drop = budget.get("max_drop")
-        limits = [] if max_drop is None or baseline is None else [baseline - sign * max_drop]
-        if budget.get("value_threshold") is not None:
-            limits.append(budget["value_threshold"])
+        sign = -1 if budget.direction == "min" else 1
+        limits = [] if budget.max_drop is None or baseline is None else [baseline - sign * budget.max_drop]
+        if budget.value_threshold is not None:
+            limits.append(budget.value_threshold)
         return cls(
-            metric=budget["metric"],
+            metric=budget.metric,
             sign=sign,
-            max_drop=max_drop,
+            max_drop=budget.max_drop,
             metric_limit=max(limits, key=lambda limit: sign * limit, default=None),
-            objective=_OBJECTIVES.get(budget["objective"], budget["objective"]),
-            upper=budget.get("drop_bound") == "upper",
-            facts=budget,
+            objective=_OBJECTIVES.get(budget.objective, budget.objective),
+            upper=budget.drop_bound == "upper",
+            terms=budget,
         )
 
     @property
@@ -84,43 +93,99 @@ class Budget:
         return "drop" if self.sign > 0 else "rise"
 
     def limit(self, name: str) -> float | None:
-        """Returns one of the budget's limits; None where there is none."""
-        value: float | None = self.facts.get(name)
-        return value
+        """Returns the most that a candidate may cost, by the budget's field; None where it is not limited."""
+        return self.terms.limits.get(name)
 
     def change(self, drop: float | None) -> float | None:
         """Returns a drop as a change of the metric."""
         return None if drop is None else -self.sign * drop
 
-    def change_interval(self, interval: Sequence[float | None] | None) -> list[float | None] | None:
+    def change_interval(self, interval: Interval | None) -> Interval | None:
         """Returns an interval of a drop as one of the change of the metric, lower end first."""
         if not interval:
             return None
-        ends = [self.change(end) for end in interval]
-        return ends[::-1] if self.sign > 0 else ends
+        low, high = (self.change(end) for end in interval)
+        return (high, low) if self.sign > 0 else (low, high)
 
 
-def row(entry: dict[str, Any], metric: str) -> dict[str, Any]:
-    """Copies a model's facts: optional keys present, the numbers of the table on one level.
+@dataclass(frozen=True)
+class Row:
+    """A model's line in the table of candidates, and its points in the charts; a number is None where it is not known.
 
-    Args:
-        entry: of the baseline, of a candidate or of the deployed model.
-        metric: the budget's.
+    Attributes:
+        name: of the model; empty where it is not known.
+        number: of the candidate on the page, from 1; 0 for the baseline and the deployed model.
+        verdict: a key of VERDICTS.
+        metric: value of the budget's metric.
+        agreement: fraction of the examples on which it agrees with the baseline.
+        noise: relative spread of the latency.
+        model: all that the report says of it. The other fields are those of its parts.
     """
-    found = _OPTIONAL | {key: value for key, value in entry.items() if value is not None}
-    latency, device = found["latency_ms"] or {}, found["device"] or {}
-    verdict = "failed" if found["failure"] else "fits" if found["blessed"] else "misses"
-    return found | {
-        "metric": (found["metrics"] or {}).get(metric),
-        "p50": latency.get("p50"),
-        "p90": latency.get("p90"),
-        "p99": (device.get("one_thread") or {}).get("p99"),
-        "cold_start_ms": device.get("cold_start_ms"),
-        "peak_rss_bytes": device.get("peak_rss_bytes"),
-        "noise": (device.get("one_thread") or {}).get("noise"),
-        "agreement": (found["comparison"] or {}).get("agreement"),
-        "verdict": verdict,
-    }
+
+    name: str
+    number: int
+    verdict: str
+    metric: float | None
+    drop: float | None
+    drop_interval: Interval | None
+    deployed_drop: float | None
+    deployed_drop_interval: Interval | None
+    bytes: int | None
+    zlib_bytes: int | None
+    ratio: float | None
+    sparsity: float | None
+    p50: float | None
+    p90: float | None
+    p99: float | None
+    noise: float | None
+    cold_start_ms: float | None
+    peak_rss_bytes: int | None
+    agreement: float | None
+    pareto: bool
+    reasons: tuple[str, ...]
+    failure: FailureReport | None
+    model: ModelReport
+
+    @classmethod
+    def of(cls, model: ModelReport, metric: str, *, number: int = 0, selected: str | None = None) -> Row:
+        """Returns the row of a model.
+
+        Args:
+            model: the baseline, a candidate or the deployed model.
+            metric: the budget's.
+            number: of a candidate.
+            selected: name of the selected candidate.
+        """
+        measured = model if isinstance(model, MeasuredReport) else MeasuredReport(name=model.name)
+        candidate = model if isinstance(model, CandidateReport) else CandidateReport(name=model.name or "")
+        latency, device = measured.latency_ms or Latency(), measured.device or DeviceCost()
+        one_thread = device.one_thread or Timing()
+        verdict = "failed" if candidate.failure else "fits" if candidate.blessed else "misses"
+        return cls(
+            name=model.name or "",
+            number=number,
+            verdict="selected" if number and candidate.name == selected else verdict,
+            metric=model.value(metric),
+            drop=candidate.drop,
+            drop_interval=candidate.drop_interval,
+            deployed_drop=candidate.deployed_drop,
+            deployed_drop_interval=candidate.deployed_drop_interval,
+            bytes=model.bytes,
+            zlib_bytes=model.zlib_bytes,
+            ratio=candidate.ratio,
+            sparsity=candidate.sparsity,
+            p50=latency.p50,
+            p90=latency.p90,
+            p99=one_thread.p99,
+            noise=one_thread.noise,
+            cold_start_ms=device.cold_start_ms,
+            peak_rss_bytes=device.peak_rss_bytes,
+            agreement=model.comparison.agreement if model.comparison else None,
+            pareto=candidate.pareto,
+            reasons=candidate.reasons,
+            failure=candidate.failure,
+            model=model,
+        )
 
 
 @dataclass(frozen=True)
@@ -136,30 +201,30 @@ class Column:
     """
 
     title: str
-    value: Callable[[dict[str, Any]], float | None]
-    text: Callable[[dict[str, Any]], str]
-    note: Callable[[dict[str, Any]], str | None] = lambda row: None
+    value: Callable[[Row], float | None]
+    text: Callable[[Row], str]
+    note: Callable[[Row], str | None] = lambda row: None
     wide: bool = False
 
 
-def columns(budget: Budget, style: Format, rows: list[dict[str, Any]]) -> list[Column]:
+def columns(budget: PageBudget, style: Format, rows: Sequence[Row]) -> list[Column]:
     """Returns the columns of the table: those that reports have always had, and others of which a row has a number."""
 
     def column(title: str, key: str, write: Callable[[Any], str], **more: Any) -> Column:
-        return Column(title, lambda row: row[key], lambda row: write(row[key]), **more)
+        return Column(title, lambda row: getattr(row, key), lambda row: write(getattr(row, key)), **more)
 
-    found = [
+    always = [
         column(budget.metric, "metric", style.metric),
         column(
             budget.drop_word.capitalize(),
             "drop",
             style.metric,
-            note=lambda row: style.interval(row["drop_interval"]),
+            note=lambda row: style.interval(row.drop_interval),
         ),
         column("Zlib bytes", "zlib_bytes", style.count),
         column("Ratio", "ratio", style.times),
         column("Bytes", "bytes", style.count),
-        Column("p50 / p90 ms", lambda row: row["p50"], lambda row: style.latency(row["p50"], row["p90"])),
+        Column("p50 / p90 ms", lambda row: row.p50, lambda row: style.latency(row.p50, row.p90)),
     ]
     newer = [
         column("Agreement", "agreement", style.percent),
@@ -171,11 +236,11 @@ def columns(budget: Budget, style: Format, rows: list[dict[str, Any]]) -> list[C
             f"{budget.drop_word.capitalize()} from deployed",
             "deployed_drop",
             style.metric,
-            note=lambda row: style.interval(row["deployed_drop_interval"]),
+            note=lambda row: style.interval(row.deployed_drop_interval),
             wide=True,
         ),
     ]
-    return found + [c for c in newer if c.title == "Sparsity" or any(c.value(row) is not None for row in rows)]
+    return always + [c for c in newer if c.title == "Sparsity" or any(c.value(row) is not None for row in rows)]
 
 
 def class_names(count: int, labels: Sequence[str] | None) -> list[str]:
@@ -183,8 +248,12 @@ def class_names(count: int, labels: Sequence[str] | None) -> list[str]:
     return [labels[i] if labels and i < len(labels) else str(i) for i in range(count)]
 
 
-def slice_name(features: dict[str, Any], labels: Sequence[str] | None) -> str:
-    """Returns a slice as the budget writes it, and the label's name."""
+def slice_name(features: Mapping[str, Any], labels: Sequence[str] | None) -> str:
+    """Returns a slice as the budget writes it, and the label's name.
+
+    >>> slice_name({"camera": "front", "label": 1}, ["cat", "dog"])
+    'camera=front, label=1 (dog)'
+    """
 
     def value(name: str, of: Any) -> str:
         known = name == "label" and isinstance(of, int) and labels and 0 <= of < len(labels)
@@ -193,262 +262,385 @@ def slice_name(features: dict[str, Any], labels: Sequence[str] | None) -> str:
     return ", ".join(f"{name}={value(name, of)}" for name, of in features.items())
 
 
-def worst_slices(
-    row: dict[str, Any], baseline: dict[str, Any], budget: Budget, labels: Sequence[str] | None
-) -> list[dict[str, Any]]:
-    """Returns a candidate's slices, the largest drop first.
+@dataclass(frozen=True)
+class SliceRow:
+    """What a candidate loses in a slice.
 
-    Each has name, examples, few (too few to be judged), baseline and metric (values of the budget's metric), drop, and
-    limit and verdict: None and "" where no limit holds, else "over", "within" or, with too few examples, "few".
+    Attributes:
+        name: as the budget writes it.
+        examples: in it.
+        few: whether these are too few to be judged.
+        baseline: the baseline's value of the budget's metric.
+        metric: the candidate's.
+        drop: from the baseline.
+        limit: the most that the drop may be; None where no limit holds.
+        verdict: "over", "within" or, with too few examples, "few"; empty where no limit holds.
     """
-    metric = budget.metric
-    before = {_key(each): each["metrics"].get(metric) for each in baseline["slices"]}
-    limits = budget.facts.get("max_slice_drops") or {}
-    found = []
-    for each in row["slices"]:
-        limit, drop = slice_limit(each["features"].items(), limits), each.get("drop")
-        few = each["examples"] < (budget.limit("min_slice_examples") or 0)
+
+    name: str
+    examples: int
+    few: bool
+    baseline: float | None
+    metric: float | None
+    drop: float | None
+    limit: float | None
+    verdict: str
+
+
+def worst_slices(
+    candidate: ModelReport, baseline: ModelReport, budget: PageBudget, labels: Sequence[str] | None
+) -> list[SliceRow]:
+    """Returns a candidate's slices, the largest drop first."""
+    before = {_key(part): part.metrics.get(budget.metric) for part in baseline.slices}
+    rows = []
+    for part in candidate.slices:
+        limit = slice_limit(part.features.items(), budget.terms.max_slice_drops)
+        few = part.examples < (budget.terms.min_slice_examples or 0)
         if limit is None:
             verdict = ""
         elif few:
             verdict = "few"
         else:
-            verdict = "over" if drop is None or drop > limit + 1e-9 else "within"
-        found.append(
-            {
-                "name": slice_name(each["features"], labels),
-                "examples": each["examples"],
-                "few": few,
-                "baseline": before.get(_key(each)),
-                "metric": each["metrics"].get(metric),
-                "drop": drop,
-                "limit": limit,
-                "verdict": verdict,
-            }
+            verdict = "over" if part.drop is None or part.drop > limit + 1e-9 else "within"
+        rows.append(
+            SliceRow(
+                name=slice_name(part.features, labels),
+                examples=part.examples,
+                few=few,
+                baseline=before.get(_key(part)),
+                metric=part.metrics.get(budget.metric),
+                drop=part.drop,
+                limit=limit,
+                verdict=verdict,
+            )
         )
-    return sorted(found, key=lambda each: -math.inf if each["drop"] is None else each["drop"], reverse=True)
+    return sorted(rows, key=lambda row: -math.inf if row.drop is None else row.drop, reverse=True)
 
 
-def _key(entry: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted(entry["features"].items()))
+def _key(part: SliceReport) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(part.features.items()))
 
 
 def warnings(
-    report: dict[str, Any],
-    rows: list[dict[str, Any]],
-    shown: dict[str, Any] | None,
-    baseline: dict[str, Any],
-    budget: Budget,
-    style: Format,
+    report: Report, rows: Sequence[Row], shown: Row | None, baseline: Row, budget: PageBudget, style: Format
 ) -> list[str]:
     """Returns what a reader should know before believing the verdict.
 
     Args:
-        report: the facts.
+        report: all of it.
         rows: of the candidates.
         shown: the selected or closest candidate.
         baseline: its row.
         budget: what a candidate may cost.
         style: how numbers are written.
     """
-    found = []
-    if bad := report["dataset"].get("bad_records"):
+    texts = []
+    if bad := report.dataset.bad_records:
         records = "1 record" if bad == 1 else f"{style.count(bad)} records"
-        found.append(f"{records} of the {report['dataset']['split']} split could not be read and took no part.")
-    noisy = [each for each in [baseline | {"name": "the baseline"}, *rows] if (each["noise"] or 0) > NOISY]
+        texts.append(f"{records} of the {report.dataset.split} split could not be read and took no part.")
+    timed = [dataclasses.replace(baseline, name="the baseline"), *rows]
+    noisy = [(row.noise, row.name) for row in timed if row.noise is not None and row.noise > NOISY]
     if noisy:
-        worst = max(noisy, key=lambda each: each["noise"])
+        noise, name = max(noisy, key=lambda pair: pair[0])
         models = "1 model" if len(noisy) == 1 else f"{len(noisy)} models"
-        found.append(
+        texts.append(
             f"The machine was busy: the latency of {models} varied by more than {100 * NOISY:.0f}% while it was "
-            f"measured ({worst['name']}: {style.percent(worst['noise'])})."
+            f"measured ({name}: {style.percent(noise)})."
         )
-    failed = sum(each["verdict"] == "failed" for each in rows)
+    failed = sum(row.verdict == "failed" for row in rows)
     if failed and failed < len(rows):
-        found.append(f"{failed} of {len(rows)} candidates failed; the table says why.")
-    deployed = report.get("deployed")
-    if deployed and deployed.get("failure"):
-        found.append(f"The deployed model could not be compared with: {deployed['failure']}")
+        texts.append(f"{failed} of {len(rows)} candidates failed; the table says why.")
+    if report.deployed and report.deployed.failure:
+        texts.append(f"The deployed model could not be compared with: {report.deployed.failure}")
     if shown:
-        found += _doubts(shown, baseline, budget, style, report["dataset"].get("label_names"))
-    return found
+        texts += _doubts(shown, baseline, budget, style, report.dataset.label_names)
+    return texts
 
 
-def _doubts(
-    shown: dict[str, Any], baseline: dict[str, Any], budget: Budget, style: Format, labels: Sequence[str] | None
-) -> list[str]:
-    found = []
-    interval, limit = shown["drop_interval"], budget.max_drop
-    upper = None if budget.upper or not interval else interval[1]
-    lost = shown["drop"]
-    if upper is not None and limit is not None and lost is not None and lost <= limit < upper:
-        found.append(
+def _doubts(shown: Row, baseline: Row, budget: PageBudget, style: Format, labels: Sequence[str] | None) -> list[str]:
+    texts = []
+    limit, drop = budget.max_drop, shown.drop
+    upper = None if budget.upper or not shown.drop_interval else shown.drop_interval[1]
+    if upper is not None and limit is not None and drop is not None and drop <= limit < upper:
+        texts.append(
             f"On other data the {budget.drop_word} of {budget.metric} may be up to {style.metric(upper)} (95% "
             f"interval), more than the {style.metric(limit)} allowed; more examples would narrow it."
         )
-    slices = [each for each in worst_slices(shown, baseline, budget, labels) if not each["few"]]
-    worse = [each for each in slices if each["drop"] is not None and each["drop"] > (limit or 0) + 1e-9]
+    slices = [row for row in worst_slices(shown.model, baseline.model, budget, labels) if not row.few]
+    worse = [row for row in slices if row.drop is not None and row.drop > (limit or 0) + 1e-9]
     if worse:
         than = f"more than the {style.metric(limit)} allowed overall" if limit else "something"
         loses = "loses" if len(worse) == 1 else "lose"
-        found.append(
-            f"{len(worse)} of {len(slices)} slices {loses} {than}; most: {worse[0]['name']}, "
-            f"{style.metric(worse[0]['drop'])} in {style.count(worse[0]['examples'])} examples."
+        texts.append(
+            f"{len(worse)} of {len(slices)} slices {loses} {than}; most: {worse[0].name}, "
+            f"{style.metric(worse[0].drop)} in {style.count(worse[0].examples)} examples."
         )
-    return found
+    return texts
 
 
-def ladder(row: dict[str, Any], style: Format) -> list[dict[str, Any]]:
-    """Returns what each step left of the zlib bytes: step, zlib_bytes, share of the largest (0-1), change in words."""
-    steps = row["ladder"]
-    most = max((each["zlib_bytes"] or 0 for each in steps), default=0)
-    found = []
-    for before, each in zip((None, *steps), steps, strict=False):
-        change = before and style.ratio(before["zlib_bytes"], each["zlib_bytes"], "smaller", "larger")
-        found.append(
-            {
-                "step": each["step"],
-                "zlib_bytes": each["zlib_bytes"],
-                "share": (each["zlib_bytes"] or 0) / most if most else 0,
-                "change": "" if not change or change.startswith("1.0×") else change,
-            }
-        )
-    return found
+@dataclass(frozen=True)
+class LadderRow:
+    """What a step left of the zlib bytes.
 
-
-def device(row: dict[str, Any], baseline: dict[str, Any], budget: Budget, style: Format) -> dict[str, Any] | None:
-    """Returns what a candidate costs where it was measured; None where that is not known.
-
-    `settings`: name, cells (of p50, p90, p99: text, limit, over), noise, runs, and the baseline's p50. `more`: name,
-    text, limit, over and baseline, for cold start and memory. Limits are texts, or None where there is none.
+    Attributes:
+        step: its name.
+        zlib_bytes: None where it is not known.
+        share: of the largest, 0-1.
+        change: from the step before, in words; empty where it is none.
     """
-    if not row["device"]:
+
+    step: str
+    zlib_bytes: int | None
+    share: float
+    change: str
+
+
+def ladder(candidate: CandidateReport, style: Format) -> list[LadderRow]:
+    """Returns what each step left of the zlib bytes."""
+    most = max((step.zlib_bytes or 0 for step in candidate.ladder), default=0)
+    rows = []
+    for before, step in zip((None, *candidate.ladder), candidate.ladder, strict=False):
+        change = before and style.ratio(before.zlib_bytes, step.zlib_bytes, "smaller", "larger")
+        share = (step.zlib_bytes or 0) / most if most else 0
+        text = "" if not change or change.startswith("1.0×") else change
+        rows.append(LadderRow(step.step, step.zlib_bytes, share, text))
+    return rows
+
+
+@dataclass(frozen=True)
+class CostCell:
+    """A measured cost beside its limit: both as text, the limit None where there is none, and whether it is over."""
+
+    text: str
+    limit: str | None
+    over: bool
+
+
+@dataclass(frozen=True)
+class TimingRow:
+    """A candidate's times in one setting.
+
+    Attributes:
+        name: of the setting.
+        cells: p50, p90 and p99.
+        noise: relative spread; None where it is not known.
+        runs: that were timed; None likewise.
+        baseline: the baseline's p50 in ms; None likewise.
+    """
+
+    name: str
+    cells: list[CostCell]
+    noise: float | None
+    runs: int | None
+    baseline: float | None
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """Another cost of a candidate: its name, its value, and the baseline's as text (None where it is not known)."""
+
+    name: str
+    cell: CostCell
+    baseline: str | None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a candidate costs where it was measured: times in each setting, cold start and memory."""
+
+    settings: list[TimingRow]
+    more: list[CostRow]
+
+
+def costs(candidate: CandidateReport, baseline: MeasuredReport, budget: PageBudget, style: Format) -> Costs | None:
+    """Returns what a candidate costs where it was measured; None where that is not known."""
+    if not candidate.device:
         return None
 
     def cell(
         value: float | None, limit_name: str | None, write: Callable[[float | None], str], brief: Callable[[float], str]
-    ) -> dict[str, Any]:
+    ) -> CostCell:
         limit = budget.limit(limit_name) if limit_name else None
-        return {
-            "text": write(value),
-            "limit": None if limit is None else brief(limit),
-            "over": value is not None and limit is not None and value > limit,
-        }
+        over = value is not None and limit is not None and value > limit
+        return CostCell(write(value), None if limit is None else brief(limit), over)
 
     def milliseconds(value: float | None) -> str:
         return f"{style.number(value)} ms"
 
-    limits = {
-        "one_thread": ("max_latency_ms", "max_latency_p90_ms", "max_latency_p99_ms"),
-        "all_threads": ("max_latency_all_threads_ms", None, None),
-        "without_xnnpack": ("max_latency_without_xnnpack_ms", None, None),
-    }
+    own, reference = candidate.device, baseline.device or DeviceCost()
     settings = []
-    for key, name in _SETTINGS.items():
-        if not (found := row["device"].get(key)):
+    for name, timing, before, limits in (
+        (
+            *("One thread", own.one_thread, reference.one_thread),
+            ("max_latency_ms", "max_latency_p90_ms", "max_latency_p99_ms"),
+        ),
+        ("All threads", own.all_threads, reference.all_threads, ("max_latency_all_threads_ms", None, None)),
+        (
+            *("Without XNNPACK", own.without_xnnpack, reference.without_xnnpack),
+            ("max_latency_without_xnnpack_ms", None, None),
+        ),
+    ):
+        if timing is None:
             continue
-        threads = f" ({found['threads']})" if found.get("threads") else ""
+        times = zip((timing.p50, timing.p90, timing.p99), limits, strict=True)
         settings.append(
-            {
-                "name": name + threads,
-                "cells": [
-                    cell(found.get(p), limit, style.ms, style.number)
-                    for p, limit in zip(("p50", "p90", "p99"), limits[key], strict=True)
-                ],
-                "noise": found.get("noise"),
-                "runs": found.get("runs"),
-                "baseline": ((baseline["device"] or {}).get(key) or {}).get("p50"),
-            }
+            TimingRow(
+                name=name + (f" ({timing.threads})" if timing.threads else ""),
+                cells=[cell(time, limit, style.ms, style.number) for time, limit in times],
+                noise=timing.noise,
+                runs=timing.runs,
+                baseline=before.p50 if before else None,
+            )
         )
-    names = {"cold_start_ms": ("Cold start", milliseconds), "peak_rss_bytes": ("Peak memory", style.size)}
     more = [
-        {
-            "name": name,
-            "baseline": None if baseline[key] is None else write(baseline[key]),
-            **cell(row[key], f"max_{key}", write, write),
-        }
-        for key, (name, write) in names.items()
-        if row[key] is not None
+        CostRow(name, cell(value, limit, write, write), None if before is None else write(before))
+        for name, value, before, limit, write in (
+            ("Cold start", own.cold_start_ms, reference.cold_start_ms, "max_cold_start_ms", milliseconds),
+            ("Peak memory", own.peak_rss_bytes, reference.peak_rss_bytes, "max_peak_rss_bytes", style.size),
+        )
+        if value is not None
     ]
-    return {"settings": settings, "more": more}
+    return Costs(settings, more)
 
 
-def classification(
-    row: dict[str, Any], baseline: dict[str, Any], labels: Sequence[str] | None
-) -> dict[str, Any] | None:
-    """Returns how a classifier differs from the baseline; None where it is none.
+@dataclass(frozen=True)
+class RecallRow:
+    """How the recall of a class changed.
 
-    `scores`: name, baseline, value. `classes`: name, examples, baseline and recall, change, share (of the largest
-    change, 0-1): of at most 20 classes, those that changed most. `pairs`: label, predicted, baseline, count, change,
-    right: the 20 cells of the confusion matrix that changed most, where it is too large to draw. `draw`: whether it is
-    drawn. `names`: of all classes. `all_classes`, `unchanged`: whether all that changed are listed, and some did not.
+    Attributes:
+        name: of the class.
+        examples: of it.
+        baseline: the baseline's recall, 0-1.
+        recall: the candidate's, 0-1.
+        share: of the largest change, 0-1.
     """
-    here, before = row["classification"], baseline["classification"] or {}
+
+    name: str
+    examples: int
+    baseline: float
+    recall: float
+    share: float = 0.0
+
+    @property
+    def change(self) -> float:
+        """How much more it is; negative where it is less."""
+        return self.recall - self.baseline
+
+
+@dataclass(frozen=True)
+class ConfusionRow:
+    """A cell of the confusion matrix that changed.
+
+    Attributes:
+        label: name of the examples' class.
+        predicted: name of the class that is predicted.
+        baseline: examples that the baseline decides so.
+        count: examples that the candidate does.
+        right: whether both classes are the same.
+    """
+
+    label: str
+    predicted: str
+    baseline: int
+    count: int
+    right: bool
+
+    @property
+    def change(self) -> int:
+        """How many more there are; negative where they are fewer."""
+        return self.count - self.baseline
+
+
+@dataclass(frozen=True)
+class Classes:
+    """How a classifier differs from the baseline.
+
+    Attributes:
+        scores: name, the baseline's value and the candidate's.
+        classes: of at most 20 classes, those whose recall changed most, by rising change.
+        pairs: the 20 cells of the confusion matrix that changed most, where it is too large to draw.
+        draw: whether it is drawn.
+        names: of all classes.
+        all_classes: whether all that changed are listed.
+        unchanged: whether some did not change.
+    """
+
+    scores: list[tuple[str, float | None, float | None]]
+    classes: list[RecallRow]
+    pairs: list[ConfusionRow]
+    draw: bool
+    names: list[str]
+    all_classes: bool
+    unchanged: bool
+
+
+def classes(candidate: ModelReport, baseline: ModelReport, labels: Sequence[str] | None) -> Classes | None:
+    """Returns how a classifier differs from the baseline; None where it is none."""
+    here, before = candidate.classification, baseline.classification or ClassificationReport(classes=0)
     if not here:
         return None
-    names = class_names(here["classes"], labels)
+    names = class_names(max(len(here.per_class), len(here.confusion or ())), labels)
     scores = [
-        (f"Top-{k} accuracy", (before.get("top_k") or {}).get(k), value)
-        for k, value in (here.get("top_k") or {}).items()
+        *((f"Top-{k} accuracy", before.top_k.get(k), value) for k, value in here.top_k.items()),
+        ("Log loss", before.log_loss, here.log_loss),
+        ("Expected calibration error", before.ece, here.ece),
     ]
-    scores += [("Log loss", before.get("log_loss"), here.get("log_loss"))]
-    scores += [("Expected calibration error", before.get("ece"), here.get("ece"))]
-    both = before.get("confusion") and here.get("confusion") and before.get("classes") == here["classes"]
-    changed = _changed_classes(here.get("per_class") or [], before.get("per_class") or [], names)
-    return {
-        "scores": scores,
-        "classes": sorted(changed[:_MOST_ROWS], key=lambda each: each["change"]),
-        "unchanged": len(changed) < len(names),
-        "all_classes": len(changed) <= _MOST_ROWS,
-        "pairs": _changed_pairs(here["confusion"], before["confusion"], names)
-        if both and here["classes"] > _DRAWN_CLASSES
+    is_drawable = bool(before.confusion and here.confusion) and before.classes == here.classes
+    changed = _changed_classes(here.per_class, before.per_class, names)
+    return Classes(
+        scores=scores,
+        classes=sorted(changed[:_MOST_ROWS], key=lambda row: row.change),
+        unchanged=len(changed) < len(names),
+        all_classes=len(changed) <= _MOST_ROWS,
+        pairs=_changed_pairs(here.confusion or (), before.confusion or (), names)
+        if is_drawable and here.classes > _DRAWN_CLASSES
         else [],
-        "draw": bool(both) and here["classes"] <= _DRAWN_CLASSES,
-        "names": names,
-    }
+        draw=is_drawable and here.classes <= _DRAWN_CLASSES,
+        names=names,
+    )
 
 
-def _changed_classes(here: list[Any], before: list[Any], names: list[str]) -> list[dict[str, Any]]:
-    found = [
-        {
-            "name": name,
-            "examples": new["examples"],
-            "baseline": old["recall"],
-            "recall": new["recall"],
-            "change": new["recall"] - old["recall"],
-        }
+def _changed_classes(here: Sequence[ClassReport], before: Sequence[ClassReport], names: list[str]) -> list[RecallRow]:
+    rows = [
+        RecallRow(name, new.examples, old.recall, new.recall)
         for name, old, new in zip(names, before, here, strict=False)
-        if old["recall"] is not None and new["recall"] is not None and old["recall"] != new["recall"]
+        if old.recall is not None and new.recall is not None and old.recall != new.recall
     ]
-    most = max((abs(each["change"]) for each in found), default=1)
-    found.sort(key=lambda each: -abs(each["change"]))
-    return [each | {"share": abs(each["change"]) / most} for each in found]
+    most = max((abs(row.change) for row in rows), default=1)
+    rows.sort(key=lambda row: -abs(row.change))
+    return [dataclasses.replace(row, share=abs(row.change) / most) for row in rows]
 
 
-def _changed_pairs(here: list[list[int]], before: list[list[int]], names: list[str]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = [
-        {"label": names[i], "predicted": names[j], "baseline": old, "count": new, "change": new - old, "right": i == j}
+def _changed_pairs(
+    here: Sequence[Sequence[int]], before: Sequence[Sequence[int]], names: list[str]
+) -> list[ConfusionRow]:
+    rows = [
+        ConfusionRow(names[i], names[j], old, new, i == j)
         for i, (olds, news) in enumerate(zip(before, here, strict=True))
         for j, (old, new) in enumerate(zip(olds, news, strict=True))
         if old != new
     ]
-    return sorted(found, key=lambda each: -abs(each["change"]))[:_MOST_ROWS]
+    return sorted(rows, key=lambda row: -abs(row.change))[:_MOST_ROWS]
 
 
-def training_curves(training: dict[str, Any], metric: str) -> list[str]:
+def training_curves(training: TrainingReport, metric: str) -> list[str]:
     """Returns which metrics of a training step's history are drawn: its loss, and the budget's metric."""
-    history = training.get("history") or {}
+    history = training.history
     return [name for name in dict.fromkeys(("loss", metric)) if history.get(name) or history.get(f"val_{name}")]
 
 
-def phases(training: dict[str, Any]) -> list[tuple[str, int]]:
-    """Returns name and epochs of each phase of a training step; empty where it was all one."""
-    return [(phase["name"], phase["epochs"]) for phase in training.get("phases") or []]
-
-
-def largest_drop(sensitivity: list[dict[str, Any]]) -> float:
+def largest_drop(sensitivity: Sequence[LayerSensitivity]) -> float:
     """Returns the largest change that a layer's sensitivity has, 0 where none is known."""
-    return max((abs(each.get("drop") or 0) for each in sensitivity), default=0)
+    return max((abs(layer.drop or 0) for layer in sensitivity), default=0)
+
+
+def setting(name: str, value: Any) -> str:
+    """Returns a field of a config as it is written, lists and objects as JSON.
+
+    >>> setting("sparsity", 0.8), setting("include", ["stem*"]), setting("schedule", "constant")
+    ('sparsity=0.8', 'include=["stem*"]', 'schedule=constant')
+    """
+    return f"{name}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
 
 
 def most_rows(rows: list[Any]) -> list[Any]:

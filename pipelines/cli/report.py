@@ -24,6 +24,8 @@ from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import compare
 from edgeline.pipelines.records.compare import Comparison, Part
 from edgeline.pipelines.root import DEFAULT_ROOT, Root
+from edgeline.report import report_file, schema
+from edgeline.report.schema import Report
 
 #: Longer values are shortened in the table; the JSON has them whole.
 _MOST_LETTERS = 60
@@ -46,6 +48,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     which = report.add_mutually_exclusive_group()
     which.add_argument("file", nargs="?", type=Path, metavar="FILE", help=where)
     which.add_argument("--root", type=options.root, default=DEFAULT_ROOT, help="of the pipeline (default: %(default)s)")
+    which.add_argument("--schema", action="store_true", help="print the JSON Schema of report.json instead")
     report.add_argument("--open", action="store_true", help="open it in the browser")
     report.add_argument(
         "-o", dest="out", type=Path, metavar="OUT.html", help="(default: report.html beside the report.json)"
@@ -89,9 +92,7 @@ def find(path: Path) -> Path:
     raise UserError(f"{path} does not exist; {hint if near else 'give a report.json or the root of a pipeline'}")
 
 
-def _read(path: Path) -> tuple[Path, dict[str, Any]]:
-    from edgeline.report import report_file
-
+def _read(path: Path) -> tuple[Path, Report]:
     try:
         found = find(path)
         return found, report_file.read(found)
@@ -102,11 +103,14 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
 def _report(arguments: argparse.Namespace) -> int:
     from edgeline.report import rendering
 
-    source, facts = _read(arguments.file or arguments.root.path)
+    if arguments.schema:
+        console.say(Console(), json.dumps(schema.json_schema(), indent=2))
+        return ExitCode.DONE
+    source, report = _read(arguments.file or arguments.root.path)
     out = (arguments.out or source.with_name(layout.REPORT_PAGE)).absolute()
     if out == source.absolute():
         raise UserError(f"-o {arguments.out} is the {layout.REPORT_FILE} itself; give another file")
-    page = rendering.render(facts)
+    page = rendering.render(report)
     try:
         files.write_text(out, page)
     except OSError as error:
@@ -130,13 +134,13 @@ def _compare(arguments: argparse.Namespace) -> int:
     out = console.for_tables()
     if arguments.output == "json":
         runs = {
-            key: {"report": str(path), **{name: report[name] for name in ("pipeline", "created")}}
+            key: {"report": str(path), "pipeline": report.pipeline, "created": report.created}
             for key, path, report in (("a", path_a, a), ("b", path_b, b))
         }
         console.say(out, json.dumps({**runs, **dataclasses.asdict(found)}))
         return ExitCode.DONE
     for letter, path, report in (("A", path_a, a), ("B", path_b, b)):
-        console.say(out, f"{letter}  {report['pipeline']}, {report['created']}  {path}")
+        console.say(out, f"{letter}  {report.pipeline}, {report.created}  {path}")
     _print_parts(found, out)
     _print_results(found, out)
     if found.slices:

@@ -15,6 +15,7 @@ from rich.table import Table
 from edgeline.errors import UserError
 from edgeline.pipelines import console
 from edgeline.pipelines.exit_codes import ExitCode
+from edgeline.report.schema import CandidateReport, DeployedReport, Latency, MeasuredReport, Report
 
 
 def show(outcome: Any, log: Path, arguments: argparse.Namespace, terminal: console.Terminal) -> int:
@@ -48,17 +49,17 @@ def _exit_code(outcome: Any) -> int:
             if all(isinstance(f.error, UserError) for f in outcome.failures)
             else ExitCode.STEP_FAILED
         )
-    return ExitCode.DONE if outcome.report["selected"] else ExitCode.NOTHING_FITS
+    return ExitCode.DONE if outcome.report.selected else ExitCode.NOTHING_FITS
 
 
 #: Columns that a terminal of less than this width is spared.
 _WIDE = 110
 
 
-def _table(report: dict[str, Any], width: int) -> Table:
-    metric = report["budget"]["metric"]
+def _table(report: Report, width: int) -> Table:
+    metric = report.budget.metric
     table = Table(
-        title=f"{report['pipeline']}: {report['dataset']['examples']:,} examples of the eval split",
+        title=f"{report.pipeline}: {report.dataset.examples:,} examples of the eval split",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1),
@@ -68,30 +69,33 @@ def _table(report: dict[str, Any], width: int) -> Table:
     for i in shown:
         table.add_column(columns[i], justify="left" if i in (0, 8) else "right", no_wrap=True)
 
-    def add(name: str, facts: dict[str, Any], drop: str, ratio: str, verdict: str, **style: Any) -> None:
-        times = facts["latency_ms"]
+    def add(
+        name: str, model: MeasuredReport, drop: str, ratio: str, sparsity: float | None, verdict: str, **style: Any
+    ) -> None:
+        latency = model.latency_ms or Latency()
         cells = [
             name,
-            _number(facts["metrics"][metric], ".4f"),
+            _number(model.value(metric), ".4f"),
             drop,
-            f"{facts['bytes']:,}",
-            f"{facts['zlib_bytes']:,}",
+            _number(model.bytes, ","),
+            _number(model.zlib_bytes, ","),
             ratio,
-            f"{times['p50']:.3f}/{times['p90']:.3f}" if times else "",
-            f"{facts.get('sparsity') or 0:.0%}",
+            "/".join(_number(time, ".3f") for time in (latency.p50, latency.p90) if time is not None),
+            f"{sparsity or 0:.0%}",
             verdict,
         ]
         table.add_row(*(cells[i] for i in shown), **style)
 
-    add("  float32 baseline", report["baseline"], "", "1.0x", "reference", style="dim", end_section=True)
-    for c in report["candidates"]:
-        if c["name"] == report["selected"]:
-            add(f"▶ {c['name']}", c, _number(c["drop"], "+.4f"), f"{c['ratio']:.1f}x", "selected", style="bold green")
-        elif c["metrics"] is None or c["failure"]:
-            table.add_row(f"  {c['name']}", *[""] * (len(shown) - 2), "failed", style="red")
+    add("  float32 baseline", report.baseline, "", "1.0x", None, "reference", style="dim", end_section=True)
+    for candidate in report.candidates:
+        numbers = (_number(candidate.drop, "+.4f"), f"{_number(candidate.ratio, '.1f')}x", candidate.sparsity)
+        if candidate.name == report.selected:
+            add(f"▶ {candidate.name}", candidate, *numbers, "selected", style="bold green")
+        elif candidate.metrics is None or candidate.failure:
+            table.add_row(f"  {candidate.name}", *[""] * (len(shown) - 2), "failed", style="red")
         else:
-            verdict, style = ("fits", "") if c["blessed"] else ("rejected", "yellow")
-            add(f"  {c['name']}", c, _number(c["drop"], "+.4f"), f"{c['ratio']:.1f}x", verdict, style=style)
+            verdict, style = ("fits", "") if candidate.blessed else ("rejected", "yellow")
+            add(f"  {candidate.name}", candidate, *numbers, verdict, style=style)
     return table
 
 
@@ -105,18 +109,19 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
     def say(text: str, style: str = "") -> None:
         console.say(shown, text, style)
 
-    for training in report.get("training", []):
-        if training.get("warm_start"):
-            say(f"warm start: {training['warm_start']['note']}")
-    for c in report["candidates"]:
-        if not c["blessed"]:
-            say(f"rejected  {c['name']}: {'; '.join(c['reasons'])}", "red" if c["failure"] else "yellow")
-    if report["selected"]:
-        say(f"selected  {report['selected']}", "bold green")
-        if report.get("deployed"):
-            say(f"against   {_beside_deployed(report)}")
+    for training in report.training:
+        if training.warm_start:
+            say(f"warm start: {training.warm_start.note}")
+    for candidate in report.candidates:
+        if not candidate.blessed:
+            style = "red" if candidate.failure else "yellow"
+            say(f"rejected  {candidate.name}: {'; '.join(candidate.reasons)}", style)
+    if selected := report.candidate(report.selected):
+        say(f"selected  {selected.name}", "bold green")
+        if report.deployed:
+            say(f"against   {_beside_deployed(selected, report.deployed, report.budget.metric)}")
     else:
-        near = f"; closest was {report['closest']}" if report["closest"] else ""
+        near = f"; closest was {report.closest}" if report.closest else ""
         say(f"no candidate meets the budget, nothing is pushed{near}", "bold yellow")
     say(f"report    {outcome.report_path}")
     if outcome.pushed:
@@ -125,20 +130,18 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
         say(f"deployed  {outcome.not_pushed}", "yellow")
 
 
-def _beside_deployed(report: dict[str, Any]) -> str:
+def _beside_deployed(new: CandidateReport, old: DeployedReport, metric: str) -> str:
     """Says in one line what the selected candidate would change for those who use the deployed model."""
-    old, metric = report["deployed"], report["budget"]["metric"]
-    [new] = [c for c in report["candidates"] if c["name"] == report["selected"]]
     # by now, this or a later push may have replaced it
-    who = f"{old['name'] or 'the model'} (version {old['version']}), deployed before"
-    if old["failure"] or old["metrics"] is None:
-        return f"{who}: not comparable, {old['failure']}"
-    if old["sha256"] == new["sha256"]:
+    who = f"{old.name or 'the model'} (version {old.version}), deployed before"
+    if old.failure or old.metrics is None:
+        return f"{who}: not comparable, {old.failure}"
+    if old.sha256 == new.sha256:
         return f"{who}: the same file"
-    quality = " → ".join(_number(model["metrics"][metric], ".4f") or "unknown" for model in (old, new))
-    drop = _number(new["deployed_drop"], "+.4f")
-    interval = new["deployed_drop_interval"]
+    quality = " → ".join(_number(model.value(metric), ".4f") or "unknown" for model in (old, new))
+    drop = _number(new.deployed_drop, "+.4f")
+    interval = new.deployed_drop_interval
     if interval and None not in interval:
         drop += f", 95% interval {interval[0]:+.4f} to {interval[1]:+.4f}"
-    sizes = " → ".join(_number(model["zlib_bytes"], ",") or "unknown" for model in (old, new))
+    sizes = " → ".join(_number(model.zlib_bytes, ",") or "unknown" for model in (old, new))
     return f"{who}: {metric} {quality}{drop and f' (drop {drop})'}, zlib bytes {sizes}"

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+from edgeline.report.dataclass_json import to_json
+from edgeline.report.schema import (
+    BudgetReport,
+    CandidateReport,
+    DatasetReport,
+    DeployedReport,
+    MeasuredReport,
+    ModelReport,
+    Report,
+    SliceReport,
+    TrainingReport,
+)
 
 #: Changes of a slice up to this, in the metric's unit, are not listed.
 SLICE_CHANGE = 0.01
@@ -112,48 +124,47 @@ class Comparison:
     more_slices: int
 
 
-def compare(a: dict[str, Any], b: dict[str, Any]) -> Comparison:
+def compare(a: Report, b: Report) -> Comparison:
     """Compares two reports.
 
     Args:
-      a: the facts of the first, as `edgeline.report.report_file.read` returns them.
-      b: those of the second.
+      a: the first.
+      b: the second.
     """
-    candidates_a, candidates_b = ({c["name"]: c for c in report["candidates"]} for report in (a, b))
-    both = [name for name in candidates_b if name in candidates_a]
-    metric = b["budget"]["metric"]
-    same_drop = all(a["budget"][key] == b["budget"][key] for key in ("metric", "direction"))
-    models = [("baseline", a["baseline"], b["baseline"]), *((n, candidates_a[n], candidates_b[n]) for n in both)]
-    slices = _slices(models, metric, a["budget"], b["budget"])
+    metric = b.budget.metric
+    has_same_drop = (a.budget.metric, a.budget.direction) == (b.budget.metric, b.budget.direction)
+    candidates_a = {candidate.name: candidate for candidate in a.candidates}
+    candidates = [(candidates_a[after.name], after) for after in b.candidates if after.name in candidates_a]
+    models: list[tuple[MeasuredReport, MeasuredReport]] = [(a.baseline, b.baseline), *candidates]
+    slices = _slices(models, a.budget, b.budget)
+    names_b = {candidate.name for candidate in b.candidates}
     return Comparison(
         metric,
         {
-            "data": _data(a, b),
-            "module": _module(a, b),
-            "training": _training(a, b),
-            "budget": Part(_changes(a["budget"], b["budget"])),
-            "recipes": _recipes([(n, candidates_a[n], candidates_b[n]) for n in both]),
-            "deployed": Part(_changes(*(_only(report["deployed"], "name", "version", "sha256") for report in (a, b)))),
-            "versions": Part(_changes(a["versions"], b["versions"])),
-            "machine": Part(_changes(a["machine"], b["machine"])),
+            "data": _data(a.dataset, b.dataset),
+            "module": _joined(
+                _known("content", a.module_digest, b.module_digest), _known("reference", a.module, b.module)
+            ),
+            "training": _training(_trainer(a), _trainer(b)),
+            "budget": Part(_changes(to_json(a.budget), to_json(b.budget))),
+            "recipes": _recipes(candidates),
+            "deployed": Part(_changes(_deployed(a), _deployed(b))),
+            "versions": Part(_changes(a.versions, b.versions)),
+            "machine": Part(_changes(to_json(a.machine), to_json(b.machine))),
         },
-        Change("selected", a["selected"], b["selected"]),
+        Change("selected", a.selected, b.selected),
         tuple(
-            Pair(name, _result(x, metric, a["selected"], same_drop), _result(y, metric, b["selected"], True))
-            for name, x, y in models
+            Pair(str(after.name), _result(before, a, metric, has_same_drop), _result(after, b, metric, True))
+            for before, after in models
         ),
-        tuple(name for name in candidates_a if name not in candidates_b),
-        tuple(name for name in candidates_b if name not in candidates_a),
+        tuple(name for name in candidates_a if name not in names_b),
+        tuple(candidate.name for candidate in b.candidates if candidate.name not in candidates_a),
         tuple(slices[:MOST_SLICES]),
         len(slices[MOST_SLICES:]),
     )
 
 
-def _only(facts: dict[str, Any] | None, *names: str) -> dict[str, Any]:
-    return {name: (facts or {}).get(name) for name in names}
-
-
-def _changes(a: dict[str, Any], b: dict[str, Any]) -> tuple[Change, ...]:
+def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Change, ...]:
     names = dict.fromkeys((*a, *b))
     return tuple(Change(name, a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name))
 
@@ -169,94 +180,84 @@ def _joined(*parts: Part) -> Part:
     return Part(tuple(c for part in parts for c in part.changed), tuple(u for part in parts for u in part.unknown))
 
 
-def _data(a: dict[str, Any], b: dict[str, Any]) -> Part:
-    x, y = a["dataset"], b["dataset"]
-    names = ("split", "examples", "bad_records", "label_names", "slice_features")
-    return _joined(
-        _known("fingerprint", x["fingerprint"], y["fingerprint"]), Part(_changes(_only(x, *names), _only(y, *names)))
-    )
+def _data(a: DatasetReport, b: DatasetReport) -> Part:
+    # other spans are other data, which the fingerprint says
+    others = [to_json(dataclasses.replace(dataset, fingerprint=None, spans=None)) for dataset in (a, b)]
+    return _joined(_known("fingerprint", a.fingerprint, b.fingerprint), Part(_changes(*others)))
 
 
-def _module(a: dict[str, Any], b: dict[str, Any]) -> Part:
-    content = _known("content", a.get("module_digest"), b.get("module_digest"))
-    return _joined(content, _known("reference", a["module"], b["module"]))
+def _deployed(report: Report) -> dict[str, str | None]:
+    deployed = report.deployed or DeployedReport()
+    return {"name": deployed.name, "version": deployed.version, "sha256": deployed.sha256}
 
 
-def _training(a: dict[str, Any], b: dict[str, Any]) -> Part:
+def _training(a: TrainingReport | None, b: TrainingReport | None) -> Part:
     """Compares the first training; that of the other steps is part of the recipes."""
-    x, y = _trainer(a), _trainer(b)
-    epochs = [max(map(len, each["history"].values()), default=0) if each else None for each in (x, y)]
-    if x.get("config") is None or y.get("config") is None:
-        return _joined(_known("epochs done", *epochs), Part((), ("parameters",)))
-    return _joined(_known("epochs done", *epochs), Part(_changes(x["config"], y["config"])))
+    epochs = _known("epochs done", a.epochs if a else None, b.epochs if b else None)
+    if a is None or b is None or a.config is None or b.config is None:
+        return _joined(epochs, Part((), ("parameters",)))
+    return _joined(epochs, Part(_changes(a.config, b.config)))
 
 
-def _trainer(report: dict[str, Any]) -> dict[str, Any]:
-    return next((training for training in report["training"] if training["step"] == "Trainer"), {})
+def _trainer(report: Report) -> TrainingReport | None:
+    return next((training for training in report.training if training.step == "Trainer"), None)
 
 
-def _recipes(candidates: Iterable[tuple[str, dict[str, Any], dict[str, Any]]]) -> Part:
+def _recipes(candidates: Iterable[tuple[CandidateReport, CandidateReport]]) -> Part:
     changed: list[Change] = []
     unknown = []
-    for name, a, b in candidates:
-        before, after = ([_step(text) for text in c.get("recipe") or ()] for c in (a, b))
-        if any(c.get("failure") and not c.get("recipe") for c in (a, b)):  # what came before it is in no artifact
-            unknown.append(name)
-        elif [kind for kind, _ in before] != [kind for kind, _ in after]:
-            changed.append(Change(name, *(" → ".join(kind for kind, _ in steps) for steps in (before, after))))
+    for a, b in candidates:
+        steps_a, steps_b = ([step.step for step in candidate.recipe] for candidate in (a, b))
+        if any(candidate.failure and not candidate.recipe for candidate in (a, b)):
+            unknown.append(b.name)  # what came before a failure is in no artifact
+        elif steps_a != steps_b:
+            changed.append(Change(b.name, " → ".join(steps_a), " → ".join(steps_b)))
         else:
-            for (kind, x), (_, y) in zip(before, after, strict=True):
-                changed += [Change(f"{name}: {kind} {c.what}", c.a, c.b) for c in _changes(x, y)]
+            for before, after in zip(a.recipe, b.recipe, strict=True):
+                changed += [
+                    Change(f"{b.name}: {after.step} {change.what}", change.a, change.b)
+                    for change in _changes(before.config, after.config)
+                ]
     return Part(tuple(changed), tuple(unknown))
 
 
-def _step(text: str) -> tuple[str, dict[str, str]]:
-    """Reads a step of a recipe, such as "Pruner sparsity=0.8 epochs=2"."""
-    kind, _, rest = text.partition(" ")
-    # a value may have spaces
-    _, *parts = re.split(r"(?:^| )(\w+)=", rest)
-    return kind, dict(zip(parts[::2], parts[1::2], strict=True))
-
-
-def _result(entry: dict[str, Any], metric: str, selected: str | None, is_drop_comparable: bool) -> Result:
-    metrics = entry.get("metrics") or {}
-    verdict = None
-    if "name" in entry:
-        is_failed = entry.get("failure") or not metrics
-        verdict = "failed" if is_failed else "fits" if entry.get("blessed") else "rejected"
+def _result(model: MeasuredReport, report: Report, metric: str, is_drop_comparable: bool) -> Result:
+    drop, verdict = None, None
+    if isinstance(model, CandidateReport):
+        verdict = "failed" if model.failure or not model.metrics else "fits" if model.blessed else "rejected"
+        drop = model.drop if is_drop_comparable else None
     return Result(
-        metrics.get(metric),
-        entry.get("drop") if is_drop_comparable else None,
-        entry.get("zlib_bytes"),
-        (entry.get("latency_ms") or {}).get("p50"),
+        model.value(metric),
+        drop,
+        model.zlib_bytes,
+        model.latency_ms.p50 if model.latency_ms else None,
         verdict,
-        selected is not None and entry.get("name") == selected,
+        verdict is not None and model.name == report.selected,
     )
 
 
 def _slices(
-    models: Iterable[tuple[str, dict[str, Any], dict[str, Any]]],
-    metric: str,
-    budget_a: dict[str, Any],
-    budget_b: dict[str, Any],
+    models: Iterable[tuple[ModelReport, ModelReport]], budget_a: BudgetReport, budget_b: BudgetReport
 ) -> list[SliceChange]:
     """Returns the slices whose metric differs by more than SLICE_CHANGE, the worst first."""
-    sign = -1 if budget_b["direction"] == "min" else 1
-    found = []
-    for name, a, b in models:
-        before, after = (
-            {
-                ",".join(f"{feature}={value}" for feature, value in sorted(s["features"].items())): s
-                for s in entry.get("slices") or ()
-                if s["examples"] >= (budget.get("min_slice_examples") or 0)
-            }
-            for entry, budget in ((a, budget_a), (b, budget_b))
-        )
-        for key, s in after.items():
-            old = before[key]["metrics"].get(metric) if key in before else None
-            new = s["metrics"].get(metric)
+    metric, sign = budget_b.metric, -1 if budget_b.direction == "min" else 1
+    changes = []
+    for a, b in models:
+        before, after = _judged_slices(a, budget_a), _judged_slices(b, budget_b)
+        for name, new in after.items():
+            if (old := before.get(name)) is None:
+                continue
+            x, y = old.metrics.get(metric), new.metrics.get(metric)
             # a point more or less by rounding alone is no change of more than a point
-            if old is not None and new is not None and abs(new - old) > SLICE_CHANGE + 1e-9:
-                examples = (before[key]["examples"], s["examples"])
-                found.append(SliceChange(name, key, examples, old, new, sign * (old - new)))
-    return sorted(found, key=lambda each: -each.loss)
+            if x is not None and y is not None and abs(y - x) > SLICE_CHANGE + 1e-9:
+                changes.append(SliceChange(str(b.name), name, (old.examples, new.examples), x, y, sign * (x - y)))
+    return sorted(changes, key=lambda change: -change.loss)
+
+
+def _judged_slices(model: ModelReport, budget: BudgetReport) -> dict[str, SliceReport]:
+    """Returns the slices of a model that are not too small to be judged, by name."""
+    return {
+        ",".join(f"{feature}={value}" for feature, value in sorted(part.features.items())): part
+        for part in model.slices
+        if part.examples >= (budget.min_slice_examples or 0)
+    }

@@ -17,6 +17,7 @@ from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import events
 from edgeline.pipelines.root import Root
 from edgeline.pipelines.run.outcome import unmet
+from edgeline.report.schema import Report
 
 if TYPE_CHECKING:  # both import TFX, which takes nine seconds
     from edgeline.pipelines.run.node_events import Event
@@ -74,39 +75,35 @@ class Journal:
         if outcome.report is not None:
             self._evaluated(outcome.report)
         if outcome.pushed_now and outcome.pushed is not None:
-            name = (outcome.report or {}).get("selected")
+            name = outcome.report.selected if outcome.report else None
             self.write("pushed", version=outcome.pushed.parent.name, name=name)
         elif outcome.pushed is not None:
             self.write("not_pushed", why=f"version {outcome.pushed.parent.name}, pushed earlier, is this model")
         elif outcome.not_pushed is not None:
             self.write("not_pushed", why=outcome.not_pushed)
-        elif outcome.report is not None and not outcome.report["selected"]:
+        elif outcome.report is not None and not outcome.report.selected:
             self.write("not_pushed", why=unmet(outcome.report))
 
-    def _evaluated(self, report: dict[str, Any]) -> None:
-        metric, deployed = report["budget"]["metric"], report.get("deployed")
-
-        def value(model: dict[str, Any]) -> float | None:
-            return (model.get("metrics") or {}).get(metric)
-
+    def _evaluated(self, report: Report) -> None:
+        metric, deployed, chosen = report.budget.metric, report.deployed, report.chosen
         self.write(
             "evaluated",
             metric=metric,
-            baseline=value(report["baseline"]),
-            examples=report["dataset"]["examples"],
-            candidates=len(report["candidates"]),
-            blessed=sum(bool(candidate["blessed"]) for candidate in report["candidates"]),
+            baseline=report.baseline.value(metric),
+            examples=report.dataset.examples,
+            candidates=len(report.candidates),
+            blessed=sum(candidate.blessed for candidate in report.candidates),
             deployed=deployed
-            and {"version": deployed["version"], "value": value(deployed), "zlib_bytes": deployed.get("zlib_bytes")},
+            and {"version": deployed.version, "value": deployed.value(metric), "zlib_bytes": deployed.zlib_bytes},
         )
-        named = report["selected"] or report["closest"]
-        model = next((c for c in report["candidates"] if c["name"] == named), None)
-        facts = {key: model.get(key) for key in ("sha256", "drop", "bytes", "zlib_bytes")} if model else {}
-        facts |= {"metric": metric, "value": value(model)} if model else {}
-        if report["selected"]:
-            self.write("selected", name=named, **facts)
+        numbers: dict[str, Any] = {}
+        if chosen is not None:
+            numbers = {"sha256": chosen.sha256, "drop": chosen.drop, "bytes": chosen.bytes}
+            numbers |= {"zlib_bytes": chosen.zlib_bytes, "metric": metric, "value": chosen.value(metric)}
+        if report.selected:
+            self.write("selected", name=report.selected, **numbers)
         else:
-            self.write("none_selected", closest=named, **facts)
+            self.write("none_selected", closest=report.closest, **numbers)
 
     def __enter__(self) -> Journal:
         """Begins the run."""

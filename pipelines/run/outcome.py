@@ -6,11 +6,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from edgeline.report.dataclass_json import to_json
+from edgeline.report.schema import Report
 
-def unmet(report: dict[str, Any]) -> str:
+#: What the summary says of each candidate: fields of its report.
+_SUMMARY = (
+    *("name", "metrics", "drop", "bytes", "zlib_bytes", "ratio", "latency_ms", "sparsity", "blessed", "reasons"),
+)
+
+
+def unmet(report: Report) -> str:
     """Returns why nothing was selected: what the closest candidate missed, else the first one."""
-    candidates = sorted(report["candidates"], key=lambda c: c["name"] != report["closest"])
-    missed = [f"{c['name']}: {'; '.join(c['reasons'])}" for c in candidates[:1]]
+    candidates = sorted(report.candidates, key=lambda candidate: candidate.name != report.closest)
+    missed = [f"{candidate.name}: {'; '.join(candidate.reasons)}" for candidate in candidates[:1]]
     return "; ".join(["no candidate met the budget", *missed])
 
 
@@ -33,7 +41,7 @@ class Outcome:
 
     Attributes:
       failures: of steps; candidates that were merely rejected are in the report.
-      report: content of report.json; None where the Evaluator did not run.
+      report: None where the Evaluator did not run.
       report_path: the HTML report; None likewise.
       pushed: the pushed `.tflite` file; None where nothing was, or where another model has been deployed since.
       not_pushed: why the selected model is not the one that is deployed, for the user; None where it is, and where no
@@ -45,7 +53,7 @@ class Outcome:
     """
 
     failures: tuple[Failure, ...]
-    report: dict[str, Any] | None
+    report: Report | None
     report_path: Path | None
     pushed: Path | None
     not_pushed: str | None
@@ -56,27 +64,18 @@ class Outcome:
 
     def summary(self) -> dict[str, Any]:
         """Returns the outcome for machines: selected, pushed or not, report, steps, each candidate's main numbers."""
-        report = self.report or {}
-        keys = (
-            "name",
-            "metrics",
-            "drop",
-            "bytes",
-            "zlib_bytes",
-            "ratio",
-            "latency_ms",
-            "sparsity",
-            "blessed",
-            "reasons",
-        )
+        report = self.report
         return {
-            "selected": report.get("selected"),
+            "selected": report and report.selected,
             "pushed": self.pushed and str(self.pushed),
-            "not_pushed": self.not_pushed or (unmet(report) if report and not report["selected"] else None),
+            "not_pushed": self.not_pushed or (unmet(report) if report and not report.selected else None),
             "report": self.report_path and str(self.report_path.with_suffix(".json")),
             "steps": self.states,
             "failures": [failure.text for failure in self.failures],
             "drifted": list(self.drifted),
-            "baseline": report.get("baseline"),
-            "candidates": [{key: c[key] for key in keys} for c in report.get("candidates", [])],
+            "baseline": to_json(report.baseline) if report else None,
+            "candidates": [
+                {name: to_json(getattr(candidate, name)) for name in _SUMMARY}
+                for candidate in (report.candidates if report else ())
+            ],
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -11,7 +12,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import tfx.v1 as tfx
 from tfx.dsl.components.base.base_node import BaseNode
@@ -25,7 +25,9 @@ from edgeline.pipelines.run.live_view import LiveView
 from edgeline.pipelines.run.local_runner import BEAM_ARGS, LocalRunner
 from edgeline.pipelines.run.node_events import Event, Listener, RunResult
 from edgeline.pipelines.run.outcome import Failure, Outcome
+from edgeline.report import report_file
 from edgeline.report.rendering import write_report
+from edgeline.report.schema import NodeReport, Report, RunReport
 from edgeline.training import checkpoints
 
 
@@ -91,11 +93,11 @@ def run(
         for node_id, node in result.nodes.items()
         if node.state == "failed"
     )
-    report = _publish(result, root, {"seconds": seconds, "nodes": _nodes(result, pipeline)})
+    report = _publish(result, root, RunReport(seconds=seconds, nodes=_nodes(result, pipeline)))
     pushed, not_pushed = _pushed(result), None
     pusher = result.nodes["Pusher"].state
     pushed_now = pushed is not None and pusher == "done"
-    if report is not None and report["selected"] and not pushed_now and pusher in ("done", "cached"):
+    if report is not None and report.selected and not pushed_now and pusher in ("done", "cached"):
         pushed, not_pushed = _in_the_field(pushed, report, root.pushed)
     return Outcome(
         failures,
@@ -124,16 +126,16 @@ def _plain(error: BaseException | None) -> str:
     return re.sub(r" \[while running .*\]$", "", str(error).strip(), flags=re.DOTALL) or type(error).__name__
 
 
-def _nodes(result: RunResult, pipeline: tfx.dsl.Pipeline) -> list[dict[str, Any]]:
+def _nodes(result: RunResult, pipeline: tfx.dsl.Pipeline) -> tuple[NodeReport, ...]:
     """Returns the steps as the report says them, in the order they ran in."""
     upstream = {node.id: sorted(before.id for before in node.upstream_nodes) for node in pipeline.components}
-    return [
-        {"id": node_id, "state": node.state, "seconds": node.seconds, "upstream": upstream[node_id]}
+    return tuple(
+        NodeReport(id=node_id, state=node.state, seconds=node.seconds, upstream=tuple(upstream[node_id]))
         for node_id, node in result.nodes.items()
-    ]
+    )
 
 
-def _publish(result: RunResult, root: Root, run: dict[str, Any]) -> dict[str, Any] | None:
+def _publish(result: RunResult, root: Root, run: RunReport) -> Report | None:
     """Copies the latest report to its lasting place, each file at once, adds the run to it, and returns it."""
     if not (found := result.outputs("Evaluator", "evaluation")):
         return None
@@ -141,13 +143,12 @@ def _publish(result: RunResult, root: Root, run: dict[str, Any]) -> dict[str, An
     folder.mkdir(exist_ok=True)
     for name in (layout.REPORT_FILE, layout.REPORT_PAGE):
         files.write_bytes(folder / name, Path(found[0].uri, name).read_bytes())
-    content: dict[str, Any] = json.loads((folder / layout.REPORT_FILE).read_text(encoding="utf-8"))
-    content["run"] = run
+    report = dataclasses.replace(report_file.read(folder / layout.REPORT_FILE), run=run)
     try:
-        write_report(content, folder)
+        write_report(report, folder)
     except Exception:  # the run is done and the Evaluator's own page is in place; only its steps are not drawn
         logging.exception("The report could not be drawn anew with the steps of the run.")
-    return content
+    return report
 
 
 def _pushed(result: RunResult) -> Path | None:
@@ -158,12 +159,12 @@ def _pushed(result: RunResult) -> Path | None:
     return None
 
 
-def _in_the_field(pushed: Path | None, report: dict[str, Any], push_to: Path) -> tuple[Path | None, str | None]:
+def _in_the_field(pushed: Path | None, report: Report, push_to: Path) -> tuple[Path | None, str | None]:
     """Returns what to say of a selected model that this run did not push: where it is deployed, or why it is not.
 
     Since an earlier run pushed it (None: none did), a rollback or another run may have deployed another model.
     """
-    again = f"{report['selected']} is not pushed again (cached); use --no-cache to push it"
+    again = f"{report.selected} is not pushed again (cached); use --no-cache to push it"
     try:
         found = pointer_file.latest(str(push_to))
     except UserError as error:
@@ -171,12 +172,13 @@ def _in_the_field(pushed: Path | None, report: dict[str, Any], push_to: Path) ->
     if found is None:
         return None, f"no model is deployed in {push_to}, {again}"
     # another version may have the same content
-    [sha256] = [c["sha256"] for c in report["candidates"] if c["name"] == report["selected"]]
+    selected = report.candidate(report.selected)
+    sha256 = selected.sha256 if selected and selected.sha256 else ""
     if found.sha256 == sha256 or (pushed and found.version == pushed.parent.name):
         return Path(found.path), None
     if entry := versions.withdrawal(str(push_to), sha256):
         return None, (
-            f"{found.name or 'another model'} (version {found.version}) is deployed, {report['selected']} is version "
+            f"{found.name or 'another model'} (version {found.version}) is deployed, {report.selected} is version "
             f"{entry['version']}, which {entry['by']} rolled back on {entry['at'][:10]}"
             f"{': ' + entry['why'] if entry['why'] else ''}; `edgeline push --root {push_to.parent} --rollback "
             f"{entry['version']}` deploys it again"

@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -19,6 +20,8 @@ from edgeline.passport import Passport
 from edgeline.pipelines import compression, recipes
 from edgeline.pipelines.cli import main
 from edgeline.pipelines.root import Root
+from edgeline.report import report_file, schema
+from edgeline.report.dataclass_json import to_json
 from edgeline.tflite.litert import TFLiteModel
 
 RECIPES = ("int8_io", "qat8", "prune80_cluster16_int8")
@@ -91,7 +94,10 @@ def test_first_run_selects_and_pushes(edgeline: Edgeline, asked: list[object]) -
     root = root_of(asked)
     report = json.loads((root / "report" / "report.json").read_text())
     assert {c["name"] for c in report["candidates"]} == set(RECIPES)
-    assert report["schema_version"] == 2
+    assert report["schema_version"] == 3
+    jsonschema.validate(report, schema.json_schema())
+    # and it says nothing that the schema does not know
+    assert to_json(report_file.read(root / "report" / "report.json")) == report
     assert report["dataset"]["examples"] == 173
     assert report["baseline"]["metrics"]["accuracy"] > 0.9
     selected = next(c for c in report["candidates"] if c["name"] == report["selected"])

@@ -30,16 +30,3 @@ class Candidate:
     def model_path(self) -> str:
         """The `.tflite` file."""
         return str(self.folder / layout.TFLITE_FILE)
-
-
-@dataclasses.dataclass(frozen=True)
-class DeployedModel:
-    """The model in the field.
-
-    Attributes:
-      facts: path, version, sha256, name, bytes and zlib_bytes, for the report.
-      failure: why it cannot be compared with; None where it can.
-    """
-
-    facts: dict[str, Any]
-    failure: str | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import math
-from typing import Any
+from typing import TypeVar
 
 import tensorflow as tf
 
@@ -19,18 +20,28 @@ from edgeline.evaluator.measuring.findings import DEPLOYED, Findings
 from edgeline.evaluator.measuring.measurements import Evaluated, Flip
 from edgeline.evaluator.measuring.metrics import State
 from edgeline.evaluator.measuring.slices import Key
+from edgeline.report.schema import BaselineReport, DeviceCost, FlipReport, ModelReport, SliceReport, Timing
+
+#: A report of a model, of whichever kind.
+M = TypeVar("M", bound=ModelReport)
 
 
 class Judge:
-    """Reads states as numbers, beside the baseline's."""
+    """Reads states as numbers, beside the baseline's.
+
+    Attributes:
+      budget: that candidates are judged by.
+      baseline_quality: the baseline's value of the budget's metric.
+    """
 
     def __init__(self, budget: Budget, findings: Findings, name: str, baseline: Evaluated):
-        self._budget = budget
+        self.budget = budget
         self._metrics = findings.metrics
         self._task = findings.task
         self._findings = findings
         self._name = name
         self._baseline = baseline
+        self.baseline_quality = self.quality(baseline)
         self._slices = {key: self._value(state) for key, state in baseline.slices.items()}
         for asked in budget.max_slice_drops:
             if not any(matches(key, asked) for key in baseline.slices):
@@ -52,49 +63,51 @@ class Judge:
         return self._value(result.overall)
 
     def _value(self, state: State) -> float:
-        found = self._metrics.result(state)
-        if self._budget.metric not in found:
+        values = self._metrics.result(state)
+        if self.budget.metric not in values:
             raise UserError(
-                f"the budget's metric {self._budget.metric!r} is not compiled by the model module, which has "
-                f"{', '.join(found)}; name one of them with --metric, or add it to metrics in compile_model"
+                f"the budget's metric {self.budget.metric!r} is not compiled by the model module, which has "
+                f"{', '.join(values)}; name one of them with --metric, or add it to metrics in compile_model"
             )
-        return found[self._budget.metric]
+        return values[self.budget.metric]
 
     def _drop(self, baseline: float, quality: float) -> float:
-        return verdict.drop(self._budget, baseline, quality)
+        return verdict.drop(self.budget, baseline, quality)
 
     def _interval(self, name: str, result: Evaluated, reference: Evaluated) -> tuple[float, float] | None:
         """Returns the 95% interval of the drop below a reference, whose name in the states is `name`."""
-        found = None
+        difference = None
         if (paired := result.paired.get(name)) is not None:
-            found = paired.interval()
+            difference = paired.interval()
         elif len(result.groups) == len(reference.groups) > 1:
             without = [
                 self._value(_all_but(result.groups, group)) - self._value(_all_but(reference.groups, group))
                 for group in result.groups
             ]
             if len(without) == GROUPS:  # fewer where some group has no example: too few for an interval
-                found = comparison.jackknife(self.quality(result) - self.quality(reference), without)
-        if found is None:
+                difference = comparison.jackknife(self.quality(result) - self.quality(reference), without)
+        if difference is None:
             return None
-        return (-found[1], -found[0]) if self._budget.direction == "max" else found
+        return (-difference[1], -difference[0]) if self.budget.direction == "max" else difference
 
     def measure(self, candidate: Candidate, result: Evaluated, field: Evaluated | None) -> Measured:
         """Returns what the budget judges."""
-        device = self._findings.device(candidate.name) or {}
+        device = self._findings.device(candidate.name) or DeviceCost()
+        one_thread, all_threads, without_xnnpack = (
+            timing or Timing() for timing in (device.one_thread, device.all_threads, device.without_xnnpack)
+        )
         metadata = candidate.metadata or {}
-        one, every, plain = (device.get(key) or {} for key in ("one_thread", "all_threads", "without_xnnpack"))
         drops = {key: self._drop(self._slices[key], self._value(s)) for key, s in result.slices.items()}
         # a metric may be no number in a slice whose weights are all 0: no model can be judged there
         enough = [
             key
             for key, state in result.slices.items()
-            if state.examples >= self._budget.min_slice_examples and math.isfinite(self._slices[key])
+            if state.examples >= self.budget.min_slice_examples and math.isfinite(self._slices[key])
         ]
         judged = [
             SliceDrop(slices.spell(key), result.slices[key].examples, drops[key], limit)
             for key in enough
-            if (limit := slice_limit(key, self._budget.max_slice_drops)) is not None
+            if (limit := slice_limit(key, self.budget.max_slice_drops)) is not None
         ]
         worse = []
         if field is not None:
@@ -109,13 +122,13 @@ class Judge:
             {
                 "max_bytes": metadata.get("bytes"),
                 "max_zlib_bytes": metadata.get("zlib_bytes"),
-                "max_latency_ms": one.get("p50"),
-                "max_latency_p90_ms": one.get("p90"),
-                "max_latency_p99_ms": one.get("p99"),
-                "max_latency_all_threads_ms": every.get("p50"),
-                "max_latency_without_xnnpack_ms": plain.get("p50"),
-                "max_cold_start_ms": device.get("cold_start_ms"),
-                "max_peak_rss_bytes": device.get("peak_rss_bytes"),
+                "max_latency_ms": one_thread.p50,
+                "max_latency_p90_ms": one_thread.p90,
+                "max_latency_p99_ms": one_thread.p99,
+                "max_latency_all_threads_ms": all_threads.p50,
+                "max_latency_without_xnnpack_ms": without_xnnpack.p50,
+                "max_cold_start_ms": device.cold_start_ms,
+                "max_peak_rss_bytes": device.peak_rss_bytes,
             },
             # the baseline itself is often a candidate too, and has no difference to estimate
             (0.0, 0.0) if result is self._baseline else self._interval(self._name, result, self._baseline),
@@ -124,23 +137,26 @@ class Judge:
             sorted(worse, key=lambda s: (-s.drop, s.name)),
         )
 
-    def facts(self, result: Evaluated, field: Evaluated | None, *, beside: bool = True) -> dict[str, Any]:
-        """Returns what the report says of a model's quality, with its drops where it stands beside the baseline."""
-        entries = []
+    def deployed_drop_interval(self, result: Evaluated, field: Evaluated | None) -> tuple[float, float] | None:
+        """Returns the 95% interval of the drop below the deployed model; None where it is not known."""
+        return None if field is None else self._interval(DEPLOYED, result, field)
+
+    def described(self, model: M, result: Evaluated) -> M:
+        """Returns the report of a model with what it did; with drops, unless it is the baseline."""
+        slices = []
         for key, state in sorted(result.slices.items(), key=_order):
-            values = self._metrics.result(state)
-            entry: dict[str, Any] = {"features": dict(key), "examples": state.examples, "metrics": values}
-            if beside and key in self._slices:
-                entry["drop"] = self._drop(self._slices[key], values[self._budget.metric])
-            entries.append(entry)
-        return {
-            "metrics": self._metrics.result(result.overall),
-            "classification": result.classes.facts(self._task) if result.classes and self._task else None,
-            "comparison": result.comparison and result.comparison.facts(),
-            "deployed_drop_interval": None if field is None else self._interval(DEPLOYED, result, field),
-            "slices": entries,
-            "flipped": [_flip(flip) for flip in result.flips],
-        }
+            values, drop = self._metrics.result(state), None
+            if key in self._slices and not isinstance(model, BaselineReport):
+                drop = self._drop(self._slices[key], values[self.budget.metric])
+            slices.append(SliceReport(features=dict(key), examples=state.examples, metrics=values, drop=drop))
+        return dataclasses.replace(
+            model,
+            metrics=self._metrics.result(result.overall),
+            classification=result.classes.report(self._task) if result.classes and self._task else None,
+            comparison=result.comparison.report() if result.comparison else None,
+            slices=tuple(slices),
+            flipped=tuple(_flip(flip) for flip in result.flips),
+        )
 
 
 def _order(item: tuple[Key, State]) -> list[tuple[str, bool, str | int]]:
@@ -151,10 +167,16 @@ def _all_but(groups: dict[int, State], left_out: int) -> State:
     return sum((state for group, state in groups.items() if group != left_out), State())
 
 
-def _flip(flip: Flip) -> dict[str, Any]:
+def _flip(flip: Flip) -> FlipReport:
     image = None
     if flip.image is not None:
         pixels = flip.image if flip.image.ndim == 3 else flip.image[..., None]
         image = "data:image/png;base64," + base64.b64encode(tf.io.encode_png(pixels).numpy()).decode()
-    facts = {"kind": flip.kind, "label": flip.label, "baseline": flip.baseline, "candidate": flip.candidate}
-    return {**facts, "image": image, "features": flip.features}
+    return FlipReport(
+        kind=flip.kind,
+        label=flip.label,
+        baseline=flip.baseline,
+        candidate=flip.candidate,
+        image=image,
+        features=flip.features,
+    )

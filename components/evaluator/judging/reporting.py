@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,47 @@ from edgeline.budget import Budget
 from edgeline.deployed import contract
 from edgeline.deployed.pointer_file import Deployed
 from edgeline.evaluator.judging import verdict
-from edgeline.evaluator.judging.candidates import Candidate, DeployedModel
+from edgeline.evaluator.judging.candidates import Candidate
 from edgeline.evaluator.judging.judge import Judge
+from edgeline.evaluator.judging.verdict import Measured
 from edgeline.evaluator.measuring.findings import DEPLOYED, Findings
 from edgeline.evaluator.measuring.measurements import Evaluated
-from edgeline.report.report_file import SCHEMA_VERSION
+from edgeline.report.dataclass_json import from_json
+from edgeline.report.schema import (
+    BaselineReport,
+    BudgetReport,
+    CandidateReport,
+    ContractReport,
+    DatasetReport,
+    DeployedReport,
+    DeviceCost,
+    FailureReport,
+    KerasReport,
+    LadderRung,
+    LadderStep,
+    Latency,
+    LayerReport,
+    LayerSensitivity,
+    MachineReport,
+    RecipeStep,
+    Report,
+    StepQuality,
+    TrainingReport,
+)
 
 
-def deployed_model(found: Deployed, failure: str | None = None) -> DeployedModel:
-    """Returns what the report says of the model in the field, and why it cannot be compared with, if so."""
-    facts = {name: getattr(found, name) for name in ("path", "version", "sha256", "name", "pushed_at")}
-    return DeployedModel({**facts, **{name: found.metadata.get(name) for name in ("bytes", "zlib_bytes")}}, failure)
+def deployed_report(deployed: Deployed, failure: str | None = None) -> DeployedReport:
+    """Returns what the report says of the deployed model beforehand, and why it cannot be compared with, if so."""
+    return DeployedReport(
+        name=deployed.name,
+        path=deployed.path,
+        version=deployed.version,
+        pushed_at=deployed.pushed_at,
+        sha256=deployed.sha256,
+        bytes=deployed.metadata.get("bytes"),
+        zlib_bytes=deployed.metadata.get("zlib_bytes"),
+        failure=failure,
+    )
 
 
 def report(
@@ -33,12 +64,15 @@ def report(
     candidates: list[Candidate],
     missing: list[str],
     findings: Findings,
-    deployed: DeployedModel | None,
+    deployed: DeployedReport | None,
     like: tuple[str, dict[str, Any]] | None = None,
-    keras: dict[str, Any] | None,
-    dataset: dict[str, Any],
-    about: dict[str, Any],
-) -> dict[str, Any]:
+    keras: KerasReport | None,
+    dataset: DatasetReport,
+    created: str,
+    pipeline: str,
+    module: str,
+    module_digest: str | None = None,
+) -> Report:
     """Returns the content of `report.json`.
 
     Args:
@@ -47,11 +81,14 @@ def report(
       candidates: all that came out of a TFLiteExporter, failed ones too.
       missing: names of those whose earlier steps failed, so that there is no artifact.
       findings: what they do and cost.
-      deployed: the model in the field; None where there is none.
+      deployed: the deployed model; None where there is none.
       like: what the model is called whose contract a candidate must keep, and that contract; None: any will do.
       keras: what the baseline's Keras model does, where that was asked for.
       dataset: what is known of the evaluated split.
-      about: further top-level facts, e.g. created, pipeline, module.
+      created: UTC, ISO 8601.
+      pipeline: its name.
+      module: reference of the model module.
+      module_digest: of its code.
 
     Raises:
       UserError: the budget's metric is not compiled, or no slice has examples enough to be judged.
@@ -61,69 +98,92 @@ def report(
     if isinstance(reference, str) or baseline.metadata is None:
         raise ValueError(f"the float32 baseline could not be evaluated: {reference}")
     judge = Judge(budget, findings, baseline.name, reference)
-    pushed = findings.results.get(DEPLOYED) if deployed and not deployed.failure else None
-    if isinstance(pushed, str) and deployed is not None:
-        deployed = dataclasses.replace(deployed, failure=pushed)
-    field = pushed if isinstance(pushed, Evaluated) else None
-
-    entries, measured = [], []
-    for candidate in candidates:
-        entry = _entry(candidate)
-        result = findings.results.get(candidate.name)
+    field = None
+    if deployed is not None and not deployed.failure:
+        result = findings.results.get(DEPLOYED)
         if isinstance(result, str):
-            entry["failure"] = {"step": "Evaluator", "error": result}
-        elif result is not None and candidate.metadata is not None:
-            facts = dataclasses.replace(
-                judge.measure(candidate, result, field), misfits=_misfits(budget, candidate, candidate.metadata, like)
-            )
-            entry |= judge.facts(result, field)
-            entry["ratio"] = baseline.metadata["zlib_bytes"] / candidate.metadata["zlib_bytes"]
-            entry |= _device_facts(findings, candidate.name)
-            entry["drop"] = verdict.drop(budget, judge.quality(reference), facts.quality)
-            entry["drop_interval"] = facts.drop_interval
-            entry["deployed_drop"] = facts.deployed_drop
-            entry["reasons"] = verdict.reasons(budget, judge.quality(reference), facts)
-            if isinstance(error := findings.devices.get(candidate.name), str):
-                entry["failure"] = {"step": "Evaluator", "error": f"its cost could not be measured: {error}"}
-            else:
-                measured.append(facts)
-        if entry["failure"]:
-            entry["reasons"] = [f"{entry['failure']['step']} failed: {entry['failure']['error']}"]
-        entry["blessed"] = entry["metrics"] is not None and not entry["reasons"]
-        entries.append(entry)
-    for name in missing:
-        failure = {"step": "an earlier step", "error": "it failed, so that there is nothing to evaluate; see the log"}
-        entries.append({**_EMPTY, "name": name, "failure": failure, "reasons": [failure["error"]]})
+            deployed = dataclasses.replace(deployed, failure=result)
+        elif result is not None:
+            deployed, field = judge.described(deployed, result), result
+
+    reports, measured = [], []
+    for candidate in candidates:
+        candidate_report, judged = _judged(judge, findings, baseline.metadata, candidate, field, like)
+        reports.append(candidate_report)
+        measured += [judged] if judged else []
+    reports += [_missing(name) for name in missing]
     front = verdict.pareto(budget, measured)
-    for entry in entries:
-        entry["pareto"] = entry["name"] in front
-    blessed = {entry["name"] for entry in entries if entry["blessed"]}
-    selected = verdict.select(budget, [m for m in measured if m.name in blessed])
-    return {
-        "schema_version": SCHEMA_VERSION,
-        **about,
-        "dataset": {**dataset, "examples": reference.overall.examples},
-        "budget": budget.parameters(),
-        "like": like and {"of": like[0], "contract": like[1]},
-        "baseline": {
-            **judge.facts(reference, None, beside=False),
-            **{key: baseline.metadata[key] for key in ("bytes", "zlib_bytes", "sha256")},
-            **_device_facts(findings, baseline.name),
-            "keras": keras,
-        },
-        "deployed": deployed
-        and {
-            **deployed.facts,
-            **(judge.facts(field, None) if field is not None else {"metrics": None, "slices": []}),
-            "failure": deployed.failure,
-        },
-        "candidates": entries,
-        "training": _trainings([c for c in (baseline, *candidates)]),
-        "selected": selected,
-        "closest": None if selected else verdict.closest(budget, judge.quality(reference), measured),
-        "versions": toolchain.versions(),
-        "machine": machine(),
-    }
+    blessed = {candidate.name for candidate in reports if candidate.blessed}
+    selected = verdict.select(budget, [judged for judged in measured if judged.name in blessed])
+    device = findings.device(baseline.name)
+    return Report(
+        created=created,
+        pipeline=pipeline,
+        module=module,
+        module_digest=module_digest,
+        dataset=dataset,
+        budget=from_json(BudgetReport, budget.parameters()),
+        like=ContractReport(of=like[0], contract=like[1]) if like else None,
+        baseline=judge.described(
+            BaselineReport(
+                bytes=baseline.metadata["bytes"],
+                zlib_bytes=baseline.metadata["zlib_bytes"],
+                sha256=baseline.metadata["sha256"],
+                device=device,
+                latency_ms=_latency(device),
+                keras=keras,
+            ),
+            reference,
+        ),
+        deployed=deployed,
+        candidates=tuple(dataclasses.replace(candidate, pareto=candidate.name in front) for candidate in reports),
+        training=_trainings([baseline, *candidates]),
+        selected=selected,
+        closest=None if selected else verdict.closest(budget, judge.baseline_quality, measured),
+        versions=toolchain.versions(),
+        machine=machine(),
+    )
+
+
+def _judged(
+    judge: Judge,
+    findings: Findings,
+    baseline: dict[str, Any],
+    candidate: Candidate,
+    field: Evaluated | None,
+    like: tuple[str, dict[str, Any]] | None,
+) -> tuple[CandidateReport, Measured | None]:
+    """Returns the report of a candidate, and what of it the budget judged; None where it failed."""
+    report, measured = _made(candidate), None
+    result = findings.results.get(candidate.name)
+    if isinstance(result, str):
+        report = dataclasses.replace(report, failure=FailureReport(step="Evaluator", error=result))
+    elif result is not None and candidate.metadata is not None:
+        misfits = _misfits(judge.budget, candidate, candidate.metadata, like)
+        measured = dataclasses.replace(judge.measure(candidate, result, field), misfits=misfits)
+        device = findings.device(candidate.name)
+        report = dataclasses.replace(
+            judge.described(report, result),
+            drop=verdict.drop(judge.budget, judge.baseline_quality, measured.quality),
+            drop_interval=measured.drop_interval,
+            deployed_drop=measured.deployed_drop,
+            deployed_drop_interval=judge.deployed_drop_interval(result, field),
+            ratio=baseline["zlib_bytes"] / candidate.metadata["zlib_bytes"],
+            latency_ms=_latency(device),
+            device=device,
+            reasons=tuple(verdict.reasons(judge.budget, judge.baseline_quality, measured)),
+        )
+        if isinstance(error := findings.devices.get(candidate.name), str):
+            failure = FailureReport(step="Evaluator", error=f"its cost could not be measured: {error}")
+            report, measured = dataclasses.replace(report, failure=failure), None
+    if report.failure:
+        report = dataclasses.replace(report, reasons=(f"{report.failure.step} failed: {report.failure.error}",))
+    return dataclasses.replace(report, blessed=report.metrics is not None and not report.reasons), measured
+
+
+def _missing(name: str) -> CandidateReport:
+    error = "it failed, so that there is nothing to evaluate; see the log"
+    return CandidateReport(name=name, failure=FailureReport(step="an earlier step", error=error), reasons=(error,))
 
 
 def _misfits(
@@ -139,92 +199,64 @@ def _misfits(
     return found
 
 
-def _device_facts(findings: Findings, name: str) -> dict[str, Any]:
-    device = findings.device(name)
-    one = device and device.get("one_thread")
-    return {"device": device, "latency_ms": one and {"p50": one["p50"], "p90": one["p90"]}}
+def _latency(device: DeviceCost | None) -> Latency | None:
+    return Latency(p50=device.one_thread.p50, p90=device.one_thread.p90) if device and device.one_thread else None
 
 
-def _trainings(candidates: list[Candidate]) -> list[dict[str, Any]]:
-    """Returns the history of every step that trained, once, and which candidates it led to."""
-    found: dict[str, dict[str, Any]] = {}
+def _trainings(candidates: list[Candidate]) -> tuple[TrainingReport, ...]:
+    """Returns every step that trained, once, and which candidates it led to."""
+    trainings: dict[str, TrainingReport] = {}
     for candidate in candidates:
         for step in candidate.passport.steps:
             if step.get("history"):
-                entry = {"step": step["step"], "of": [], "config": step["config"], "history": step["history"]}
-                entry |= {fact: step[fact] for fact in ("phases", "warm_start") if fact in step}
-                names = found.setdefault(step["model"], entry)["of"]
-                if candidate.name not in names:
-                    names.append(candidate.name)
-    return list(found.values())
+                training = trainings.get(step["model"]) or from_json(TrainingReport, step)
+                names = dict.fromkeys([*training.of, candidate.name])
+                trainings[step["model"]] = dataclasses.replace(training, of=tuple(names))
+    return tuple(trainings.values())
 
 
-_EMPTY: dict[str, Any] = {
-    "name": "",
-    "recipe": [],
-    "metrics": None,
-    "drop": None,
-    "drop_interval": None,
-    "deployed_drop": None,
-    "deployed_drop_interval": None,
-    "bytes": None,
-    "zlib_bytes": None,
-    "ratio": None,
-    "latency_ms": None,
-    "device": None,
-    "sparsity": None,
-    "classification": None,
-    "comparison": None,
-    "slices": [],
-    "flipped": [],
-    "ladder": [],
-    "sensitivity": None,
-    "ladder_walked": None,
-    "blessed": False,
-    "reasons": [],
-    "pareto": False,
-    "sha256": None,
-    "failure": None,
-    "steps": [],
-    "layers": [],
-}
+#: Steps of a passport that are no step of a recipe.
+_NOT_IN_RECIPES = ("Trainer", "ModelImporter", "TFLiteExporter")
 
 
-def _entry(candidate: Candidate) -> dict[str, Any]:
+def _made(candidate: Candidate) -> CandidateReport:
+    """Returns what is known of a candidate before it is evaluated: how it was made, and its file."""
     steps = candidate.passport.steps
-    done = [step for step in steps if step["step"] not in ("Trainer", "ModelImporter", "TFLiteExporter")]
-    layers: list[Any] = next((step["layers"] for step in reversed(steps) if step.get("layers")), [])
-    metadata = candidate.metadata
-    facts = {k: metadata[k] for k in ("bytes", "zlib_bytes", "sparsity", "sha256")} if metadata else {}
+    metadata = candidate.metadata or {}
     ladder = [
-        {"step": step["step"], "zlib_bytes": step["weights_zlib_bytes"]}
+        LadderStep(step=step["step"], zlib_bytes=step["weights_zlib_bytes"])
         for step in steps
         if "weights_zlib_bytes" in step
     ]
     if metadata:
-        ladder.append({"step": "TFLiteExporter", "zlib_bytes": metadata["zlib_bytes"]})
-    return {
-        **_EMPTY,
-        "name": candidate.name,
-        "recipe": [f"{step['step']} " + " ".join(f"{k}={v}" for k, v in step["config"].items()) for step in done],
-        **facts,
-        "reasons": [],
-        "failure": candidate.passport.failure,
-        "ladder": ladder,
-        **{
-            name: next((s[name] for s in reversed(steps) if s.get(name)), None)
-            for name in ("sensitivity", "ladder_walked")
-        },
-        "steps": [
-            {"step": step["step"], "metrics": step["metrics"], "split": "validation"}
+        ladder.append(LadderStep(step="TFLiteExporter", zlib_bytes=metadata["zlib_bytes"]))
+    sensitivity, ladder_walked = (_last(steps, name) for name in ("sensitivity", "ladder_walked"))
+    return CandidateReport(
+        name=candidate.name,
+        recipe=tuple(
+            RecipeStep(step=step["step"], config=step["config"])
             for step in steps
-            if "metrics" in step
-        ],
-        "layers": layers,
-    }
+            if step["step"] not in _NOT_IN_RECIPES
+        ),
+        bytes=metadata.get("bytes"),
+        zlib_bytes=metadata.get("zlib_bytes"),
+        sparsity=metadata.get("sparsity"),
+        sha256=metadata.get("sha256"),
+        ladder=tuple(ladder),
+        sensitivity=tuple(from_json(LayerSensitivity, layer) for layer in sensitivity) if sensitivity else None,
+        ladder_walked=tuple(from_json(LadderRung, rung) for rung in ladder_walked) if ladder_walked else None,
+        failure=from_json(FailureReport, candidate.passport.failure) if candidate.passport.failure else None,
+        steps=tuple(StepQuality(step=step["step"], metrics=step["metrics"]) for step in steps if "metrics" in step),
+        layers=tuple(from_json(LayerReport, layer) for layer in _last(steps, "layers") or ()),
+    )
 
 
-def machine() -> dict[str, Any]:
+def _last(steps: Sequence[dict[str, Any]], name: str) -> Any:
+    """Returns a fact of the last step that says it; None where none does."""
+    return next((step[name] for step in reversed(steps) if step.get(name)), None)
+
+
+def machine() -> MachineReport:
     """Returns what latencies depend on: processor, cores and system."""
     cpu = platform.processor()
     try:
@@ -232,8 +264,6 @@ def machine() -> dict[str, Any]:
         cpu = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    return {
-        "cpu": cpu or platform.machine(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()}",
-    }
+    return MachineReport(
+        cpu=cpu or platform.machine(), cores=os.cpu_count(), system=f"{platform.system()} {platform.release()}"
+    )

@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from edgeline.report.schema import CalibrationBin, ClassificationReport, ClassReport
+
 #: Above this many classes nobody reads a confusion matrix, and its square would be most of a state.
 MAX_CONFUSION_CLASSES = 200
 
@@ -212,16 +214,12 @@ class Classification:
             total[field.name] = None if mine is None else mine + theirs
         return Classification(**total)
 
-    def facts(self, task: Task) -> dict[str, Any]:
-        """Returns what a report says of it, ready for JSON; all shares are fractions of 1.
+    def report(self, task: Task) -> ClassificationReport:
+        """Returns what the report says of it.
 
         The expected calibration error is ECE = sum over bins of |B| / n * |accuracy(B) - confidence(B)| (Naeini et al.,
         Obtaining Well Calibrated Probabilities Using Bayesian Binning, 2015; with the predicted class's probability as
         confidence: Guo et al., On Calibration of Modern Neural Networks, 2017).
-
-        Returns:
-          output, classes, confusion (or None), top_k by k, per_class (precision is None where the class was never
-          predicted, recall where it has no example), log_loss, ece, and bins: those that hold examples, in order.
 
         Raises:
           ValueError: no examples went into it.
@@ -231,27 +229,27 @@ class Classification:
             raise ValueError("no examples were evaluated")
         per_class = zip(self.hits.tolist(), self.predicted.tolist(), self.examples.tolist(), strict=True)
         bins = zip(self.bin_confidence.tolist(), self.bin_hits.tolist(), self.bin_examples.tolist(), strict=True)
-        return {
-            "output": task.output,
-            "classes": task.classes,
-            "confusion": None if self.confusion is None else self.confusion.tolist(),
-            "top_k": {str(k): int(hits) / count for k, hits in zip(_top_k(task.classes), self.top_hits, strict=True)},
-            "per_class": [
-                {
-                    "precision": hits / predicted if predicted else None,
-                    "recall": hits / examples if examples else None,
-                    "examples": examples,
-                }
+        return ClassificationReport(
+            output=task.output,
+            classes=task.classes,
+            confusion=None if self.confusion is None else tuple(map(tuple, self.confusion.tolist())),
+            top_k={str(k): int(hits) / count for k, hits in zip(_top_k(task.classes), self.top_hits, strict=True)},
+            per_class=tuple(
+                ClassReport(
+                    precision=hits / predicted if predicted else None,
+                    recall=hits / examples if examples else None,
+                    examples=examples,
+                )
                 for hits, predicted, examples in per_class
-            ],
-            "log_loss": self.log_loss / count,
-            "ece": float(np.abs(self.bin_hits - self.bin_confidence).sum()) / count,
-            "bins": [
-                {"confidence": confidence / size, "accuracy": hits / size, "count": size}
+            ),
+            log_loss=self.log_loss / count,
+            ece=float(np.abs(self.bin_hits - self.bin_confidence).sum()) / count,
+            bins=tuple(
+                CalibrationBin(confidence=confidence / size, accuracy=hits / size, count=size)
                 for confidence, hits, size in bins
                 if size
-            ],
-        }
+            ),
+        )
 
 
 def _top_k(classes: int) -> list[int]:

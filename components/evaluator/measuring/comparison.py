@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
+
+from edgeline.report.schema import ComparisonReport, FlipCounts, OutputDifference
 
 #: Examples are dealt into this many groups by a hash of their content, for metrics that are no means.
 GROUPS = 20
@@ -135,14 +136,18 @@ class OutputError:
             self.count + other.count,
         )
 
-    def facts(self) -> dict[str, float | None]:
-        """Returns the largest and the mean error, and the signal-to-noise ratio in dB (None where nothing differs)."""
-        noisy = self.squares > 0 and self.signal > 0
-        return {
-            "max_abs_error": self.largest,
-            "mean_abs_error": self.total / self.count if self.count else None,
-            "sqnr_db": 10 * math.log10(self.signal / self.squares) if noisy else None,
-        }
+    def report(self) -> OutputDifference:
+        """Returns what the report says of it.
+
+        >>> OutputError(largest=0.5, total=1.0, squares=0.5, signal=50.0, count=4).report()
+        OutputDifference(max_abs_error=0.5, mean_abs_error=0.25, sqnr_db=20.0)
+        """
+        is_noisy = self.squares > 0 and self.signal > 0
+        return OutputDifference(
+            max_abs_error=self.largest,
+            mean_abs_error=self.total / self.count if self.count else None,
+            sqnr_db=10 * math.log10(self.signal / self.squares) if is_noisy else None,
+        )
 
 
 @dataclasses.dataclass
@@ -177,12 +182,12 @@ class Comparison:
             self.mended + other.mended,
         )
 
-    def facts(self) -> dict[str, Any]:
-        """Returns what report.json says of it."""
-        flips = {"right_to_wrong": self.broken, "wrong_to_right": self.mended}
-        return {
-            "examples": self.examples,
-            "agreement": self.agreed / self.examples if self.classified and self.examples else None,
-            "flips": flips if self.classified else None,
-            "outputs": {name: error.facts() for name, error in self.outputs.items()},
-        }
+    def report(self) -> ComparisonReport:
+        """Returns what the report says of it."""
+        flips = FlipCounts(right_to_wrong=self.broken, wrong_to_right=self.mended)
+        return ComparisonReport(
+            examples=self.examples,
+            agreement=self.agreed / self.examples if self.classified and self.examples else None,
+            flips=flips if self.classified else None,
+            outputs={name: error.report() for name, error in self.outputs.items()},
+        )

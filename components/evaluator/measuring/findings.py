@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +17,8 @@ from edgeline.evaluator.measuring.measurements import Evaluated, Plan, Results
 from edgeline.evaluator.measuring.metrics import CompiledMetrics, State
 from edgeline.evaluator.measuring.slices import Slicer
 from edgeline.model_module.hooks import ModelModule
+from edgeline.report.dataclass_json import from_json
+from edgeline.report.schema import DeviceCost, KerasReport
 from edgeline.tflite import device_cost
 from edgeline.tflite.litert import TFLiteModel
 
@@ -34,14 +35,14 @@ class Findings:
 
     Attributes:
       results: by name of candidate, baseline and deployed model: what it did, or why it was given up.
-      devices: by name, what it costs (see `edgeline.tflite.device_cost`), or why it could not be measured.
+      devices: by name, what it costs, or why that could not be measured.
       metrics: that the results' states belong to.
       task: how the module's outputs are read as classes; None where the model is no classifier.
       slice_features: the features that are sliced by, joined where crossed.
     """
 
     results: dict[str, Evaluated | str]
-    devices: dict[str, dict[str, Any] | str]
+    devices: dict[str, DeviceCost | str]
     metrics: CompiledMetrics
     task: Task | None
     slice_features: list[list[str]] = dataclasses.field(default_factory=list)
@@ -56,10 +57,10 @@ class Findings:
         devices = {name: self.devices[file] for name, file in unique.items() if file in self.devices}
         return dataclasses.replace(self, results=self.results | results, devices=self.devices | devices)
 
-    def device(self, name: str) -> dict[str, Any] | None:
+    def device(self, name: str) -> DeviceCost | None:
         """Returns what a model costs; None where it was not measured."""
-        found = self.devices.get(name)
-        return found if isinstance(found, dict) else None
+        cost = self.devices.get(name)
+        return cost if isinstance(cost, DeviceCost) else None
 
 
 def find(plan: Plan, module: ModelModule, files: list[str], merged: Results) -> tuple[dict[str, np.ndarray], Findings]:
@@ -94,7 +95,7 @@ def refusal(path: Path) -> str | None:
     return None
 
 
-def measure(plan: Plan, findings: Findings, sample: dict[str, np.ndarray]) -> dict[str, dict[str, Any] | str]:
+def measure(plan: Plan, findings: Findings, sample: dict[str, np.ndarray]) -> dict[str, DeviceCost | str]:
     """Measures what all models cost that can run, one after the other; nothing else may run meanwhile.
 
     Args:
@@ -105,18 +106,18 @@ def measure(plan: Plan, findings: Findings, sample: dict[str, np.ndarray]) -> di
     Returns:
       By name, what a model costs, or why that could not be measured.
     """
-    found: dict[str, dict[str, Any] | str] = {}
+    costs: dict[str, DeviceCost | str] = {}
     for done, (name, path) in enumerate(plan.models.items()):
         if not isinstance(findings.results.get(name, ""), str) and name != DEPLOYED:
             progress.report(done, len(plan.models), f"cost of {name}")
             try:
-                found[name] = device_cost.measure(path, sample, seconds=_SECONDS)
+                costs[name] = from_json(DeviceCost, device_cost.measure(path, sample, seconds=_SECONDS))
             except (ValueError, RuntimeError) as error:
-                found[name] = str(error)
-    return found
+                costs[name] = str(error)
+    return costs
 
 
-def check_keras(model: tf_keras.Model, plan: Plan, module: ModelModule, files: list[str]) -> dict[str, Any]:
+def check_keras(model: tf_keras.Model, plan: Plan, module: ModelModule, files: list[str]) -> KerasReport:
     """Evaluates the Keras model that the baseline was converted from, beside the baseline.
 
     Args:
@@ -124,9 +125,6 @@ def check_keras(model: tf_keras.Model, plan: Plan, module: ModelModule, files: l
       plan: of the pass.
       module: the model module.
       files: shards of the eval split.
-
-    Returns:
-      `metrics`, and `max_abs_difference`: of any output of the two, in its own unit.
     """
     metrics, baseline, state, largest = CompiledMetrics(module), TFLiteModel(plan.models[plan.baseline]), State(), 0.0
     parser = reading.ExampleParser(module)
@@ -138,4 +136,4 @@ def check_keras(model: tf_keras.Model, plan: Plan, module: ModelModule, files: l
         other = baseline.run(reading.named_inputs(inputs, list(plan.inputs)), size)
         pairs = zip(plan.outputs, outputs, strict=True)
         largest = max(largest, *(float(np.abs(output - other[name]).max(initial=0)) for name, output in pairs))
-    return {"metrics": metrics.result(state), "max_abs_difference": largest}
+    return KerasReport(metrics=metrics.result(state), max_abs_difference=largest)

@@ -1,4 +1,4 @@
-"""A report as an Evaluator writes it, schema version 2, with all that there may be in one."""
+"""A report.json as an Evaluator writes it, schema version 3, with all that there may be in one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def build(candidates: int = 13, classes: int = 10, *, nodes: bool = True) -> dic
     }
     entries = [candidate(rng, name, baseline, baseline_confusion) for name in names]
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "created": "2026-11-22T02:53:34+00:00",
         "pipeline": "fashion-mnist",
         "module": "edgeline.pipelines.examples.fashion_mnist.model",
@@ -77,7 +77,7 @@ def build(candidates: int = 13, classes: int = 10, *, nodes: bool = True) -> dic
             "examples": sum(map(sum, baseline_confusion)),
             "label_names": labels,
             "bad_records": 3,
-            "slice_features": ["camera", ["camera", "light"], "label"],
+            "slice_features": [["camera"], ["camera", "light"], ["label"]],
         },
         "budget": {
             **{"metric": "accuracy", "direction": "max", "max_drop": 0.01, "drop_bound": "point"},
@@ -120,7 +120,11 @@ def candidate(rng: random.Random, name: str, baseline: dict[str, Any], before: l
     return {
         "name": name,
         "recipe": [
-            f"{step} epochs=2 batch_size=32 seed=0 " + ("sparsity=0.8" if step == "Pruner" else "clusters=16")
+            {
+                "step": step,
+                "config": {"epochs": 2, "batch_size": 32, "seed": 0}
+                | ({"sparsity": 0.8} if step == "Pruner" else {"clusters": 16}),
+            }
             for step in trained[1:]
         ],
         "metrics": {"loss": 0.3331 + drop, "accuracy": accuracy},

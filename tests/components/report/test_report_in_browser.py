@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edgeline.report.rendering import render
+from edgeline.report.report_file import parse
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 
@@ -47,7 +48,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     contexts = []
 
     def visit(report: dict[str, Any], width: int, scheme: str = "light") -> Any:
-        path.write_text(render(report), encoding="utf-8")
+        path.write_text(render(parse(report, "the report")), encoding="utf-8")
         phone = width < 500
         context = browser.new_context(
             viewport={"width": width, "height": 800}, color_scheme=scheme, is_mobile=phone, has_touch=phone

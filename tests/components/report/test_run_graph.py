@@ -2,21 +2,21 @@ from __future__ import annotations
 
 from graphlib import CycleError
 from itertools import pairwise
-from typing import Any
 
 import pytest
 
 from edgeline.report.run_graph import Graph, layout
+from edgeline.report.schema import NodeReport
 
 
-def nodes(**upstream: str) -> list[dict[str, Any]]:
+def nodes(**upstream: str) -> list[NodeReport]:
     """Nodes by id, each with the ids before it as one word of letters."""
-    return [{"id": key, "upstream": list(ups)} for key, ups in upstream.items()]
+    return [NodeReport(id=key, state="done", upstream=tuple(ups)) for key, ups in upstream.items()]
 
 
 def columns(graph: Graph) -> dict[str, int]:
     lefts = sorted({box.x for box in graph.boxes})
-    return {box.node["id"]: lefts.index(box.x) for box in graph.boxes}
+    return {box.node.id: lefts.index(box.x) for box in graph.boxes}
 
 
 def test_every_step_is_right_of_all_that_it_waits_for():
@@ -49,7 +49,7 @@ def test_boxes_lie_inside_and_apart():
 def test_chains_do_not_cross():
     # given crosswise, drawn side by side
     graph = layout(nodes(a="", b="", c="b", d="a"))
-    y = {box.node["id"]: box.y for box in graph.boxes}
+    y = {box.node.id: box.y for box in graph.boxes}
     assert (y["a"] < y["b"]) == (y["d"] < y["c"])
 
 
@@ -60,7 +60,7 @@ def test_an_arrow_goes_from_edge_to_edge_and_around_what_lies_between():
     assert graph.arrows[0].startswith(f"M{first.x + graph.box_width:g} {middle:g}")
     assert graph.arrows[0].endswith(f" {second.x:g} {middle:g}")
     long = layout(nodes(a="", b="", c="b", d="ca"))
-    box = next(box for box in long.boxes if box.node["id"] == "c")
+    box = next(box for box in long.boxes if box.node.id == "c")
     path = next(path for path in long.arrows if path.count("C") == 2)
     lane = float(path.split("C")[1].split()[-1].split("H")[0])
     assert not box.y <= lane <= box.y + long.box_height

@@ -23,6 +23,8 @@ from edgeline.evaluator.measuring.metrics import CompiledMetrics
 from edgeline.model_module import hooks
 from edgeline.model_module.hooks import ModelModule
 from edgeline.report import tfma_result
+from edgeline.report.report_file import parse
+from edgeline.report.schema import Report
 from edgeline.tflite.litert import TFLiteModel
 
 SEVEN = (("label", 7),)
@@ -41,22 +43,24 @@ def model(name: str, accuracy: float, reasons: tuple[str, ...] = ()) -> dict[str
     }
 
 
-def report(**changes: Any) -> dict[str, Any]:
+def report(**changes: Any) -> Report:
     broken = {"name": "broken", "metrics": None, "reasons": ["Quantizer failed"], "slices": []}
     facts = {
         "dataset": {
             "split": "eval",
             "fingerprint": "0123456789abcdef",
             "examples": 100,
-            "slice_features": ["label", ["camera", "light"]],
+            "slice_features": [["label"], ["camera", "light"]],
         },
-        "budget": {"metric": "accuracy"},
-        "baseline": model("ignored", 0.75),
+        **{"schema_version": 3, "created": "2026-11-22T02:00:00+00:00", "pipeline": "p", "module": "m"},
+        "budget": {"metric": "accuracy", "direction": "max", "objective": "zlib_bytes"},
+        "baseline": model("baseline", 0.75),
         "candidates": [model("float16", 0.75), model("prune80", 0.5, ("drop 0.25 is above 0.01",)), broken],
         "selected": "float16",
         "closest": None,
+        **{"versions": {}, "machine": {}},
     }
-    return facts | changes
+    return parse(facts | changes, "the report")
 
 
 def doubles(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +120,7 @@ def test_a_report_without_candidates_and_slices(tmp_path: Path) -> None:
 
 
 def test_a_slice_that_the_baseline_has_not_is_read_without_a_difference(tmp_path: Path) -> None:
-    tfma_result.write(report(baseline=model("", 0.75) | {"slices": None}), tmp_path)
+    tfma_result.write(report(baseline=model("baseline", 0.75) | {"slices": None}), tmp_path)
     result = tfma.load_eval_result(str(tmp_path), model_name="float16")
     assert doubles(result.get_metrics_for_slice(DIM_FRONT)) == {"accuracy": 0.5, "loss": 1, "example_count": 30}
     # TFMA's own warning, and nothing of the slice

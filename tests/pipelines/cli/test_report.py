@@ -18,7 +18,7 @@ from edgeline.errors import UserError
 from edgeline.pipelines.cli import report
 from edgeline.pipelines.records import compare
 from edgeline.report import rendering as reports
-from edgeline.report import report_file
+from edgeline.report import report_file, schema
 
 Facts = dict[str, Any]
 
@@ -29,8 +29,8 @@ def candidate(name: str, accuracy: float, zlib_bytes: int, **facts: Any) -> Fact
     return {
         "name": name,
         "recipe": [
-            "Pruner epochs=2 sparsity=0.8 schedule=polynomial decay",
-            "Quantizer scheme=int8 io_type=float32",
+            {"step": "Pruner", "config": {"epochs": 2, "sparsity": 0.8, "schedule": "polynomial decay"}},
+            {"step": "Quantizer", "config": {"scheme": "int8", "io_type": "float32"}},
         ],
         "metrics": {"accuracy": accuracy, "loss": 0.5},
         "drop": 0.97 - accuracy,
@@ -57,7 +57,7 @@ def cut(label: str, examples: int, accuracy: float) -> Facts:
 @pytest.fixture
 def facts() -> Facts:
     return {
-        "schema_version": 2,
+        "schema_version": 3,
         "created": "2026-11-22T02:00:00+00:00",
         "pipeline": "digits",
         "module": "digits.model",
@@ -112,7 +112,7 @@ def test_the_page_is_drawn_from_the_facts_alone(
     assert edgeline("report", "--root", tmp_path / "runs [1]") == 0
     page = source.with_name("report.html")
     assert capsys.readouterr().out == f"{page}\n"
-    assert page.read_text(encoding="utf-8") == reports.render(facts)
+    assert page.read_text(encoding="utf-8") == reports.render(report_file.parse(facts, "the report"))
     assert edgeline("report", source.parent, "-o", tmp_path / "mine.html") == 0
     assert (tmp_path / "mine.html").read_bytes() == page.read_bytes()
     assert source.read_bytes() == before
@@ -202,7 +202,7 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path, facts: Facts) -> None:
         (b"\xff\xfe\x00", "found no JSON"),
         (b"[1]", "found list at its top"),
         (b"{}", "schema_version None"),
-        (b'{"schema_version": 3}', "schema_version 3; this version of edgeline reads 1 and 2"),
+        (b'{"schema_version": 4}', "schema_version 4; this version of edgeline reads 1, 2 and 3"),
         (b'{"schema_version": 2}', "lacks created, pipeline"),
     ],
 )
@@ -246,7 +246,7 @@ def edit(facts: Facts) -> Facts:
     other["training"][0]["config"]["seed"] = 1
     other["budget"] |= {"max_drop": 0.02, "max_bytes": 30000}
     pruned = other["candidates"][1]
-    pruned["recipe"][0] = "Pruner epochs=2 sparsity=0.9 schedule=constant rate"
+    pruned["recipe"][0]["config"] |= {"sparsity": 0.9, "schedule": "constant rate"}
     pruned |= {"metrics": {"accuracy": 0.94, "loss": 0.6}, "drop": 0.03, "zlib_bytes": 9000, "blessed": False}
     pruned["slices"] = [cut("3", 41, 0.85), cut("7", 50, 0.92), cut("9", 5, 0.0)]
     other["candidates"] = [candidate("int8", 0.96, 20000), pruned]
@@ -346,28 +346,38 @@ def test_reports_that_do_not_know_everything(tmp_path: Path, facts: Facts, capsy
 def compared(facts: Facts, change: Callable[[Facts], None]) -> compare.Comparison:
     other = copy.deepcopy(facts)
     change(other)
-    return compare.compare(facts, other)
+    return compare.compare(report_file.parse(facts, "a"), report_file.parse(other, "b"))
 
 
-@pytest.fixture
-def known(tmp_path: Path, facts: Facts) -> Facts:
-    return report_file.read(write(tmp_path / "report.json", facts))
-
-
-def test_steps_that_were_added(known: Facts) -> None:
-    found = compared(known, lambda other: other["candidates"][1]["recipe"].insert(1, "Clusterer clusters=16"))
+def test_steps_that_were_added(facts: Facts) -> None:
+    added = {"step": "Clusterer", "config": {"clusters": 16}}
+    found = compared(facts, lambda other: other["candidates"][1]["recipe"].insert(1, added))
     [change] = found.parts["recipes"].changed
     assert change == compare.Change("prune80_int8", "Pruner → Quantizer", "Pruner → Clusterer → Quantizer")
 
 
-def test_the_same_module_under_another_name_is_told_from_another_module(known: Facts) -> None:
-    moved = compared(known, lambda other: other.update(module="/home/me/model.py"))
+def test_recipes_of_an_older_version_are_the_same_recipes(facts: Facts) -> None:
+    """They were written as text."""
+
+    def change(other: Facts) -> None:
+        other["schema_version"] = 2
+        for each in other["candidates"]:
+            each["recipe"] = [
+                "Pruner epochs=2 sparsity=0.8 schedule=polynomial decay",
+                "Quantizer scheme=int8 io_type=float32",
+            ]
+
+    assert compared(facts, change).parts["recipes"] == compare.Part(())
+
+
+def test_the_same_module_under_another_name_is_told_from_another_module(facts: Facts) -> None:
+    moved = compared(facts, lambda other: other.update(module="/home/me/model.py"))
     assert moved.parts["module"] == compare.Part((compare.Change("reference", "digits.model", "/home/me/model.py"),))
-    edited = compared(known, lambda other: other.update(module_digest="2" * 64))
+    edited = compared(facts, lambda other: other.update(module_digest="2" * 64))
     assert edited.parts["module"] == compare.Part((compare.Change("content", DIGEST, "2" * 64),))
 
 
-def test_drops_in_another_metric_are_not_compared(known: Facts) -> None:
+def test_drops_in_another_metric_are_not_compared(facts: Facts) -> None:
     """A metric of which less is better: all reports have all compiled metrics, but the drop is in the budget's own."""
 
     def change(other: Facts) -> None:
@@ -375,7 +385,7 @@ def test_drops_in_another_metric_are_not_compared(known: Facts) -> None:
         other["candidates"][1]["slices"][0]["metrics"]["loss"] = 0.3
         other["candidates"][1]["slices"][1]["metrics"]["loss"] = 0.52
 
-    found = compared(known, change)
+    found = compared(facts, change)
     pair = found.models[-1]
     assert (found.metric, pair.a.metric, pair.a.drop) == ("loss", 0.5, None)
     assert pair.b.drop == pytest.approx(0.005)
@@ -394,3 +404,13 @@ def test_the_worst_slices_come_first_and_the_rest_is_counted(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1][-2:] for line in lines if "camera=" in line] == [f"{i:02}" for i in range(12, 2, -1)]
     assert lines[-1] == "slices that changed by more than 0.01, the worst first; 1 not shown"
+
+
+def test_the_json_schema_is_printed(tmp_path: Path, facts: Facts, capsys: pytest.CaptureFixture[str]) -> None:
+    assert edgeline("report", "--schema") == 0
+    described = json.loads(capsys.readouterr().out)
+    assert described == schema.json_schema()
+    assert described["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    source = write(tmp_path / "report.json", facts)
+    with pytest.raises(SystemExit):
+        edgeline("report", "--schema", source)

@@ -20,6 +20,7 @@ from edgeline.pipelines.records import events, prometheus
 from edgeline.pipelines.root import Root
 from edgeline.pipelines.run.journal import Journal
 from edgeline.pipelines.run.node_events import Event
+from edgeline.report.report_file import parse
 
 CANDIDATE = {
     "name": "int8",
@@ -37,16 +38,19 @@ def outcome(
     selected: str | None = "int8", version: str | None = "1790000000", *, now: bool = True, **more: Any
 ) -> SimpleNamespace:
     """What session.run returns, as far as the log reads it."""
-    report = {
-        "budget": {"metric": "accuracy"},
+    content = {
+        **{"schema_version": 3, "created": "2026-11-22T02:00:00+00:00", "pipeline": "p", "module": "m"},
+        **{"versions": {}, "machine": {}},
+        "budget": {"metric": "accuracy", "direction": "max", "objective": "zlib_bytes"},
         "baseline": {"metrics": {"accuracy": 0.97}},
-        "dataset": {"examples": 173},
+        "dataset": {"split": "eval", "examples": 173},
         "candidates": [CANDIDATE | {"name": "float16"}, CANDIDATE | {"blessed": selected is not None}],
         "selected": selected,
         "closest": None if selected else "int8",
         "deployed": {"version": "1780000000", "metrics": {"accuracy": 0.91}, "zlib_bytes": 22},
     }
     pushed = Path("/srv/pushed", version, "model.tflite") if version else None
+    report = parse(content, "the report")
     facts = {"failures": (), "report": report, "pushed": pushed, "not_pushed": None, "pushed_now": now, "run_id": "t"}
     return SimpleNamespace(**facts | more)
 

@@ -1,5 +1,6 @@
 """What a run publishes and claims, with steps that take no time between the real runner, ML Metadata and Pusher."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -17,6 +18,7 @@ from tfx.types import Channel, ComponentSpec, component_spec
 from tfx.types.standard_artifacts import Model, ModelBlessing, ModelEvaluation
 
 from edgeline.deployed import pointer_file, versions
+from edgeline.errors import UserError
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import verdict
 from edgeline.pipelines.root import Root
@@ -25,6 +27,10 @@ from edgeline.pipelines.run.live_view import LiveView
 from edgeline.pipelines.run.local_runner import BEAM_ARGS
 from edgeline.pipelines.run.outcome import Outcome
 from edgeline.pusher.component import Pusher
+from edgeline.report import rendering
+from edgeline.report.dataclass_json import to_json
+from edgeline.report.report_file import parse
+from edgeline.report.schema import Report
 
 #: sha256 of the files' contents, by sha256sum
 SHA256 = {
@@ -168,7 +174,7 @@ def show(outcome: Outcome) -> tuple[int, str]:
 def test_the_published_report_has_the_run(run: Run, tmp_path: Path) -> None:
     outcome = run()
     published = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert published == outcome.report
+    assert published == to_json(outcome.report)
     nodes = published["run"]["nodes"]
     assert [(node["id"], node["state"], node["upstream"]) for node in nodes] == [
         ("Data", "done", []),
@@ -187,7 +193,7 @@ def test_the_published_report_has_the_run(run: Run, tmp_path: Path) -> None:
 
     again = run()
     assert again.states == {"cached": 3}
-    assert [node["state"] for node in again.report["run"]["nodes"]] == ["cached"] * 3
+    assert [node.state for node in again.report.run.nodes] == ["cached"] * 3
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.html", "report.json"]
 
 
@@ -201,15 +207,26 @@ def test_a_run_without_an_evaluation_publishes_nothing(run: Run, tmp_path: Path)
     assert (tmp_path / "report" / "report.json").read_bytes() == before
 
 
-def test_a_report_that_cannot_be_drawn_is_published(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_report_that_cannot_be_drawn_is_published(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def render(report: Report) -> str:
+        raise ZeroDivisionError(f"no page of {report.pipeline}")
+
+    monkeypatch.setattr(rendering, "render", render)
     with caplog.at_level(logging.ERROR):
-        outcome = run(version=99)
+        outcome = run()
     assert "could not be drawn" in caplog.text
-    assert "schema_version 99" in caplog.text
-    assert json.loads((tmp_path / "report" / "report.json").read_text())["run"] == outcome.report["run"]
+    assert "no page of digits" in caplog.text
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["run"] == to_json(outcome.report.run)
     assert (tmp_path / "report" / "report.html").read_text() == "the Evaluator's page"
     assert outcome.pushed is not None
     assert show(outcome)[0] == 0
+
+
+def test_a_report_of_another_version_is_named(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{tmp_path}/report/report.json: has schema_version 99"):
+        run(version=99)
 
 
 def test_a_cached_push_is_claimed_while_its_model_is_deployed(run: Run, tmp_path: Path) -> None:
@@ -338,18 +355,23 @@ OLD = {
 def test_the_selected_is_shown_beside_the_deployed(
     run: Run, old: dict[str, Any], new: dict[str, Any], line: str
 ) -> None:
-    outcome = run()
-    outcome.report["deployed"] = OLD | old
-    outcome.report["candidates"][0] |= new
+    outcome = edited(run(), deployed=OLD | old, candidate=new)
     assert f"against   qat8 (version 1790000000), deployed before: {line}\n" in show(outcome)[1]
 
 
+def edited(outcome: Outcome, *, candidate: dict[str, Any], **changes: Any) -> Outcome:
+    """An outcome whose report says something else of its first candidate, and of itself."""
+    content = to_json(outcome.report) | changes
+    content["candidates"][0] |= candidate
+    return dataclasses.replace(outcome, report=parse(content, "the report"))
+
+
 def test_the_table_says_what_is_not_known(run: Run) -> None:
-    outcome = run(name=None)
-    [candidate] = outcome.report["candidates"]
-    candidate |= {"latency_ms": None, "failure": {"step": "Evaluator", "error": "the cost could not be measured"}}
-    other = candidate | {"name": "diverged", "failure": None, "metrics": {"accuracy": None}, "drop": None}
-    outcome.report["candidates"].append(other)
+    failure = {"step": "Evaluator", "error": "the cost could not be measured"}
+    outcome = edited(run(name=None), candidate={"latency_ms": None, "failure": failure})
+    [candidate] = outcome.report.candidates
+    other = dataclasses.replace(candidate, name="diverged", failure=None, metrics={"accuracy": None}, drop=None)
+    outcome = dataclasses.replace(outcome, report=dataclasses.replace(outcome.report, candidates=(candidate, other)))
     rows = [line.split() for line in show(outcome)[1].splitlines()]
     assert ["int8", "failed"] in rows
     assert ["diverged", "3", "11", "2.0x", "0%", "rejected"] in rows

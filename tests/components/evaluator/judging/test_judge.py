@@ -19,7 +19,7 @@ from edgeline.budget import Budget
 from edgeline.deployed.pointer_file import Deployed
 from edgeline.errors import UserError
 from edgeline.evaluator.judging import reporting
-from edgeline.evaluator.judging.candidates import Candidate, DeployedModel
+from edgeline.evaluator.judging.candidates import Candidate
 from edgeline.evaluator.measuring import comparison
 from edgeline.evaluator.measuring.classification import Classification, Task
 from edgeline.evaluator.measuring.comparison import Comparison, OutputError, Paired
@@ -29,7 +29,9 @@ from edgeline.evaluator.measuring.metrics import CompiledMetrics, State
 from edgeline.evaluator.measuring.slices import Key
 from edgeline.model_module import hooks
 from edgeline.passport import Passport
+from edgeline.report.dataclass_json import from_json, to_json
 from edgeline.report.rendering import render
+from edgeline.report.schema import DatasetReport, DeployedReport, DeviceCost, KerasReport, Report
 
 MODULE = """
 import tensorflow as tf
@@ -75,7 +77,12 @@ PRUNER = {
     "step": "Pruner",
     "config": {"sparsity": 0.8, "ramp": 0.75},
     "metrics": {"accuracy": 0.98},
-    "layers": [{"name": "dense", "parameters": 10, "sparsity": 0.8, "unique_values": 3, "note": "pruned to 0.8"}],
+    "layers": [
+        {
+            **{"name": "dense", "type": "Dense", "parameters": 10, "sparsity": 0.8, "unique_values": 3},
+            "note": "pruned to 0.8",
+        }
+    ],
     "model": "d2",
     "weights_zlib_bytes": 1000,
     "history": {"loss": [1.25]},
@@ -120,7 +127,7 @@ def sliced(**right: int) -> dict[Key, State]:
 
 
 def cost(ms: float) -> dict[str, Any]:
-    times = {"p50": ms, "p90": 1.5 * ms, "p99": 2 * ms, "runs": 100, "noise": 0.05}
+    times = {"p50": ms, "p90": 1.5 * ms, "p99": 2 * ms, "runs": 100, "noise": 0.05, "threads": None}
     return {
         "one_thread": times,
         "all_threads": {**times, "p50": ms / 2, "threads": 4},
@@ -137,7 +144,7 @@ def candidate(name: str, size: int = 1000, zlib_bytes: int = 500, steps: Any = S
 
 
 BASELINE = candidate("baseline", 4000, 2000, STEPS[:1])
-FIELD = DeployedModel({"path": "/p/1/model.tflite", "version": "1", "sha256": "s", "name": None, "bytes": 9})
+FIELD = DeployedReport(path="/p/1/model.tflite", version="1", sha256="s", name=None, bytes=9)
 
 
 @dataclasses.dataclass
@@ -150,8 +157,16 @@ class Reporter:
     def __call__(
         self, candidates: list[Candidate], results: dict[str, Any], budget: Budget | None = None, **changes: Any
     ) -> dict[str, Any]:
+        """Returns report.json."""
+        return to_json(self.report(candidates, results, budget, **changes))
+
+    def report(
+        self, candidates: list[Candidate], results: dict[str, Any], budget: Budget | None = None, **changes: Any
+    ) -> Report:
         found = {"baseline": did(95), **results}
-        devices = changes.pop("devices", {name: cost(0.5) for name in found})
+        costs = changes.pop("devices", {name: cost(0.5) for name in found})
+        devices = {name: c if isinstance(c, str) else from_json(DeviceCost, c) for name, c in costs.items()}
+        baseline = found["baseline"]
         arguments = {
             "budget": budget or Budget(max_drop=0.05),
             "baseline": BASELINE,
@@ -160,8 +175,13 @@ class Reporter:
             "findings": Findings(found, devices, self.metrics, self.task),
             "deployed": FIELD if DEPLOYED in results else None,
             "keras": None,
-            "dataset": {"split": "eval", "fingerprint": "f", "label_names": None, "bad_records": 0},
-            "about": {"created": "2026-11-22T02:00:00+00:00", "pipeline": "p", "module": "m"},
+            "dataset": DatasetReport(
+                split="eval",
+                examples=baseline.overall.examples if isinstance(baseline, Evaluated) else 0,
+                fingerprint="f",
+                bad_records=0,
+            ),
+            **{"created": "2026-11-22T02:00:00+00:00", "pipeline": "p", "module": "m"},
         }
         return reporting.report(**{**arguments, **changes})
 
@@ -218,10 +238,10 @@ def full() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(metrics: CompiledMetrics) -> dict[str, Any]:
+def whole_report(metrics: CompiledMetrics) -> Report:
     failure = {"step": "Quantizer", "error": "ValueError: <no>"}
     found = full()
-    return Reporter(metrics, TASK)(
+    return Reporter(metrics, TASK).report(
         [
             candidate("small"),
             candidate("float32", 4000, 2000, STEPS[:1]),
@@ -234,15 +254,22 @@ def whole(metrics: CompiledMetrics) -> dict[str, Any]:
         Budget(max_drop=0.05, max_deployed_drop=0.02, max_slice_drops={"camera": 0.1}, max_bytes=4000),
         devices={**{name: cost(0.5) for name in ("baseline", "small", "float32")}, "crashes": "LiteRT crashed"},
         missing=["gone"],
-        keras={"metrics": {"loss": 0.2, "accuracy": 0.95}, "max_abs_difference": 1e-6},
-        dataset={
-            "split": "eval",
-            "fingerprint": "f",
-            "label_names": ["a", "b", "c"],
-            "bad_records": 2,
-            "slice_features": [["camera"], ["label"]],
-        },
+        keras=KerasReport(metrics={"loss": 0.2, "accuracy": 0.95}, max_abs_difference=1e-6),
+        dataset=DatasetReport(
+            split="eval",
+            examples=found["baseline"].overall.examples,
+            fingerprint="f",
+            label_names=("a", "b", "c"),
+            bad_records=2,
+            slice_features=(("camera",), ("label",)),
+        ),
     )
+
+
+@pytest.fixture(scope="module")
+def whole(whole_report: Report) -> dict[str, Any]:
+    """Its report.json."""
+    return to_json(whole_report)
 
 
 def test_all_of_a_candidate(whole: dict[str, Any]) -> None:
@@ -260,7 +287,10 @@ def test_all_of_a_candidate(whole: dict[str, Any]) -> None:
     assert entry.pop("flipped")[0].pop("image").startswith("data:image/png;base64,")
     assert entry == {
         "name": "small",
-        "recipe": ["Pruner sparsity=0.8 ramp=0.75", "Quantizer scheme=int8"],
+        "recipe": [
+            {"step": "Pruner", "config": {"sparsity": 0.8, "ramp": 0.75}},
+            {"step": "Quantizer", "config": {"scheme": "int8"}},
+        ],
         "metrics": {"loss": 0.375, "accuracy": 0.92},
         "drop": pytest.approx(0.03),
         "deployed_drop": pytest.approx(0.01),
@@ -326,9 +356,10 @@ def test_every_candidate_has_every_field(whole: dict[str, Any]) -> None:
 def test_the_rest_of_the_report(whole: dict[str, Any]) -> None:
     assert whole.keys() == {
         *("schema_version", "created", "pipeline", "module", "dataset", "budget", "baseline", "deployed", "candidates"),
-        *("like", "training", "selected", "closest", "versions", "machine"),
+        *("like", "training", "selected", "closest", "versions", "machine", "module_digest", "run"),
     }
-    assert whole["schema_version"] == 2
+    assert whole["schema_version"] == 3
+    assert whole["module_digest"] is whole["run"] is None  # a run adds itself
     assert whole["dataset"] == {
         "split": "eval",
         "fingerprint": "f",
@@ -336,6 +367,7 @@ def test_the_rest_of_the_report(whole: dict[str, Any]) -> None:
         "bad_records": 2,
         "slice_features": [["camera"], ["label"]],
         "examples": 100,
+        "spans": None,
     }
     assert whole["selected"] == "small"
     assert whole["closest"] is None
@@ -354,14 +386,16 @@ def test_the_baseline(whole: dict[str, Any]) -> None:
     assert baseline["device"] == cost(0.5)
     assert baseline["keras"] == {"metrics": {"loss": 0.2, "accuracy": 0.95}, "max_abs_difference": 1e-6}
     assert baseline["comparison"] is None
-    assert [entry.keys() for entry in baseline["slices"]] == [{"features", "examples", "metrics"}] * 2
+    assert [entry["drop"] for entry in baseline["slices"]] == [None, None]
     assert baseline["classification"]["confusion"] == [[50, 0, 0], [0, 45, 5], [0, 0, 0]]
     assert baseline["classification"]["per_class"][2] == {"precision": 0.0, "recall": None, "examples": 0}
 
 
 def test_the_deployed_model(whole: dict[str, Any]) -> None:
     found = whole["deployed"]
-    assert {**FIELD.facts, "metrics": {"loss": 0.25, "accuracy": 0.93}, "failure": None}.items() <= found.items()
+    measured = ("metrics", "slices", "classification", "comparison", "flipped")
+    known = {key: value for key, value in to_json(FIELD).items() if key not in measured}
+    assert {**known, "metrics": {"loss": 0.25, "accuracy": 0.93}, "failure": None}.items() <= found.items()
     assert [(entry["features"], entry["drop"]) for entry in found["slices"]] == [
         ({"camera": "front"}, pytest.approx(0.04)),
         ({"camera": "rear"}, 0.0),
@@ -370,7 +404,7 @@ def test_the_deployed_model(whole: dict[str, Any]) -> None:
 
 def test_the_baseline_as_a_candidate(whole: dict[str, Any]) -> None:
     entry = by_name(whole)["float32"]
-    assert (entry["ratio"], entry["drop"], entry["drop_interval"]) == (1.0, 0.0, (0.0, 0.0))
+    assert (entry["ratio"], entry["drop"], entry["drop_interval"]) == (1.0, 0.0, [0.0, 0.0])
     assert entry["metrics"] == whole["baseline"]["metrics"]
     assert [part["drop"] for part in entry["slices"]] == [0.0, 0.0]
     # it has two more right than the deployed one; (4 - 2) / 102 = 0.0196078
@@ -388,7 +422,7 @@ def test_a_candidate_that_failed_is_listed_with_its_error(whole: dict[str, Any])
     assert not entry["blessed"]
     assert not entry["pareto"]
     assert entry["metrics"] is entry["bytes"] is entry["ratio"] is entry["sha256"] is entry["device"] is None
-    assert entry["recipe"] == ["Pruner sparsity=0.8 ramp=0.75"]
+    assert entry["recipe"] == [{"step": "Pruner", "config": {"sparsity": 0.8, "ramp": 0.75}}]
     assert entry["ladder"] == [{"step": "Trainer", "zlib_bytes": 3000}, {"step": "Pruner", "zlib_bytes": 1000}]
 
 
@@ -427,15 +461,19 @@ def test_every_training_is_listed_once(whole: dict[str, Any]) -> None:
             "of": ["baseline", "small", "float32", *trained[1:]],
             "config": {"epochs": 4},
             "history": HISTORY,
+            **{"phases": [], "warm_start": None},
         },
-        {"step": "Pruner", "of": trained, "config": PRUNER["config"], "history": {"loss": [1.25]}},
+        {
+            **{"step": "Pruner", "of": trained, "config": PRUNER["config"], "history": {"loss": [1.25]}},
+            **{"phases": [], "warm_start": None},
+        },
     ]
 
 
-def test_the_report_is_json_and_can_be_drawn(whole: dict[str, Any]) -> None:
+def test_the_report_is_json_and_can_be_drawn(whole_report: Report, whole: dict[str, Any]) -> None:
     assert json.loads(json.dumps(whole, allow_nan=False))["selected"] == "small"
-    html = render(whole)
-    assert all(entry["name"] in html for entry in whole["candidates"])
+    html = render(whole_report)
+    assert all(candidate.name in html for candidate in whole_report.candidates)
 
 
 # the verdict ----------------------------------------------------------------------------------------------------------
@@ -672,11 +710,11 @@ def test_worse_than_the_deployed_model(report: Reporter) -> None:
 
 
 def test_a_deployed_model_that_cannot_be_evaluated_blocks_nobody(report: Reporter) -> None:
-    facts = report([candidate("a")], {"a": did(95), DEPLOYED: "KeyError: 'image'"})
-    assert facts["deployed"] == {**FIELD.facts, "metrics": None, "slices": [], "failure": "KeyError: 'image'"}
-    assert facts["selected"] == "a"
-    assert facts["candidates"][0]["deployed_drop"] is None
-    assert "KeyError" in render(facts)
+    content = report.report([candidate("a")], {"a": did(95), DEPLOYED: "KeyError: 'image'"})
+    assert content.deployed == dataclasses.replace(FIELD, metrics=None, slices=(), failure="KeyError: 'image'")
+    assert content.selected == "a"
+    assert content.candidates[0].deployed_drop is None
+    assert "KeyError" in render(content)
 
 
 def test_no_deployed_model(report: Reporter) -> None:
@@ -685,16 +723,14 @@ def test_no_deployed_model(report: Reporter) -> None:
 
 def test_what_is_said_of_the_deployed_model() -> None:
     found = Deployed("/p/2/model.tflite", "2", "sha", "int8", {"bytes": 9, "zlib_bytes": 7, "x": 1}, {}, "2026-01-31")
-    assert reporting.deployed_model(found) == DeployedModel(
-        {
-            "path": "/p/2/model.tflite",
-            "version": "2",
-            "sha256": "sha",
-            "name": "int8",
-            "pushed_at": "2026-01-31",
-            "bytes": 9,
-            "zlib_bytes": 7,
-        }
+    assert reporting.deployed_report(found) == DeployedReport(
+        path="/p/2/model.tflite",
+        version="2",
+        sha256="sha",
+        name="int8",
+        pushed_at="2026-01-31",
+        bytes=9,
+        zlib_bytes=7,
     )
 
 

@@ -14,6 +14,7 @@ import tf_keras
 from sklearn import metrics as sklearn_metrics
 
 from edgeline.evaluator.measuring.classification import BINS, Classification, Kind, Task
+from edgeline.report.dataclass_json import to_json
 
 LOSSES = tf_keras.losses
 
@@ -221,8 +222,8 @@ def test_read_bad_labels(kind: Kind, label: Any, message: str) -> None:
 def test_facts_by_hand() -> None:
     scores = [[0.5, 0.3, 0.2], [0.1, 0.7, 0.2], [0.7, 0.2, 0.1], [0.5, 0.1, 0.4]]
     task = sparse(3)
-    facts = evaluate(task, [0, 1, 1, 0], scores).facts(task)
-    assert facts == {
+    facts = evaluate(task, [0, 1, 1, 0], scores).report(task)
+    assert to_json(facts) == {
         "output": "scores",
         "classes": 3,
         "confusion": [[2, 0, 0], [1, 1, 0], [0, 0, 0]],
@@ -240,7 +241,7 @@ def test_facts_by_hand() -> None:
             {"confidence": pytest.approx(0.7), "accuracy": 0.5, "count": 2},
         ],
     }
-    assert json.loads(json.dumps(facts)) == facts
+    assert json.loads(json.dumps(to_json(facts))) == to_json(facts)
 
 
 def test_bins_are_closed_on_the_right() -> None:
@@ -251,13 +252,13 @@ def test_bins_are_closed_on_the_right() -> None:
     assert np.flatnonzero(state.bin_hits).tolist() == [2, 5, 14]
     assert len(state.bin_examples) == len(state.bin_hits) == len(state.bin_confidence) == BINS
     expected = (1 - 0.2) / 4 + (1 - 0.4) / 4 + 0.400001 / 4 + (1 - 1) / 4
-    assert state.facts(sparse(5))["ece"] == pytest.approx(expected)
+    assert state.report(sparse(5)).ece == pytest.approx(expected)
 
 
 def test_under_and_overconfidence_in_one_bin_cancel_out() -> None:
     # 0.75 sure four times, three times right: as it says
     state = evaluate(sparse(2), [0, 0, 0, 1], [[0.75, 0.25]] * 4)
-    assert state.facts(sparse(2))["ece"] == 0
+    assert state.report(sparse(2)).ece == 0
 
 
 def test_log_loss_is_that_of_keras() -> None:
@@ -267,7 +268,7 @@ def test_log_loss_is_that_of_keras() -> None:
     for from_logits, scores in ((True, logits), (False, tf.nn.softmax(logits).numpy())):
         expected = float(LOSSES.SparseCategoricalCrossentropy(from_logits=from_logits)(label, scores))
         task = sparse(10, from_logits)
-        assert evaluate(task, label, scores).facts(task)["log_loss"] == pytest.approx(expected, abs=1e-6)
+        assert evaluate(task, label, scores).report(task).log_loss == pytest.approx(expected, abs=1e-6)
 
 
 def test_log_loss_of_two_classes_is_that_of_keras() -> None:
@@ -275,14 +276,14 @@ def test_log_loss_of_two_classes_is_that_of_keras() -> None:
     label, logits = random.integers(0, 2, 500), random.normal(size=[500, 1])
     task = Task(2, "binary", True, "scores")
     expected = float(LOSSES.BinaryCrossentropy(from_logits=True)(label[:, None].astype(float), logits))
-    assert evaluate(task, label, logits).facts(task)["log_loss"] == pytest.approx(expected, abs=1e-6)
+    assert evaluate(task, label, logits).report(task).log_loss == pytest.approx(expected, abs=1e-6)
 
 
 def test_log_loss_of_the_impossible_is_finite() -> None:
     scores = np.array([[1.0, 0], [1, 0]])
     expected = float(LOSSES.SparseCategoricalCrossentropy()([0, 1], scores))
     assert expected == pytest.approx(-np.log(1e-7) / 2, abs=1e-6)
-    assert evaluate(sparse(2), [0, 1], scores).facts(sparse(2))["log_loss"] == pytest.approx(expected, abs=1e-6)
+    assert evaluate(sparse(2), [0, 1], scores).report(sparse(2)).log_loss == pytest.approx(expected, abs=1e-6)
     assert evaluate(sparse(2, True), [1], [[50.0, 0]]).log_loss == pytest.approx(-np.log(1e-7))
 
 
@@ -294,12 +295,12 @@ def test_top_k_is_that_of_keras_with_ties(classes: int, ks: list[int], from_logi
     scores = random.integers(0 if not from_logits else -4, 5, [400, classes]).astype(np.float32) / 4
     label = random.integers(0, classes, 400)
     task = sparse(classes, from_logits)
-    facts = evaluate(task, label, scores).facts(task)
-    assert list(facts["top_k"]) == [str(k) for k in ks]
+    facts = evaluate(task, label, scores).report(task)
+    assert list(facts.top_k) == [str(k) for k in ks]
     for k in ks:
         expected = np.mean(tf_keras.metrics.sparse_top_k_categorical_accuracy(label, scores, k))
-        assert facts["top_k"][str(k)] == pytest.approx(expected, abs=1e-7)
-        assert facts["top_k"][str(k)] == np.mean(tf.math.in_top_k(label, scores, k))
+        assert facts.top_k[str(k)] == pytest.approx(expected, abs=1e-7)
+        assert facts.top_k[str(k)] == np.mean(tf.math.in_top_k(label, scores, k))
 
 
 def test_a_sure_model_does_not_hit_everything() -> None:
@@ -316,20 +317,20 @@ def test_counts_are_those_of_scikit_learn(classes: int) -> None:
     scores[np.arange(150), label[:150]] += 3
     task = sparse(classes, from_logits=True)
     state = evaluate(task, label, scores)
-    facts = state.facts(task)
+    facts = state.report(task)
     predicted, every = scores.argmax(1), np.arange(classes)
     if classes > 200:
         assert state.confusion is None
-        assert facts["confusion"] is None
+        assert facts.confusion is None
     else:
-        assert facts["confusion"] == sklearn_metrics.confusion_matrix(label, predicted, labels=every).tolist()
+        assert to_json(facts.confusion) == sklearn_metrics.confusion_matrix(label, predicted, labels=every).tolist()
     precision, recall, _, support = sklearn_metrics.precision_recall_fscore_support(
         label, predicted, labels=every, zero_division=np.nan
     )
     for name, expected in (("precision", precision), ("recall", recall)):
-        values = np.array([entry[name] for entry in facts["per_class"]], np.float64)
+        values = np.array([getattr(entry, name) for entry in facts.per_class], np.float64)
         np.testing.assert_allclose(values, expected, rtol=1e-12)
-    assert [entry["examples"] for entry in facts["per_class"]] == support.tolist()
+    assert [entry.examples for entry in facts.per_class] == support.tolist()
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -367,7 +368,7 @@ def test_adding_changes_neither() -> None:
 def test_no_examples() -> None:
     state = evaluate(sparse(3), np.zeros(0, np.int64), np.zeros([0, 3], np.float32))
     with pytest.raises(ValueError, match="no examples were evaluated"):
-        state.facts(sparse(3))
+        state.report(sparse(3))
 
 
 def test_many_classes_stay_small() -> None:

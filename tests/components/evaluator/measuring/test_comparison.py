@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from edgeline.evaluator.measuring.comparison import GROUPS, Comparison, OutputError, Paired, jackknife
+from edgeline.report.dataclass_json import to_json
 
 
 def right_or_wrong(neither: int, only_first: int, only_second: int, both: int) -> Paired:
@@ -160,17 +161,18 @@ def test_coverage_of_a_difference_of_aucs() -> None:
 
 def test_output_errors_by_hand() -> None:
     # errors 1, 0, 2, 1 beside 3, 4, 0, 5: the signal is 9 + 16 + 25 = 50, the noise 1 + 4 + 1 = 6
-    facts = OutputError.of(np.array([[4, 4], [-2, 6]], np.float32), np.array([[3, 4], [0, 5]], np.float32)).facts()
-    assert facts == {"max_abs_error": 2.0, "mean_abs_error": 1.0, "sqnr_db": pytest.approx(9.208188, abs=1e-6)}
+    facts = OutputError.of(np.array([[4, 4], [-2, 6]], np.float32), np.array([[3, 4], [0, 5]], np.float32)).report()
+    expected = {"max_abs_error": 2.0, "mean_abs_error": 1.0, "sqnr_db": pytest.approx(9.208188, abs=1e-6)}
+    assert to_json(facts) == expected
 
 
 def test_output_errors_without_noise_or_signal_have_no_ratio() -> None:
     same = OutputError.of(np.ones([2, 3], np.float32), np.ones([2, 3], np.float32))
-    assert same.facts() == {"max_abs_error": 0.0, "mean_abs_error": 0.0, "sqnr_db": None}
+    assert to_json(same.report()) == {"max_abs_error": 0.0, "mean_abs_error": 0.0, "sqnr_db": None}
     silent = OutputError.of(np.array([0.5, 0.0], np.float32), np.zeros(2, np.float32))
-    assert silent.facts() == {"max_abs_error": 0.5, "mean_abs_error": 0.25, "sqnr_db": None}
+    assert to_json(silent.report()) == {"max_abs_error": 0.5, "mean_abs_error": 0.25, "sqnr_db": None}
     nothing = OutputError.of(np.zeros([0, 3], np.float32), np.zeros([0, 3], np.float32))
-    assert nothing.facts() == {"max_abs_error": 0.0, "mean_abs_error": None, "sqnr_db": None}
+    assert to_json(nothing.report()) == {"max_abs_error": 0.0, "mean_abs_error": None, "sqnr_db": None}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64, np.float32, np.bool_])
@@ -183,14 +185,14 @@ def test_output_errors_of_any_dtype_are_not_wrapped(dtype: type) -> None:
 
 def test_comparison_facts() -> None:
     error = OutputError(0.5, 2.0, 1.0, 100.0, 8)
-    assert Comparison(8, {"y": error}, True, 6, 1, 2).facts() == {
+    assert to_json(Comparison(8, {"y": error}, True, 6, 1, 2).report()) == {
         "examples": 8,
         "agreement": 0.75,
         "flips": {"right_to_wrong": 1, "wrong_to_right": 2},
         "outputs": {"y": {"max_abs_error": 0.5, "mean_abs_error": 0.25, "sqnr_db": 20.0}},
     }
-    assert Comparison(8).facts() == {"examples": 8, "agreement": None, "flips": None, "outputs": {}}
-    assert Comparison(classified=True).facts()["agreement"] is None
+    assert to_json(Comparison(8).report()) == {"examples": 8, "agreement": None, "flips": None, "outputs": {}}
+    assert Comparison(classified=True).report().agreement is None
 
 
 def test_comparisons_merge_in_any_order() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from edgeline.evaluator.measuring.findings import DEPLOYED, Findings
 from edgeline.evaluator.measuring.measurements import Evaluated, Plan, Results
 from edgeline.evaluator.measuring.metrics import CompiledMetrics, State
 from edgeline.passport import Passport
+from edgeline.report.schema import DeviceCost
 from edgeline.tflite_exporter import conversion
 
 
@@ -52,7 +54,7 @@ def test_what_was_found_can_be_read(small: Any, shifted: str) -> None:
 
 
 def test_one_file_may_have_several_names(small: Any) -> None:
-    cost, evaluated = {"cold_start_ms": 1.0}, Evaluated(State(4))
+    cost, evaluated = DeviceCost(cold_start_ms=1.0), Evaluated(State(4))
     found = Findings(
         {"baseline": evaluated, "a": "it broke", DEPLOYED: evaluated},
         {"baseline": cost, "a": "it crashed"},
@@ -79,10 +81,14 @@ def test_costs_are_of_those_that_run(small: Any, shifted: str, tmp_path: Path, m
     sample = {"image": small.images()[:1]}
     devices = findings.measure(plan_of(small, models), found, sample)
     assert devices.keys() == {"baseline", "garbage"}
-    assert isinstance(devices["baseline"], dict)
-    assert devices["baseline"].keys() == {
-        "one_thread", "all_threads", "without_xnnpack", "cold_start_ms", "peak_rss_bytes",
-    }  # fmt: skip
+    cost = devices["baseline"]
+    assert isinstance(cost, DeviceCost)
+    # all that there is to measure, under the names that it is measured by
+    assert None not in dataclasses.asdict(cost).values()
+    assert cost.one_thread is not None
+    assert cost.all_threads is not None
+    assert None not in dataclasses.astuple(cost.all_threads)
+    assert None not in dataclasses.astuple(dataclasses.replace(cost.one_thread, threads=1))
     assert isinstance(devices["garbage"], str)
     assert devices["garbage"].startswith("LiteRT cannot run the model: ")
     # a sample that fits no model is a failure of each, and of nothing more
@@ -95,11 +101,10 @@ def test_the_keras_model_beside_the_baseline(small: Any, shifted: str, monkeypat
     files = reading.split_files(small.examples, "eval")
     model = small.load()
     found = findings.check_keras(model, plan_of(small, {"baseline": shifted}), small.module, files)
-    assert found.keys() == {"metrics", "max_abs_difference"}
-    assert found["max_abs_difference"] == pytest.approx(0.25, abs=1e-5)
+    assert found.max_abs_difference == pytest.approx(0.25, abs=1e-5)
     small.module.compile_model(model)
     opened = reading.evaluation_data(files, small.module, batch_size=32)
-    assert found["metrics"] == pytest.approx(model.evaluate(opened.dataset, verbose=0, return_dict=True), abs=1e-6)
+    assert found.metrics == pytest.approx(model.evaluate(opened.dataset, verbose=0, return_dict=True), abs=1e-6)
 
 
 def test_the_pass_and_keras_agree(small: Any, shifted: str) -> None:
@@ -117,4 +122,4 @@ def test_the_pass_and_keras_agree(small: Any, shifted: str) -> None:
     passed = found.results["baseline"]
     assert isinstance(passed, Evaluated)
     keras = findings.check_keras(small.load(), plan, small.module, files)
-    assert found.metrics.result(passed.overall) == pytest.approx(keras["metrics"], abs=1e-6)
+    assert found.metrics.result(passed.overall) == pytest.approx(keras.metrics, abs=1e-6)

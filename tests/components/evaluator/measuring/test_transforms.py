@@ -19,6 +19,7 @@ from edgeline.model_io import keras_file
 from edgeline.model_module import hooks
 from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Passport
+from edgeline.report.dataclass_json import to_json
 from edgeline.tflite.litert import TFLiteModel
 from edgeline.tflite_exporter import conversion
 
@@ -219,7 +220,7 @@ def test_comparison_with_the_baseline(sliced: Sliced, judged: Results) -> None:
     good, worse = (sliced.logits[name].argmax(1) for name in ("good", "worse"))
     found = sound(judged, "worse")
     assert found.comparison is not None
-    facts = found.comparison.facts()
+    facts = to_json(found.comparison.report())
     assert facts["examples"] == 300
     assert facts["agreement"] == (good == worse).mean()
     broken, mended = (
