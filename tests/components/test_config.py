@@ -494,7 +494,8 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "scheme": st.sampled_from(sorted(SCHEMES)), "io_type": st.sampled_from(io_types()),
     "strategy": st.sampled_from(STRATEGIES), "direction": st.sampled_from(DIRECTIONS),
     "drop_bound": st.sampled_from(DROP_BOUNDS), "objective": st.sampled_from(OBJECTIVES),
-    "target": st.sampled_from(sorted(targets.TARGETS)), "max_slice_drops": st.dictionaries(TEXTS, SHARES | COUNTS, max_size=3),
+    "target": st.sampled_from(sorted(targets.TARGETS)),
+    "max_slice_drops": st.dictionaries(TEXTS, SHARES | COUNTS, max_size=3),
     "like": st.sampled_from([None, "deployed", GOOD_CONTRACT]),
 }  # fmt: skip
 BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
