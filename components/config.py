@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib
 import json
 import math
 import re
@@ -260,6 +261,11 @@ class FineTuning(StepConfig):
         self.check("epochs", self.epochs >= 1, "at least 1")
         self.check("batch_size", self.batch_size >= 1, "at least 1")
         self.check("seed", 0 <= self.seed < 2**31, "in [0, 2**31)")
+
+    def __rshift__(self, following: Any) -> Any:
+        """Chains two steps of a recipe, which is whole at its Quantize: `Prune(0.8) >> Quantize("int8")`."""
+        # by name, since no step runs recipes: what a step is made of must not cover them
+        return importlib.import_module("edgeline.recipe").chain(self, following)
 
     @property
     def trains(self) -> bool:

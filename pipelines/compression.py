@@ -46,7 +46,7 @@ from edgeline.pipelines.root import Root
 from edgeline.pruner.config import Prune
 from edgeline.pusher.component import Pusher
 from edgeline.quantizer.config import Quantize
-from edgeline.recipe import Recipe, Step
+from edgeline.recipe import Recipe, Step, check_distinct
 from edgeline.representative_dataset.config import Sample
 from edgeline.span_example_gen.component import SpanExampleGen
 from edgeline.tflite_exporter.config import Export
@@ -75,6 +75,9 @@ class Run:
       export: how each conversion is proved.
       model: a trained model to import; None: train the module's.
       gate: how far the data may move, where they are checked against a schema.
+
+    Raises:
+      UserError: two recipes that differ have one name.
     """
 
     module: Source
@@ -87,6 +90,9 @@ class Run:
     export: Export = dataclasses.field(default_factory=Export)
     model: Import | None = None
     gate: Gate = dataclasses.field(default_factory=Gate)
+
+    def __post_init__(self) -> None:
+        check_distinct(recipe.for_run(self.finetune) for recipe in self.recipes)
 
 
 def check(run: Run) -> None:

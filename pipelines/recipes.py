@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ def catalog(path: Path | None = None) -> Catalog:
         try:
             recipe = function()
         except Exception as error:
-            raise UserError(f"recipes file {path}: {name}() fails: {error}") from error
+            raise UserError(f"recipes file {path}{_line(path, error)}: {name}() fails: {error}") from error
         if not isinstance(recipe, Recipe):
             raise UserError(f"recipes file {path}: {name}() must return a Recipe, received {recipe!r}")
         if recipe.name != name:
@@ -227,6 +228,12 @@ def catalog(path: Path | None = None) -> Catalog:
     return Catalog(RECIPES | found, DESCRIPTIONS | descriptions, tuple(found))
 
 
+def _line(path: Path, error: BaseException) -> str:
+    """Returns `:12`, the line of the file where an error comes from; empty where it does not say."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f":{frames[-1].lineno}" if frames else ""
+
+
 def _functions(path: Path) -> dict[str, Callable[[], Any]]:
     spec = importlib.util.spec_from_file_location("edgeline_recipes_file", path)
     if not path.is_file() or spec is None or spec.loader is None:
@@ -235,7 +242,8 @@ def _functions(path: Path) -> dict[str, Callable[[], Any]]:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"recipes file {path} fails on import: {type(error).__name__}: {error}") from error
+        where = f"{path}{_line(path, error)}"
+        raise UserError(f"recipes file {where} fails on import: {type(error).__name__}: {error}") from error
     return {
         name: function
         for name, function in vars(module).items()

@@ -1,6 +1,7 @@
 """Recipes: which orders are allowed, how names decode, what is shared."""
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from edgeline.pipelines import recipes
 from edgeline.pipelines.cli import main, options
 from edgeline.pruner.config import Prune
 from edgeline.quantizer.config import Quantize
-from edgeline.recipe import Recipe, Step, find
+from edgeline.recipe import Recipe, Step, check_distinct, find
+from edgeline.trainer.config import Train
 
 # one row per step: what may stand before it; a new step is a new row
 MAY_FOLLOW: dict[type[Step], set[type[Step]]] = {
@@ -50,6 +52,49 @@ def test_a_sparse_file_needs_the_pruning_for_it() -> None:
         with pytest.raises(ValueError, match=r"recipe x: Quantize\.sparse needs a Prune with policy xnnpack before it"):
             Recipe("x", steps)
     assert Recipe("x", (Prune(0.85, policy="xnnpack"), sparse)).prefixes()[-1].endswith("_float32_sparse")
+
+
+def test_steps_chain_to_a_recipe() -> None:
+    recipe = Prune(0.8) >> Cluster(16) >> Quantize("int8")
+    assert recipe == recipes.RECIPES["prune80_cluster16_int8"]
+    begun = Prune(0.8) >> Cluster(16)
+    assert not isinstance(begun, Recipe)
+    assert (begun >> Quantize("int8")) == recipe
+    # of settings that no name spells out, the node's tag
+    tagged = Prune(0.8, include=["Dense"]) >> Quantize("int8")
+    assert re.fullmatch("prune80_x[0-9a-f]{4}_int8", tagged.name)
+    assert tagged.prefixes()[-1] == tagged.name
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(MAY_FOLLOW, repeat=2)))
+def test_a_chain_has_a_recipes_order(first: type[Step], second: type[Step]) -> None:
+    if first in MAY_FOLLOW[second]:
+        assert (first() >> second()).steps == (first(), second())
+    else:
+        with pytest.raises(ValueError, match=f"{second.__name__} cannot follow {first.__name__}; after"):
+            first() >> second()
+
+
+def test_what_does_not_chain() -> None:
+    with pytest.raises(ValueError, match="Prune cannot follow Quantize; after Quantize may come nothing"):
+        Prune(0.8) >> Quantize() >> Prune(0.5)
+    with pytest.raises(ValueError, match="Train cannot follow the trained model"):
+        Train() >> Quantize()
+    with pytest.raises(
+        ValueError, match="a recipe is made of steps such as Prune, Cluster and Quantize, received 'int8'"
+    ):
+        Prune(0.8) >> "int8"
+
+
+def test_a_name_is_that_of_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = [Recipe("x", (Quantize("int8"),)), Recipe("x", (Quantize("int8"),)), Recipe("y", (Prune(), Quantize()))]
+    check_distinct(same)
+    with pytest.raises(UserError, match="two different recipes are called x; give one of them another name"):
+        check_distinct([*same, Recipe("x", (Quantize("float16"),))])
+    # tags are short: two requests may get one
+    monkeypatch.setattr(Quantize, "token", "int8_x0000")
+    with pytest.raises(UserError, match="recipe b: the name int8_x0000 of its step 1 is already that of another"):
+        check_distinct([Recipe("a", (Quantize(keep_float=["a"]),)), Recipe("b", (Quantize(keep_float=["b"]),))])
 
 
 @pytest.mark.parametrize("recipe", list(recipes.RECIPES.values()), ids=list(recipes.RECIPES))
@@ -159,6 +204,15 @@ def test_commands_take_the_file(tmp_path: Path) -> None:
         (OWN.replace('"blocks"', '"bricks"'), r"blocks\(\) returns the recipe 'bricks'; give both one name"),
         (OWN.replace("blocks", "int8"), "int8 is the name of a recipe of Edgeline; call yours otherwise"),
         (OWN.replace("(1, 4)", "(0, 4)"), r"blocks\(\) fails: Prune.block_size must be height and width"),
+        (
+            OWN.replace("(1, 4)", '"1x4"'),
+            r"own.py:11: blocks\(\) fails: Prune.block_size must be a pair of integers, received '1x4'; write "
+            r"block_size=\[1, 4\]$",
+        ),
+        (
+            OWN.replace("SHARE = 0.7", "SHARE = Prune(include='[]')"),
+            r"own.py:6 fails on import: ValueError: .* write inc",
+        ),
         (OWN.replace("0.7", "7"), r"blocks\(\) fails: Prune.sparsity must be above 0 and below 1, received 7.0"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgeline.budget import Budget
+from edgeline.budget import LIMITS, Budget
 from edgeline.errors import UserError
 from edgeline.evaluator.config import Evaluation
 from edgeline.pipelines import recipes
@@ -70,6 +70,14 @@ def test_every_field_can_be_said() -> None:
 def test_each_field_is_read_by_itself(name: str) -> None:
     words, value = SAID[name]
     assert options.budget(parse(*words)) == dataclasses.replace(Budget(), **{name: value})
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in LIMITS])
+@pytest.mark.parametrize("text", ["-1", "0"])
+def test_a_limit_is_a_positive_number(name: str, text: str) -> None:
+    with pytest.raises(UserError, match=rf"Budget.{name} must be .*, or None for no limit, received {text}"):
+        options.budget(parse(f"--{name.replace('_', '-')}", text))
+    assert getattr(options.budget(parse(f"--{name.replace('_', '-')}", "none")), name) is None
 
 
 def test_the_drop_has_two_names() -> None:
