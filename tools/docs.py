@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import html
 import itertools
+import json
 import os
 import re
 import shutil
@@ -270,6 +271,44 @@ def _object(path: str, **options: object) -> str:
     return "\n".join([f"::: {path}", "    options:", *(f"      {k}: {str(v).lower()}" for k, v in options.items())])
 
 
+# The report
+
+
+def report() -> str:
+    """Describes every key of report.json, from its JSON Schema."""
+    from edgeline.report import schema
+
+    described = schema.json_schema()
+    return "\n\n".join(_keys(part) for part in (described, *described["$defs"].values()))
+
+
+def _keys(part: dict[str, Any]) -> str:
+    rows = ["| key | value | |", "|---|---|---|"]
+    named = [(f"`{key}`", own) for key, own in part["properties"].items()]
+    others = [("any other", own) for own in part.get("patternProperties", {}).values()]
+    rows += [f"| {name} | {_value(own)} | {own['description']} |" for name, own in [*named, *others]]
+    return "\n\n".join([f"## {part['title']}", part["description"], "\n".join(rows)])
+
+
+def _value(own: dict[str, Any]) -> str:
+    """Describes what a value may be; parts that have a table of their own are links."""
+    if "$ref" in own:
+        title = own["$ref"].rpartition("/")[2]
+        return f"[{title}](#{title.lower()})"
+    if "anyOf" in own:
+        return " or ".join(map(_value, own["anyOf"]))
+    if "enum" in own:
+        return " or ".join(f"`{json.dumps(choice)}`" for choice in own["enum"])
+    if "prefixItems" in own:
+        return f"list of {len(own['prefixItems'])}: {_value(own['prefixItems'][0])}"
+    if own.get("type") == "array":
+        return f"list of ({_value(own['items'])})"
+    if own.get("type") == "object":
+        return f"object of ({_value(own['additionalProperties'])}) by name"
+    kinds = own.get("type", "anything")
+    return kinds if isinstance(kinds, str) else " or ".join(kinds)
+
+
 # The rooms
 
 
@@ -328,6 +367,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "configs": configs,
     "exports": exports,
     "pipeline": pipeline,
+    "report": report,
     "rooms": rooms,
 }
 
