@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from edgeline.budget import Budget
 from edgeline.errors import UserError
 from edgeline.kubeflow import compiled_file, cron, kfp_server
 from edgeline.kubeflow.compiled_file import CompiledPipeline
@@ -144,7 +145,20 @@ def _pipeline(arguments: argparse.Namespace) -> tuple[CompiledPipeline, dict[str
         compiled_file.check_images(compiled)
     root = arguments.pipeline_root or compiled.root or ""
     check_uri("--pipeline-root", root, "oss")
-    return compiled, compiled_file.coerce_parameters(compiled.parameters, arguments.parameters), root.rstrip("/")
+    parameters = compiled_file.coerce_parameters(compiled.parameters, arguments.parameters)
+    _check_budget(compiled, parameters)
+    return compiled, parameters, root.rstrip("/")
+
+
+def _check_budget(compiled: CompiledPipeline, parameters: dict[str, Any]) -> None:
+    """Checks the budget's parameters, of a pipeline that has them all, before the cluster's last step does."""
+    if not Budget.field_types().keys() <= compiled.parameters.keys():
+        return
+    defaults = {name: parameter.default for name, parameter in compiled.parameters.items()}
+    try:
+        Budget.decoded(defaults | parameters)
+    except ValueError as error:
+        raise UserError(f"--param: {error}; in a pipeline's parameters None is the word none") from None
 
 
 def _timed(compiled: CompiledPipeline) -> set[str]:

@@ -395,7 +395,12 @@ def test_what_the_compiler_writes_is_accepted(cli: Cli, tmp_path: Path) -> None:
     asked = parser.parse_args(["compile", *where, *what, *files])
     assert asked.command(asked) == 0
 
-    assert cli("submit", tmp_path / "pipeline.yaml", "--param", "epochs=7", "--param", "max_drop=0") == 0
+    for wrong in ("max_bytes=-1", "max_latency_ms=fast"):
+        message = cli.refused("submit", tmp_path / "pipeline.yaml", "--param", wrong)
+        assert f"--param: Budget.{wrong.partition('=')[0]} must be " in message
+        assert "in a pipeline's parameters None is the word none" in message
+    given = ("--param", "epochs=7", "--param", "max_drop=0", "--param", "max_bytes=1000")
+    assert cli("submit", tmp_path / "pipeline.yaml", *given) == 0
     assert cli.api.runs[0]["runtime_config"]["pipeline_root"] == "s3://models/digits"
     assert "platform_spec" in cli.api.versions[0]["pipeline_spec"]
     compiled = compiled_file.read_compiled(tmp_path / "pipeline.yaml")

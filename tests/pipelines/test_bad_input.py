@@ -178,6 +178,7 @@ def test_inputs_of_another_shape_than_the_model_takes(case: Case) -> None:
         (["--epochs", "0"], "Train.epochs must be at least 1, received 0"),
         (["--max-accuracy-drop", "-1"], "Budget.max_drop must be at least 0, received -1.0"),
         (["--max-bytes", "0"], "Budget.max_bytes must be at least 1"),
+        (["--max-bytes", "-1"], "Budget.max_bytes must be at least 1, or None for no limit, received -1"),
         (["--seed", "-1"], "seed must be in [0, 2**31), received -1"),
     ],
 )

@@ -197,7 +197,7 @@ def test_another_version_runs_everything_again(
     monkeypatch.setattr(compression, "toolchain", lambda: "edgeline==999")
     short = [*asked[: asked.index("--recipe")], "--recipe", "int8_io"]
     # what is deployed has float inputs
-    anew = ("--max-deployed-drop", -1, "--like", "none")
+    anew = ("--max-deployed-drop", "none", "--like", "none")
     outcome = edgeline.json(*short, "--epochs", 1, "--max-accuracy-drop", 1, *anew)
     assert outcome["exit_code"] == 0
     assert outcome["steps"] == {"done": 9}
