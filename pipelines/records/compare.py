@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -169,6 +172,33 @@ def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Change, ...]:
     return tuple(Change(name, a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name))
 
 
+#: Fields of a config that were off at 0.
+_OFF_AT_ZERO = ("early_stopping_patience", "frequency", "sensitivity_layers")
+
+
+def _config_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Change, ...]:
+    return tuple(
+        change for change in _changes(a, b) if natural(change.what, change.a) != natural(change.what, change.b)
+    )
+
+
+def natural(name: str, value: Any) -> Any:
+    """Returns the value of a config's field as it is written now; older reports have it as TFX kept it.
+
+    >>> natural("begin_step", -1), natural("include", '["Dense"]'), natural("block_size", "1x4"), natural("epochs", 2)
+    (None, ['Dense'], [1, 4], 2)
+    """
+    if value in ("", "none", -1) or (value == 0 and name in _OFF_AT_ZERO):
+        return None
+    if not isinstance(value, str):
+        return value
+    if pair := re.fullmatch(r"(\d+)x(\d+)", value):
+        return [int(pair[1]), int(pair[2])]
+    with contextlib.suppress(ValueError):
+        return json.loads(value) if value.startswith(("[", "{")) else value
+    return value
+
+
 def _known(what: str, a: Any, b: Any) -> Part:
     """Compares a fact that old reports do not know."""
     if a is None or b is None:
@@ -196,7 +226,7 @@ def _training(a: TrainingReport | None, b: TrainingReport | None) -> Part:
     epochs = _known("epochs done", a.epochs if a else None, b.epochs if b else None)
     if a is None or b is None or a.config is None or b.config is None:
         return _joined(epochs, Part((), ("parameters",)))
-    return _joined(epochs, Part(_changes(a.config, b.config)))
+    return _joined(epochs, Part(_config_changes(a.config, b.config)))
 
 
 def _trainer(report: Report) -> TrainingReport | None:
@@ -216,7 +246,7 @@ def _recipes(candidates: Iterable[tuple[CandidateReport, CandidateReport]]) -> P
             for before, after in zip(a.recipe, b.recipe, strict=True):
                 changed += [
                     Change(f"{b.name}: {after.step} {change.what}", change.a, change.b)
-                    for change in _changes(before.config, after.config)
+                    for change in _config_changes(before.config, after.config)
                 ]
     return Part(tuple(changed), tuple(unknown))
 

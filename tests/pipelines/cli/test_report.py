@@ -356,6 +356,27 @@ def test_steps_that_were_added(facts: Facts) -> None:
     assert change == compare.Change("prune80_int8", "Pruner → Quantizer", "Pruner → Clusterer → Quantizer")
 
 
+def test_configs_of_an_older_version_are_the_same_configs(facts: Facts) -> None:
+    now = {
+        "begin_step": None, "frequency": None, "block_size": [1, 4], "m_by_n": None, "include": ["a"], "policy": None,
+        "layer_sparsity": {"a": 0.5}, "deterministic": True, "sparsity": 0.8,
+    }  # fmt: skip
+    old = {
+        "begin_step": -1, "frequency": 0, "block_size": "1x4", "m_by_n": "", "include": '["a"]', "policy": "none",
+        "layer_sparsity": '{"a": 0.5}', "deterministic": 1, "sparsity": 0.8,
+    }  # fmt: skip
+
+    def configs(facts: Facts, config: dict[str, Any]) -> None:
+        facts["training"][0]["config"] = config
+        facts["candidates"][1]["recipe"][0]["config"] = config
+
+    configs(facts, now)
+    same = compared(facts, lambda other: configs(other, old))
+    assert same.parts["training"] == same.parts["recipes"] == compare.Part(())
+    [change] = compared(facts, lambda other: configs(other, old | {"include": "[]"})).parts["training"].changed
+    assert change == compare.Change("include", ["a"], "[]")
+
+
 def test_recipes_of_an_older_version_are_the_same_recipes(facts: Facts) -> None:
     """They were written as text."""
 
