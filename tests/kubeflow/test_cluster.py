@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -38,6 +37,8 @@ from edgeline.model_module.module_source import Source
 from edgeline.pipelines import compression, recipes
 from edgeline.pipelines.root import Root
 from edgeline.recipe import Recipe
+from edgeline.report import report_file
+from edgeline.report.schema import Report
 from edgeline.trainer.config import Train
 
 pytestmark = pytest.mark.kubeflow
@@ -322,26 +323,25 @@ def test_the_whole_pipeline_is_that_of_the_local_run(digits_data: Path, tmp_path
     shutil.copytree(ingested, cluster.path(data))
     text = compiler.compile_run(run, data, Deployment("oss", IMAGE, root), name="digits")
     result = cluster.run(text, root)
-    report = json.loads((cluster.path(result.artifacts["Evaluator"]["evaluation"].uri) / "report.json").read_text())
+    report = report_file.read(cluster.path(result.artifacts["Evaluator"]["evaluation"].uri) / "report.json")
 
-    def facts(report: dict) -> dict:
-        keys = ("bytes", "zlib_bytes", "sha256")
-        found = {c["name"]: {key: c.get(key) for key in keys} for c in report["candidates"]}
-        found["baseline"] = {key: report["baseline"].get(key) for key in keys}
-        return found | {"selected": report["selected"], "examples": report["dataset"]["examples"]}
+    def facts(report: Report) -> dict:
+        models = (report.baseline, *report.candidates)
+        files = {model.name: (model.bytes, model.zlib_bytes, model.sha256) for model in models}
+        return files | {"selected": report.selected, "examples": report.dataset.examples}
 
-    def metrics(report: dict) -> dict[str, float]:
-        models = [{**report["baseline"], "name": "baseline"}, *report["candidates"]]
-        return {f"{model['name']} {key}": value for model in models for key, value in model["metrics"].items()}
+    def metrics(report: Report) -> dict[str, float]:
+        models = (report.baseline, *report.candidates)
+        return {f"{model.name} {key}": value for model in models for key, value in model.metrics.items()}
 
     assert facts(report) == facts(local)
     # sums differ in their last bit with the order of the bundles
     assert metrics(report) == pytest.approx(metrics(local), abs=1e-9)
     pushed = result.artifacts["Pusher"]["pushed_model"]
     assert pushed.metadata["pushed_destination"] == pushed.uri
-    [selected] = [c for c in report["candidates"] if c["name"] == report["selected"]]
+    selected = report.candidate(report.selected)
     model = (cluster.path(pushed.uri) / "model.tflite").read_bytes()
-    assert hashlib.sha256(model).hexdigest() == selected["sha256"]
+    assert hashlib.sha256(model).hexdigest() == selected.sha256
 
     here = what_matters(recorder.read(tmp_path / "seen"))
     there: Json = {}
