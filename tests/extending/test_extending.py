@@ -158,7 +158,7 @@ def test_a_scheme_is_checked_as_its_entry_says(tables: None) -> None:
     with pytest.raises(ValueError, match=r"io_type 'int16' needs scheme wide16 .* received scheme 'int8'"):
         Quantize("int8", "int16")
     with pytest.raises(ValueError, match="keep_float needs scheme int8 or qat8, received scheme 'wide16'"):
-        Quantize("wide16", keep_float='["a"]')
+        Quantize("wide16", keep_float=["a"])
     with pytest.raises(SystemExit):
         main.main(["export", "m.keras", "--scheme", "weights9", "--data", "d", "--module", "m", "-o", "o.tflite"])
 

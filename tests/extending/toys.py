@@ -8,8 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
-from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact, Parameter
-from tfx.dsl.component.experimental.decorators import component
+from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact
 from tfx.types.standard_artifacts import Examples, Model, ModelRun
 
 from edgeline.config import RUN_WIDE, FineTuning, deviation_tag
@@ -19,6 +18,7 @@ from edgeline.keras_models.promise_kinds import Kernel, Kind
 from edgeline.model_module.hooks import ModelModule
 from edgeline.passport import Promise
 from edgeline.schemes import Scheme, Tolerance
+from edgeline.step import step
 from edgeline.targets import Target
 from edgeline.training import delivery, loop
 
@@ -89,23 +89,18 @@ def round_weights(
     return loop.Outcome(model, history, loop.evaluate(model, module, splits), promises=tuple(made))
 
 
-@component
+@step(Round)
 def Rounder(  # noqa: N802
+    config: Round,
     examples: InputArtifact[Examples],
     model: InputArtifact[Model],
     compressed: OutputArtifact[Model],
     model_run: OutputArtifact[ModelRun],
-    module: Parameter[str],
-    module_digest: Parameter[str],
-    toolchain: Parameter[str],
-    epochs: Parameter[int],
-    batch_size: Parameter[int],
-    seed: Parameter[int],
-    deterministic: Parameter[int],
-    parts: Parameter[int],
+    module: str,
+    module_digest: str,
+    toolchain: str,
 ) -> None:
     """Rounds the weights of the kernels."""
-    config = Round(parts=parts, epochs=epochs, batch_size=batch_size, seed=seed, deterministic=deterministic)
     delivery.compress(
         round_weights, config, step="Rounder", module=module, module_digest=module_digest, toolchain=toolchain,
         examples_uri=examples.uri, model_uri=model.uri, compressed_uri=compressed.uri, run_uri=model_run.uri,
