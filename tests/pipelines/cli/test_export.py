@@ -180,7 +180,7 @@ def test_a_signature_is_chosen(case: Case, tmp_path: Path) -> None:
         model=tmp_path / "keras", signature="serving_default", inputs=[], outputs=[], allow_lambda=False
     )
     assert options.is_graph(options.imported(given))
-    given.signature = ""
+    given.signature = None
     assert not options.is_graph(options.imported(given))
 
 
