@@ -41,7 +41,8 @@ from edgeline.data.data_folder import SPLITS
 from edgeline.errors import UserError
 from edgeline.kubeflow import check_tfx, convert, settings
 from edgeline.kubeflow.deployment import Deployment, check_module, check_uri
-from edgeline.pipelines.compression import Run, create_components
+from edgeline.pipelines.compression import create_components
+from edgeline.pipelines.job import Job
 from edgeline.pipelines.run.local_runner import BEAM_ARGS
 from edgeline.schemes import SCHEMES
 
@@ -58,7 +59,7 @@ _SCHEMA_TYPES = {
 
 
 def compile_run(
-    run: Run,
+    job: Job,
     data: str,
     deployment: Deployment,
     *,
@@ -67,13 +68,13 @@ def compile_run(
     fixed_data: bool = False,
     enable_cache: bool = True,
 ) -> str:
-    """Compiles the pipeline of a run.
+    """Compiles the pipeline of a job.
 
-    Its parameters, each with the run's value as default: `data`, `schema` (where there is one), `module`,
+    Its parameters, each with the job's value as default: `data`, `schema` (where there is one), `module`,
     `module_digest`, `epochs`, `finetune_epochs` (where a recipe trains), and the fields of the budget.
 
     Args:
-      run: what is asked; its module must be installed in the image.
+      job: what is made; its module must be installed in the image.
       data: URI of the examples: a folder with Split-train, Split-validation and Split-eval of GZIP TFRecords.
       deployment: where it will run.
       name: of the pipeline, `[a-z0-9][a-z0-9-]*`, the same at every retraining.
@@ -89,7 +90,7 @@ def compile_run(
       UserError: something of that cannot work on the target.
     """
     check_uri("--data", data, deployment.target)
-    check_module(run.module.reference)
+    check_module(job.module.reference)
     examples = Importer(
         source_uri=_parameter("data", data),
         artifact_type=standard_artifacts.Examples,
@@ -108,9 +109,9 @@ def compile_run(
             output_key="schema",
         ).with_id("Schema")
     nodes = create_components(
-        name, run, examples=examples, schema=described, push_to=deployment.push_destination, beam_args=BEAM_ARGS
+        name, job, examples=examples, schema=described, push_to=deployment.push_destination, beam_args=BEAM_ARGS
     )
-    _parameterise(nodes, run)
+    _parameterise(nodes, job)
     [evaluator] = [node for node in nodes if node.id == "Evaluator"]
     evaluator.exec_properties["deployed"] = deployment.deployed
     pipeline = tfx.dsl.Pipeline(
@@ -126,12 +127,12 @@ def _parameter(name: str, value: Any) -> RuntimeParameter:
     return RuntimeParameter(name, type(value), value)
 
 
-def _parameterise(nodes: list[BaseNode], run: Run) -> None:
+def _parameterise(nodes: list[BaseNode], job: Job) -> None:
     """Lets what a run may be asked differently come from the pipeline's parameters."""
-    everywhere = {"module": run.module.reference, "module_digest": run.module.digest}
-    epochs = _parameter("epochs", run.train.epochs)
-    finetune_epochs = _parameter("finetune_epochs", run.finetune.epochs)
-    budget = {name: _parameter(name, value) for name, value in run.budget.encoded().items()}
+    everywhere = {"module": job.module.reference, "module_digest": job.module.digest}
+    epochs = _parameter("epochs", job.train.epochs)
+    finetune_epochs = _parameter("finetune_epochs", job.finetune.epochs)
+    budget = {name: _parameter(name, value) for name, value in job.budget.encoded().items()}
     for node in nodes:
         asked = {name: _parameter(name, value) for name, value in everywhere.items()}
         if node.id == "Trainer":

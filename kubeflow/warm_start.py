@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import re
 
@@ -11,16 +10,6 @@ from edgeline.errors import UserError
 from edgeline.kubeflow.settings import Settings, mounted_at
 from edgeline.pipelines.run.warm_start import LATEST
 from edgeline.trainer.config import Train
-
-
-def add_option(parser: argparse._ActionsContainer) -> None:
-    """Adds the option for a compiled pipeline."""
-    parser.add_argument(
-        "--warm-start",
-        metavar="PATH[@sha256:...]",
-        help="begin the training with the weights of a .keras file or Model folder: a path in a volume mounted for the "
-        "Trainer, or a gs:// URI; without the file's digest the cache goes by the path alone",
-    )
 
 
 def on_cluster(train: Train, asked: str, target: str, settings: Settings) -> Train:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -29,29 +28,22 @@ from edgeline import (
     Trainer,
     files,
 )
-from edgeline.budget import Budget
 from edgeline.clusterer.config import Cluster
-from edgeline.config import FineTuning
 from edgeline.data.data_folder import SHARD_SUFFIX, SPLITS
 from edgeline.data.spans import Window
-from edgeline.data_gate.config import Gate
 from edgeline.errors import UserError
-from edgeline.evaluator.config import Evaluation
 from edgeline.evaluator.measuring import slices
 from edgeline.model_importer.config import Import
 from edgeline.model_module import hooks
-from edgeline.model_module.module_source import Source
+from edgeline.pipelines.job import Job
 from edgeline.pipelines.recipes import float32
 from edgeline.pipelines.root import Root
 from edgeline.pruner.config import Prune
 from edgeline.pusher.component import Pusher
 from edgeline.quantizer.config import Quantize
-from edgeline.recipe import Recipe, Step, check_distinct
-from edgeline.representative_dataset.config import Sample
+from edgeline.recipe import Recipe, Step
 from edgeline.span_example_gen.component import SpanExampleGen
-from edgeline.tflite_exporter.config import Export
 from edgeline.toolchain import toolchain
-from edgeline.trainer.config import Train
 
 #: The component that does a step, by its config. It takes examples, a model and, where it asks for them, calibration
 #: samples, and makes a `compressed` model.
@@ -60,57 +52,22 @@ COMPONENTS: dict[type[Step], type[BaseComponent]] = {Prune: Pruner, Cluster: Clu
 Ingest = TypeVar("Ingest", bound=ImportExampleGen)
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What one run of the pipeline is asked to do.
-
-    Attributes:
-      module: the model module.
-      recipes: the candidates to make.
-      train: how the Trainer trains; of no use where a model is imported.
-      finetune: epochs, batch size and seed of every fine-tuning step.
-      budget: what a candidate may cost.
-      evaluation: how the candidates are evaluated.
-      sample: the calibration samples.
-      export: how each conversion is proved.
-      model: a trained model to import; None: train the module's.
-      gate: how far the data may move, where they are checked against a schema.
-
-    Raises:
-      UserError: two recipes that differ have one name.
-    """
-
-    module: Source
-    recipes: tuple[Recipe, ...]
-    train: Train = dataclasses.field(default_factory=Train)
-    finetune: FineTuning = dataclasses.field(default_factory=FineTuning)
-    budget: Budget = dataclasses.field(default_factory=Budget)
-    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
-    sample: Sample = dataclasses.field(default_factory=Sample)
-    export: Export = dataclasses.field(default_factory=Export)
-    model: Import | None = None
-    gate: Gate = dataclasses.field(default_factory=Gate)
-
-    def __post_init__(self) -> None:
-        check_distinct(recipe.for_run(self.finetune) for recipe in self.recipes)
-
-
-def check(run: Run) -> None:
+def check(job: Job) -> None:
     """Checks before any work what only the imported module can tell.
 
     Raises:
       UserError: the module cannot be imported, its phases are none, or a slice that it or the budget names cannot be
         made.
     """
-    module = hooks.load(run.module.reference)
-    slices.check_asked(run.budget.max_slice_drops, module)
-    if run.model is None:
+    module = hooks.load(job.module.reference)
+    slices.check_asked(job.budget.max_slice_drops, module)
+    if job.model is None:
         module.phases()
 
 
 def create_pipeline(
     name: str,
-    run: Run,
+    job: Job,
     *,
     root: Root,
     examples: BaseNode,
@@ -122,7 +79,7 @@ def create_pipeline(
 
     Args:
       name: of the pipeline, the same at every retraining: the cache and the lineage go by it.
-      run: what is asked.
+      job: what is made.
       root: where artifacts, metadata and pushed models are kept.
       examples: a component with an `examples` output that has the splits train, validation and eval.
       schema: a component with a `schema` output, by which the data are checked first; None: they are not.
@@ -133,7 +90,7 @@ def create_pipeline(
         pipeline_name=name,
         pipeline_root=str(root.artifacts),
         components=create_components(
-            name, run, examples=examples, schema=schema, push_to=str(root.pushed), beam_args=beam_args
+            name, job, examples=examples, schema=schema, push_to=str(root.pushed), beam_args=beam_args
         ),
         enable_cache=enable_cache,
         metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(root.metadata_db)),
@@ -143,7 +100,7 @@ def create_pipeline(
 
 def create_components(
     name: str,
-    run: Run,
+    job: Job,
     *,
     examples: BaseNode | BaseChannel,
     push_to: str,
@@ -155,23 +112,23 @@ def create_components(
 
     Args:
       name: of the pipeline.
-      run: what is asked.
+      job: what is made.
       examples: a component with an `examples` output that has the splits train, validation and eval, which is then the
         first of the nodes; or such an output, of a node that the pipeline has besides.
       push_to: the folder that gets a folder per pushed model.
       schema: a component with a `schema` output, by which the data are checked first; None: they are not.
       beam_args: for the nodes that use Beam.
       **inputs: of the Trainer, `transform_graph` and `hyperparameters`; or instead of a Trainer, `trained`: a Model of
-        TFX's own, to be imported (`run.model` may say how).
+        TFX's own, to be imported (`job.model` may say how).
     """
-    module = {"module": run.module.reference, "module_digest": run.module.digest, "toolchain": toolchain()}
+    module = {"module": job.module.reference, "module_digest": job.module.digest, "toolchain": toolchain()}
     data = examples if isinstance(examples, BaseChannel) else examples.outputs["examples"]
-    if run.model is not None or "trained" in inputs:
-        source = ModelImporter(examples=data, **inputs, **module, config=run.model or Import())
+    if job.model is not None or "trained" in inputs:
+        source = ModelImporter(examples=data, **inputs, **module, config=job.model or Import())
         sampled = {"model": source.outputs["model"]}  # the module may build another model, or none
     else:
-        source, sampled = Trainer(examples=data, **inputs, **module, config=run.train), {}
-    sampler = RepresentativeDatasetGen(examples=data, **sampled, **module, config=run.sample)
+        source, sampled = Trainer(examples=data, **inputs, **module, config=job.train), {}
+    sampler = RepresentativeDatasetGen(examples=data, **sampled, **module, config=job.sample)
     sampler = sampler.with_beam_pipeline_args(list(beam_args))
     if not sampled:
         source.add_upstream_node(sampler)  # bad data must stop the run before the training
@@ -181,7 +138,7 @@ def create_components(
         statistics = StatisticsGen(examples=data, schema=described).with_beam_pipeline_args(list(beam_args))
         found = {"statistics": statistics.outputs["statistics"], "schema": described}
         validator = ExampleValidator(**found)
-        gate = DataGate(**found, anomalies=validator.outputs["anomalies"], **module, config=run.gate)
+        gate = DataGate(**found, anomalies=validator.outputs["anomalies"], **module, config=job.gate)
         checks = [schema, statistics, validator, gate]
         sampler.add_upstream_node(gate)
         source.add_upstream_node(gate)
@@ -201,7 +158,7 @@ def create_components(
             model = nodes[node_id].outputs["compressed"]
         node_id = f"TFLiteExporter.{recipe.prefixes()[-1]}"
         if node_id not in nodes:
-            exporter = TFLiteExporter(model=model, calibration=calibration, **module, config=run.export)
+            exporter = TFLiteExporter(model=model, calibration=calibration, **module, config=job.export)
             nodes[node_id] = exporter.with_id(node_id)
         return nodes[node_id].outputs["tflite"]
 
@@ -209,10 +166,10 @@ def create_components(
     evaluator = Evaluator(
         data,
         baseline,
-        {recipe.name: candidate(recipe.for_run(run.finetune)) for recipe in run.recipes},
+        {recipe.name: candidate(recipe.for_run(job.finetune)) for recipe in job.recipes},
         keras=source.outputs["model"],
-        budget=run.budget,
-        evaluation=run.evaluation,
+        budget=job.budget,
+        evaluation=job.evaluation,
         deployed=push_to,
         pipeline=name,
         **module,

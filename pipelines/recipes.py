@@ -11,15 +11,17 @@ import dataclasses
 import importlib.util
 import inspect
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeline import schemes, targets
 from edgeline.clusterer.config import Cluster
 from edgeline.errors import UserError
 from edgeline.pruner.config import Prune
 from edgeline.quantizer.config import Quantize
-from edgeline.recipe import Recipe
+from edgeline.recipe import Recipe, find
+from edgeline.schemes import SCHEMES
 
 
 def float32() -> Recipe:
@@ -232,6 +234,64 @@ def _line(path: Path, error: BaseException) -> str:
     """Returns `:12`, the line of the file where an error comes from; empty where it does not say."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return f":{frames[-1].lineno}" if frames else ""
+
+
+def chosen(names: Sequence[str] | None, target: str, file: Path | None = None) -> list[Recipe]:
+    """Returns the recipes of these names, of Edgeline and of the user's file, else those tried where none is named.
+
+    Each of a scheme that has integer inputs and outputs too exists with them as NAME_io: where the target takes nothing
+    else, these are tried.
+
+    Args:
+      names: in the order in which they are made; None or empty: none is asked for.
+      target: the kind of hardware, one of `edgeline.targets.NAMES`.
+      file: of the user's own recipes, see `catalog`.
+
+    Raises:
+      UserError: a name is unknown, the file has no recipes, or the target can run none of what they make.
+    """
+    known = catalog(file)
+    with_integers = {name: made for name, recipe in known.recipes.items() if (made := _with_integers(recipe))}
+    by_name = {made.name: made for made in with_integers.values()}
+    found = find(names or known.default, known.recipes | by_name | known.recipes)
+    needed = targets.TARGETS[target]
+    if needed is not None and needed.integers_only and not names:
+        found = [with_integers.get(recipe.name) or recipe for recipe in found]
+        found = [recipe for recipe in found if _io_type(recipe) in needed.io] or found
+    check_target(found, target)
+    return found
+
+
+def check_target(chosen: Sequence[Recipe], target: str) -> None:
+    """Checks that a target can run anything of what recipes make.
+
+    Raises:
+      UserError: it takes integers only, and no recipe has integer inputs and outputs; names those that do.
+    """
+    needed = targets.TARGETS[target]
+    if needed is None or not needed.integers_only or any(_io_type(recipe) in needed.io for recipe in chosen):
+        return
+    possible = [made.name for recipe in chosen if (made := _with_integers(recipe))] or ["int8_io"]
+    raise UserError(
+        f"target {target} takes integers only, but of {', '.join(recipe.name for recipe in chosen)} none has integer "
+        f"inputs and outputs; choose {', '.join(possible)}"
+    )
+
+
+def _with_integers(recipe: Recipe) -> Recipe | None:
+    """Returns a recipe with integer inputs and outputs; None where it has them, or its scheme cannot."""
+    *before, last = recipe.steps
+    if not isinstance(last, Quantize) or last.io_type != Quantize().io_type:
+        return None
+    io_type = SCHEMES[last.scheme].integer_io
+    if io_type is None:
+        return None
+    return Recipe(f"{recipe.name}{schemes.io_suffix(io_type)}", (*before, dataclasses.replace(last, io_type=io_type)))
+
+
+def _io_type(recipe: Recipe) -> str:
+    last = recipe.steps[-1]
+    return last.io_type if isinstance(last, Quantize) else ""
 
 
 def _functions(path: Path) -> dict[str, Callable[[], Any]]:

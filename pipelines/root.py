@@ -26,6 +26,9 @@ from pathlib import Path
 
 from edgeline.errors import UserError
 
+#: Which steps a cache can serve: raised where the types or parameters of all steps change, so that none can be.
+CACHE = 2
+
 #: Folders that a pipeline on a cluster has in its root too, under a URI.
 PUSHED, LAST_STATISTICS = "pushed", "last_statistics"
 
@@ -131,6 +134,17 @@ class Root:
         if span is None:
             return self.path / ".data-checked.json"
         return self.path / ".data-checked" / f"{span.replace('/', '_')}.json"
+
+    def make(self) -> None:
+        """Makes the folder if need be.
+
+        Raises:
+          UserError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--root {self} cannot be written: {error.strerror}; choose another folder") from None
 
     def locked(self, refusal: str) -> contextlib.AbstractContextManager[None]:
         """Holds the artifacts for this process, see `lock`."""

@@ -16,6 +16,15 @@ WITH_LAYERS = ("keras", "h5", "keras_saved_model")
 GRAPHS = ("saved_model", "graph_def", "tflite")
 #: Kinds that may have several signatures.
 WITH_SIGNATURES = ("keras_saved_model", "saved_model", "tflite")
+#: What each is called.
+KINDS = {
+    "keras": ".keras file",
+    "h5": ".h5 file",
+    "keras_saved_model": "SavedModel with Keras metadata",
+    "saved_model": "SavedModel without Keras metadata",
+    "graph_def": "frozen GraphDef",
+    "tflite": ".tflite file",
+}
 
 _H5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _READABLE = (

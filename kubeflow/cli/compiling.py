@@ -13,6 +13,7 @@ from edgeline.kubeflow import data, deployment, settings, warm_start
 from edgeline.model_module import module_source
 from edgeline.pipelines.cli import options
 from edgeline.pipelines.exit_codes import ExitCode
+from edgeline.pipelines.job import Job
 from edgeline.pipelines.root import LAST_STATISTICS, pipeline_name
 
 
@@ -94,7 +95,12 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "the DataGate, or a gs:// folder (default: on Vertex `last_statistics` in the root; else no drift is seen)",
     )
     options.add_recipes(what)
-    warm_start.add_option(what)
+    what.add_argument(
+        "--warm-start",
+        metavar="PATH[@sha256:...]",
+        help="begin the training with the weights of a .keras file or Model folder: a path in a volume mounted for the "
+        "Trainer, or a gs:// URI; without the file's digest the cache goes by the path alone",
+    )
     what.add_argument("--no-cache", action="store_true", help="never serve a step from an earlier run")
     options.add_training(compiler)
     options.add_budget(compiler, target_flag="--runs-on")
@@ -151,12 +157,12 @@ def _compile(arguments: argparse.Namespace) -> int:
     except ImportError:
         raise UserError("compiling for Kubeflow needs the extra: pip install 'edgeline[kubeflow]'") from None
     from edgeline.kubeflow import compile as compiler
-    from edgeline.pipelines.compression import Run, check
+    from edgeline.pipelines.compression import check
 
-    run = Run(source, chosen, **asked)
-    check(run)
+    job = Job(source, chosen, **asked)
+    check(job)
     text = compiler.compile_run(
-        run,
+        job,
         arguments.data,
         target,
         name=name,

@@ -5,28 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeline import schemes, targets
+from edgeline import targets
 from edgeline.budget import DEPLOYED, DIRECTIONS, DROP_BOUNDS, LIMITS, OBJECTIVES, Budget
 from edgeline.config import NONE, FineTuning
 from edgeline.data_gate.config import Gate
 from edgeline.errors import UserError
 from edgeline.evaluator.config import Evaluation
-from edgeline.model_importer.config import GRAPHS, WITH_SIGNATURES, Import, digest_of, kind_of
+from edgeline.model_importer.config import KINDS, WITH_SIGNATURES, Import, digest_of, kind_of
 from edgeline.pipelines import recipes
 from edgeline.pipelines.root import Root
-from edgeline.quantizer.config import Quantize
-from edgeline.recipe import Recipe, find
+from edgeline.recipe import Recipe
 from edgeline.representative_dataset.config import LABEL, STRATEGIES, Sample
-from edgeline.schemes import SCHEMES
 from edgeline.tflite_exporter.config import Export
 from edgeline.trainer.config import Train
-
-#: What `edgeline run` works on where nothing is said.
-DIGITS_MODULE = "edgeline.pipelines.examples.digits.model"
 
 
 def root(text: str) -> Root:
@@ -105,12 +100,12 @@ def add_gate(parser: Any) -> None:
     parser.add_argument("--allow-drift", action="store_true", help="say what has drifted, and go on")
 
 
-def gate(arguments: argparse.Namespace, last_statistics: str | None) -> Gate:
+def gate(arguments: argparse.Namespace, last_statistics: str | None = None) -> Gate:
     """Returns what the options of `add_gate` say.
 
     Args:
       arguments: of the command.
-      last_statistics: where the statistics of the last data are kept.
+      last_statistics: where the statistics of the last data are kept; empty: the request says so.
 
     Raises:
       UserError: a value is out of range, or something is asked that needs a schema.
@@ -318,47 +313,8 @@ def add_recipes_file(parser: argparse._ActionsContainer) -> None:
 
 
 def chosen(arguments: argparse.Namespace) -> list[Recipe]:
-    """Returns the recipes that `--recipe` names, of Edgeline and of the user's file, else those tried where none is.
-
-    Each of a scheme that has integer inputs and outputs too exists with them as NAME_io: where the target takes nothing
-    else, these are tried.
-
-    Raises:
-      UserError: a name is unknown, the file has no recipes, or the target can run none of what they make.
-    """
-    known = recipes.catalog(arguments.recipes_file)
-    with_integers = {name: made for name, recipe in known.recipes.items() if (made := _with_integers(recipe))}
-    by_name = {made.name: made for made in with_integers.values()}
-    found = find(arguments.recipes or known.default, known.recipes | by_name | known.recipes)
-    target = targets.TARGETS[arguments.runs_on]
-    if target is None or not target.integers_only:
-        return found
-    if not arguments.recipes:
-        found = [with_integers.get(recipe.name) or recipe for recipe in found]
-        found = [recipe for recipe in found if _io_type(recipe) in target.io] or found
-    if not any(_io_type(recipe) in target.io for recipe in found):
-        possible = [with_integers[recipe.name].name for recipe in found if recipe.name in with_integers] or ["int8_io"]
-        raise UserError(
-            f"target {arguments.runs_on} takes integers only, but of {', '.join(recipe.name for recipe in found)} none "
-            f"has integer inputs and outputs; choose {', '.join(possible)}"
-        )
-    return found
-
-
-def _with_integers(recipe: Recipe) -> Recipe | None:
-    """Returns a recipe with integer inputs and outputs; None where it has them, or its scheme cannot."""
-    *before, last = recipe.steps
-    if not isinstance(last, Quantize) or last.io_type != Quantize().io_type:
-        return None
-    io_type = SCHEMES[last.scheme].integer_io
-    if io_type is None:
-        return None
-    return Recipe(f"{recipe.name}{schemes.io_suffix(io_type)}", (*before, dataclasses.replace(last, io_type=io_type)))
-
-
-def _io_type(recipe: Recipe) -> str:
-    last = recipe.steps[-1]
-    return last.io_type if isinstance(last, Quantize) else ""
+    """Returns the recipes that the options of `add_recipes` name, see `recipes.chosen`."""
+    return recipes.chosen(arguments.recipes, arguments.runs_on, arguments.recipes_file)
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -431,11 +387,11 @@ def imported(arguments: argparse.Namespace) -> Import:
     kind = kind_of(path)
     for flag, given, wanted, words in (
         ("--signature", arguments.signature, WITH_SIGNATURES, "SavedModel or a .tflite file"),
-        ("--input", arguments.inputs, ("graph_def",), _KINDS["graph_def"]),
-        ("--output-name", arguments.outputs, ("graph_def",), _KINDS["graph_def"]),
+        ("--input", arguments.inputs, ("graph_def",), KINDS["graph_def"]),
+        ("--output-name", arguments.outputs, ("graph_def",), KINDS["graph_def"]),
     ):
         if given and kind not in wanted:
-            raise UserError(f"{flag} is for a {words}, but {arguments.model} is a {_KINDS[kind]}")
+            raise UserError(f"{flag} is for a {words}, but {arguments.model} is a {KINDS[kind]}")
     return Import(
         str(path),
         digest_of(path),
@@ -444,33 +400,3 @@ def imported(arguments: argparse.Namespace) -> Import:
         outputs=arguments.outputs,
         allow_lambda=arguments.allow_lambda,
     )
-
-
-_KINDS = {
-    "keras": ".keras file",
-    "h5": ".h5 file",
-    "keras_saved_model": "SavedModel with Keras metadata",
-    "saved_model": "SavedModel without Keras metadata",
-    "graph_def": "frozen GraphDef",
-    "tflite": ".tflite file",
-}
-
-
-def is_graph(source: Import) -> bool:
-    """Returns whether of a model only the graph is known, not its layers."""
-    return source.kind in GRAPHS
-
-
-def check_recipes(source: Import, recipes: Sequence[Recipe]) -> None:
-    """Checks before a run that a model can be what the recipes want to make of it.
-
-    Raises:
-      UserError: a recipe trains, but of the model only the graph is known; names these recipes.
-    """
-    trained = [recipe.name for recipe in recipes if any(step.trains for step in recipe.steps)]
-    if is_graph(source) and trained:
-        raise UserError(
-            f"model {source.source} is a {_KINDS[source.kind]}: its layers are unknown, so it cannot be trained on, "
-            f"and {', '.join(trained)} needs that. Give the Keras model it was exported from, or recipes of one of "
-            f"{', '.join(schemes.post_training())} alone"
-        )

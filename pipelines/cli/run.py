@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
 from edgeline.errors import UserError
-from edgeline.model_importer.config import Import
-from edgeline.model_module import module_source
-from edgeline.model_module.module_source import Source
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options, verdict
-from edgeline.pipelines.cli.options import DIGITS_MODULE
-from edgeline.pipelines.datasets import mnist
 from edgeline.pipelines.exit_codes import ExitCode
-from edgeline.pipelines.records import prometheus
 from edgeline.pipelines.root import DEFAULT_ROOT, Root
-from edgeline.pipelines.run import new_data, warm_start
-from edgeline.pipelines.run.journal import Journal
+from edgeline.pipelines.run import execution, new_data, warm_start
+from edgeline.pipelines.run.journal import Journal, recorded
 from edgeline.pipelines.run.live_view import LiveView
-from edgeline.recipe import Recipe
+from edgeline.pipelines.run.request import DIGITS_MODULE, Prepared, Request, prepare
 
 _EPILOG = """\
 exit codes: 0 a model was selected, and pushed unless an earlier run had pushed it, 1 no candidate met the budget,
@@ -59,7 +51,12 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--root", type=options.root, help="where everything of this pipeline is kept (default: runs/digits)"
     )
-    warm_start.add_option(run)
+    run.add_argument(
+        "--warm-start",
+        metavar=f"{warm_start.LATEST}|PATH",
+        help=f"begin the training with the weights of the float model behind the pushed one ({warm_start.LATEST}), or "
+        "of a .keras file or Model folder (default: the module's initial weights)",
+    )
     _add_run_options(run)
 
     optimize = commands.add_parser(
@@ -96,82 +93,76 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with _recorded(arguments, "run") as journal:
-        chosen = options.chosen(arguments)
-        journal.exit_code = _run_pipeline(arguments, chosen, module_source.locate(arguments.module), journal)
-    return journal.exit_code
+    return _work(arguments, "run")
 
 
 def _optimize(arguments: argparse.Namespace) -> int:
-    with _recorded(arguments, "optimize") as journal:
-        chosen = options.chosen(arguments)
-        model = options.imported(arguments)
-        options.check_recipes(model, chosen)
-        if arguments.check_keras and options.is_graph(model):
-            raise UserError(f"--check-keras needs a Keras model, but {arguments.model} is a graph without layers")
-        located = module_source.locate(arguments.module, needs_model=False)
-        journal.exit_code = _run_pipeline(arguments, chosen, located, journal, model)
+    return _work(arguments, "optimize")
+
+
+def _work(arguments: argparse.Namespace, command: str) -> int:
+    root = _root(arguments)
+    asked = {"module": arguments.module, "data": arguments.data and str(arguments.data)}
+    with recorded(root, command, **asked) as journal:
+        # all that can be wrong with what was given is found here, before anything slow is imported
+        prepared = prepare(_request(arguments, root))
+        if (why := new_data.nothing_new(prepared)) is not None:
+            journal.write("no_new_data", why=why)
+            journal.exit_code = _nothing_new(why, prepared, arguments)
+        else:
+            journal.exit_code = _execute(prepared, journal, arguments)
     return journal.exit_code
 
 
-@contextlib.contextmanager
-def _recorded(arguments: argparse.Namespace, command: str) -> Iterator[Journal]:
-    """Records a run in its root's event log, however it ends, and then brings the root's metrics up to date."""
-    root = arguments.root.absolute() if arguments.root else _folders(arguments)[0]
-    try:
-        with Journal(root, command, module=arguments.module, data=arguments.data and str(arguments.data)) as log:
-            yield log
-    finally:
-        prometheus.write(root)
+def _root(arguments: argparse.Namespace) -> Root:
+    """Returns the root, by the rules of the command's help."""
+    if arguments.root is not None:
+        return cast(Root, arguments.root).absolute()
+    is_digits = arguments.module == DIGITS_MODULE
+    if arguments.data is None and not is_digits:
+        raise UserError("--module needs --data: a folder with train, validation and eval (see: edgeline data --help)")
+    if arguments.data is not None or not is_digits:
+        raise UserError("--module and --data need --root: the folder where everything of this pipeline is kept")
+    return DEFAULT_ROOT.absolute()
 
 
-def _run_pipeline(
-    arguments: argparse.Namespace,
-    chosen: Sequence[Recipe],
-    source: Source,
-    journal: Journal,
-    model: Import | None = None,
-) -> int:
-    # everything else that can be wrong is checked here, before the imports
-    root, data = _folders(arguments)
-    asked = {
-        "budget": options.budget(arguments),
-        "evaluation": options.evaluation(arguments),
-        "export": options.export(arguments),
+def _request(arguments: argparse.Namespace, root: Root) -> Request:
+    """Returns what the command line asks for.
+
+    Raises:
+      UserError: a value is out of range, or two contradict each other.
+    """
+    return Request(
+        root,
+        arguments.module,
+        arguments.data,
+        tuple(options.chosen(arguments)),
         **options.training(arguments),
-        "gate": options.gate(arguments, str(root.last_statistics)),
-    }
-    asked["train"] = warm_start.asked(asked["train"], getattr(arguments, "warm_start", None))
-    window = new_data.window(arguments, data)
-    request = new_data.request(source, chosen, [*asked.values(), model], arguments.schema)
-    if (why := new_data.nothing_new(arguments, root, data, window, request)) is not None:
-        journal.write("no_new_data", why=why)
-        return _nothing_new(why, window, arguments)
-    log = _open_root(root, journal.run)
+        budget=options.budget(arguments),
+        evaluation=options.evaluation(arguments),
+        export=options.export(arguments),
+        gate=options.gate(arguments),
+        model=options.imported(arguments) if "model" in arguments else None,
+        warm_start=getattr(arguments, "warm_start", None),
+        window=arguments.window,
+        schema=arguments.schema,
+        only_new_data=arguments.only_new_data,
+        use_cache=not arguments.no_cache,
+    )
 
+
+def _execute(prepared: Prepared, journal: Journal, arguments: argparse.Namespace) -> int:
+    log = _open_root(prepared.request.root, journal.run)
     with console.capture_output(log, arguments.verbose) as terminal:
-        live = terminal.err if arguments.output == "json" else terminal.out
+
+        def note(text: str) -> None:
+            console.say(terminal.err, f"edgeline: {text}", "yellow")
+
+        view = LiveView(
+            terminal.err if arguments.output == "json" else terminal.out, False if arguments.verbose else None
+        )
         try:
-            if data is None:
-                data = root.data
-                if not data.exists():
-                    mnist.write_digits(data, console=live)
-            asked["train"], cold = warm_start.resolved(asked["train"], root)
-            for note in (*(window.notes if window else ()), *([cold] if cold else [])):
-                console.say(terminal.err, f"edgeline: {note}", "yellow")
-            new_data.check_readable(data, window, root)
-            journal.write("data", **new_data.facts(data, window, request))
-            with live.status("loading TensorFlow and TFX") if live.is_terminal else contextlib.nullcontext():
-                from edgeline.pipelines import compression
-                from edgeline.pipelines.run import session
-            run = compression.Run(source, tuple(chosen), model=model, **asked)
-            compression.check(run)
-            view = LiveView(live, False if arguments.verbose else None)
-            examples = compression.import_spans(window) if window else compression.import_examples(data)
-            schema = compression.import_schema(arguments.schema, root) if arguments.schema else None
-            cached = not arguments.no_cache
-            outcome = session.run(run, root, examples, view, schema=schema, enable_cache=cached, listen=journal.step)
-            journal.outcome(outcome)
+            outcome = execution.execute(prepared, view, journal, note=note)
         except UserError:
             raise
         except Exception as error:
@@ -183,25 +174,14 @@ def _run_pipeline(
         return verdict.show(outcome, log, arguments, terminal)
 
 
-def _nothing_new(why: str, window: Any, arguments: argparse.Namespace) -> int:
-    notes = window.notes if window else ()
-    for note in notes:
+def _nothing_new(why: str, prepared: Prepared, arguments: argparse.Namespace) -> int:
+    for note in prepared.window.notes if prepared.window else ():
         console.say(Console(stderr=True), f"edgeline: {note}", "yellow")
     line = (
         json.dumps({"exit_code": ExitCode.DONE, "no_new_data": True, "why": why}) if arguments.output == "json" else why
     )
     console.say(Console(), line)
     return ExitCode.DONE
-
-
-def _folders(arguments: argparse.Namespace) -> tuple[Root, Path | None]:
-    """Returns the root and the data folder (None: make the digits), by the rules of the command's help."""
-    is_default = arguments.module == DIGITS_MODULE
-    if arguments.data is None and not is_default:
-        raise UserError("--module needs --data: a folder with train, validation and eval (see: edgeline data --help)")
-    if arguments.root is None and not (is_default and arguments.data is None):
-        raise UserError("--module and --data need --root: the folder where everything of this pipeline is kept")
-    return (arguments.root or DEFAULT_ROOT).absolute(), arguments.data and arguments.data.absolute()
 
 
 def _open_root(root: Root, run: str) -> Path:

@@ -5,7 +5,8 @@
 Events of a run, in their order:
 
     started        command, host, pid, version (of Edgeline), data and module as they were given
-    data           fingerprint, request (digests by which the next run knows them again), spans (or null)
+    data           fingerprint, request (digests by which the next run knows them again), spans (or null), cache (see
+                   `edgeline.pipelines.root.CACHE`)
     step           step, state (running, done, cached, failed or skipped), seconds, detail
     evaluated      metric, baseline, examples, candidates, blessed (how many), deployed (version, value, zlib_bytes)
     selected       name, sha256, value (of the metric), drop, bytes, zlib_bytes; or

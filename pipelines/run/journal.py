@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -9,12 +10,13 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from edgeline.errors import UserError
 from edgeline.pipelines.exit_codes import ExitCode
-from edgeline.pipelines.records import events
+from edgeline.pipelines.records import events, prometheus
 from edgeline.pipelines.root import Root
 from edgeline.pipelines.run.outcome import unmet
 from edgeline.report.schema import Report
@@ -22,6 +24,22 @@ from edgeline.report.schema import Report
 if TYPE_CHECKING:  # both import TFX, which takes nine seconds
     from edgeline.pipelines.run.node_events import Event
     from edgeline.pipelines.run.outcome import Outcome
+
+
+@contextlib.contextmanager
+def recorded(root: Root, command: str, **asked: Any) -> Iterator[Journal]:
+    """Yields the journal of a run, and brings the root's metrics up to date when the run has ended, however it does.
+
+    Args:
+      root: of the pipeline.
+      command: `run` or `optimize`.
+      **asked: what else is worth knowing of the request.
+    """
+    try:
+        with Journal(root, command, **asked) as journal:
+            yield journal
+    finally:
+        prometheus.write(root)
 
 
 class Journal:

@@ -1,5 +1,6 @@
 """The live view of a run: the state of its steps."""
 
+import contextlib
 import logging
 import time
 from collections import Counter
@@ -163,6 +164,15 @@ class LiveView:
         )
         self._logger = logging.getLogger("edgeline.progress")
         self._handler = _ProgressHandler(self._progress)
+
+    @property
+    def console(self) -> Console:
+        """Where it draws."""
+        return self._console
+
+    def status(self, text: str) -> contextlib.AbstractContextManager[object]:
+        """Shows a spinner while something lasts, where it may redraw; to be used before the first event."""
+        return self._console.status(text) if self._live else contextlib.nullcontext()
 
     def __enter__(self) -> "LiveView":
         """Starts drawing."""

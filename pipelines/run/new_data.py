@@ -5,47 +5,56 @@ Whether they are new is known within a second: nothing here imports TensorFlow o
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeline.config import StepConfig
 from edgeline.data import data_folder, spans
 from edgeline.errors import UserError
-from edgeline.model_module.module_source import Source
 from edgeline.pipelines.exit_codes import ExitCode
+from edgeline.pipelines.job import Job
 from edgeline.pipelines.records import events
 from edgeline.pipelines.root import Root
-from edgeline.recipe import Recipe
 from edgeline.toolchain import toolchain
 
+if TYPE_CHECKING:
+    from edgeline.pipelines.run.request import Prepared
 
-def window(arguments: argparse.Namespace, data: Path | None) -> spans.Window | None:
-    """Returns the spans that --data and --window say, None for a data folder.
+
+def window(data: Path | None, length: int | None) -> spans.Window | None:
+    """Returns the spans that are read, None for a data folder.
+
+    Args:
+      data: a pattern of spans, or a data folder.
+      length: how many spans, None where it is not said: one.
 
     Raises:
-      UserError: the pattern is wrong, no span is complete, or --window is given for a data folder.
+      UserError: the pattern is wrong, no span is complete, or a length is given for a data folder.
     """
     if data is not None and spans.is_pattern(data):
-        return spans.resolve(data, 1 if arguments.window is None else arguments.window)
-    if arguments.window is not None:
+        return spans.resolve(data, 1 if length is None else length)
+    if length is not None:
         raise UserError("--window needs spans: --data 'DIR/day-{SPAN}', or 'DIR/{YYYY}-{MM}-{DD}'")
     return None
 
 
-def request(source: Source, chosen: Sequence[Recipe], asked: Iterable[StepConfig | None], schema: Path | None) -> str:
+def digest(job: Job, schema: Path | None) -> str:
     """Returns a digest of everything that decides what a run makes of its data.
+
+    Args:
+      job: what the run makes; weights that are `latest` are the same job, whatever that means each time.
+      schema: what the data must look like.
 
     Raises:
       UserError: there is no such schema, or it is none.
     """
+    configs = (job.budget, job.evaluation, job.export, job.train, job.finetune, job.sample, job.gate, job.model)
     content = {
-        "module": [source.reference, source.digest],
-        "recipes": [[recipe.name, *(step.describe() for step in recipe.steps)] for recipe in chosen],
-        "asked": [config and [type(config).__name__, config.parameters()] for config in asked],
+        "module": [job.module.reference, job.module.digest],
+        "recipes": [[recipe.name, *(step.describe() for step in recipe.steps)] for recipe in job.recipes],
+        "asked": [config and [type(config).__name__, config.parameters()] for config in configs],
         "schema": schema and _read_schema(schema),
         "toolchain": toolchain(),
     }
@@ -80,18 +89,17 @@ def facts(data: Path, found: spans.Window | None, requested: str) -> dict[str, A
     }
 
 
-def nothing_new(
-    arguments: argparse.Namespace, root: Root, data: Path | None, found: spans.Window | None, requested: str
-) -> str | None:
+def nothing_new(prepared: Prepared) -> str | None:
     """Says why a run has nothing to do, None where it has, and where it was not asked to find out.
 
     Raises:
       UserError: a folder of the data is missing or holds something else.
     """
-    if arguments.no_cache or data is None or (found is None and not arguments.only_new_data):
+    asked, found, data = prepared.request, prepared.window, prepared.request.data
+    if not asked.use_cache or data is None or (found is None and not asked.only_new_data):
         return None
-    last = last_finished(root)
-    now = facts(data, found, requested)
+    last = last_finished(asked.root)
+    now = facts(data, found, prepared.digest)
     if last is None or any(last.get(key) != now[key] for key in ("fingerprint", "request")):
         return None
     where = f"{found.base}, {_range(now['spans'])}" if found else str(data)
@@ -111,9 +119,6 @@ def check_readable(data: Path, found: spans.Window | None, root: Root) -> None:
         return
     for span in found.spans:
         data_folder.check_readable(span.folder, root.data_checked(span.name))
-
-
-# the schema -----------------------------------------------------------------------------------------------------------
 
 
 def last_finished(root: Root) -> Mapping[str, Any] | None:

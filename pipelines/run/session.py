@@ -1,4 +1,4 @@
-"""One local run from request to outcome: build the pipeline, run it, publish the report."""
+"""One local run from job to outcome: build the pipeline, run it, publish the report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from tfx.dsl.components.base.base_node import BaseNode
 from edgeline import files, layout
 from edgeline.deployed import pointer_file, versions
 from edgeline.errors import UserError
-from edgeline.pipelines.compression import Run, create_pipeline
+from edgeline.pipelines.compression import create_pipeline
+from edgeline.pipelines.job import Job
 from edgeline.pipelines.root import Root
 from edgeline.pipelines.run.live_view import LiveView
 from edgeline.pipelines.run.local_runner import BEAM_ARGS, LocalRunner
@@ -45,7 +46,7 @@ def _kept_checkpoints(folder: Path) -> Iterator[None]:
 
 
 def run(
-    request: Run,
+    job: Job,
     root: Root,
     examples: BaseNode,
     view: LiveView,
@@ -54,10 +55,10 @@ def run(
     enable_cache: bool = True,
     listen: Listener = lambda event: None,
 ) -> Outcome:
-    """Runs the pipeline of a request on this machine.
+    """Runs the pipeline of a job on this machine.
 
     Args:
-      request: what is asked.
+      job: what is made.
       root: where everything of this pipeline is kept; its name is the pipeline's.
       examples: the component that gives the data.
       view: shows the nodes.
@@ -70,7 +71,7 @@ def run(
     """
     pipeline = create_pipeline(
         root.pipeline,
-        request,
+        job,
         root=root,
         examples=examples,
         schema=schema,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
 
@@ -19,17 +18,7 @@ LATEST = "latest"
 _SOURCES = ("Trainer", "ModelImporter")
 
 
-def add_option(parser: argparse._ActionsContainer) -> None:
-    """Adds the option for a local run."""
-    parser.add_argument(
-        "--warm-start",
-        metavar=f"{LATEST}|PATH",
-        help=f"begin the training with the weights of the float model behind the pushed one ({LATEST}), or of a .keras "
-        "file or Model folder (default: the module's initial weights)",
-    )
-
-
-def asked(train: Train, given: str | None) -> Train:
+def asked(train: Train, given: Path | str | None) -> Train:
     """Returns the Trainer's config with what the option says; `latest` stays as it is, see `resolved`.
 
     Args:
@@ -39,8 +28,10 @@ def asked(train: Train, given: str | None) -> Train:
     Raises:
       UserError: the path is not that of a `.keras` file or of a Model artifact's folder.
     """
-    if given is None or given == LATEST:
-        return dataclasses.replace(train, warm_start=given)
+    if given is None:
+        return dataclasses.replace(train, warm_start=None)
+    if given == LATEST:
+        return dataclasses.replace(train, warm_start=LATEST)
     path = Path(given).absolute()
     if path.is_dir():
         path /= layout.KERAS_FILE

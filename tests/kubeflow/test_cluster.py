@@ -35,6 +35,7 @@ from edgeline.kubeflow.deployment import SCRATCH, Deployment
 from edgeline.model_module import module_source
 from edgeline.model_module.module_source import Source
 from edgeline.pipelines import compression, recipes
+from edgeline.pipelines.job import Job
 from edgeline.pipelines.root import Root
 from edgeline.recipe import Recipe
 from edgeline.report import report_file
@@ -272,11 +273,11 @@ def test_an_exit_handler_gets_its_parameters(
         compiled()
 
 
-def whole_run(recipe_names: tuple[str, ...]) -> compression.Run:
+def whole_run(recipe_names: tuple[str, ...]) -> Job:
     source = module_source.locate("edgeline.pipelines.examples.digits.model")
     chosen: tuple[Recipe, ...] = tuple(recipes.RECIPES[name] for name in recipe_names)
     budget = Budget(max_drop=0.5)  # so that something is selected after one epoch
-    return compression.Run(source, chosen, Train(epochs=1), FineTuning(epochs=1), budget)
+    return Job(source, chosen, Train(epochs=1), FineTuning(epochs=1), budget)
 
 
 def what_matters(seen: dict[str, Json]) -> dict[str, Json]:
@@ -353,7 +354,7 @@ def test_the_whole_pipeline_is_that_of_the_local_run(digits_data: Path, tmp_path
             assert seen[part] == here[node][part], f"{part} of {node}"
 
 
-def given_to_executors(run: compression.Run, text: str, folder: Path, values: Json) -> tuple[Result, Json, Json]:
+def given_to_executors(run: Job, text: str, folder: Path, values: Json) -> tuple[Result, Json, Json]:
     """Runs a compiled file without doing anything.
 
     Returns:

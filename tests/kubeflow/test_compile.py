@@ -33,6 +33,7 @@ from edgeline.kubeflow import settings
 from edgeline.kubeflow.deployment import Deployment
 from edgeline.model_module import module_source
 from edgeline.pipelines import compression, recipes
+from edgeline.pipelines.job import Job
 
 pytestmark = pytest.mark.kubeflow
 
@@ -43,17 +44,15 @@ GOLDEN = Path(__file__).with_name("golden.yaml")
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> compression.Run:
+def run(monkeypatch: pytest.MonkeyPatch) -> Job:
     """A run whose versions and digests never change."""
     monkeypatch.setattr(compression, "toolchain", lambda: "toolchain")
     source = module_source.locate("edgeline.pipelines.examples.digits.model")
     chosen = (recipes.int8(), recipes.prune80_int8())
-    return compression.Run(dataclasses.replace(source, digest="0" * 64), chosen)
+    return Job(dataclasses.replace(source, digest="0" * 64), chosen)
 
 
-def compiled(
-    run: compression.Run, target: str = "oss", fields: dict[str, Any] | None = None, **options: Any
-) -> list[Any]:
+def compiled(run: Job, target: str = "oss", fields: dict[str, Any] | None = None, **options: Any) -> list[Any]:
     deployment = Deployment(target, IMAGE, ROOT, settings.Settings(steps=fields or {}))
     return list(yaml.safe_load_all(compiler.compile_run(run, DATA, deployment, name="digits", **options)))
 
@@ -62,7 +61,7 @@ def executor(spec: Any, name: str) -> Any:
     return spec["deploymentSpec"]["executors"][f"exec-{name}"]
 
 
-def test_golden(run: compression.Run) -> None:
+def test_golden(run: Job) -> None:
     """EDGELINE_UPDATE_GOLDEN=1 writes the file anew: read its diff before committing it."""
     needs = settings.Settings(
         {"cpu": 1, "retries": 1},
@@ -77,12 +76,12 @@ def test_golden(run: compression.Run) -> None:
     assert text == GOLDEN.read_text()
 
 
-def test_equal_requests_give_equal_files(run: compression.Run) -> None:
+def test_equal_requests_give_equal_files(run: Job) -> None:
     assert compiled(run) == compiled(run)
 
 
 @pytest.mark.parametrize("target", ["oss", "vertex"])
-def test_every_parameter_has_its_default(target: str, run: compression.Run) -> None:
+def test_every_parameter_has_its_default(target: str, run: Job) -> None:
     [spec] = compiled(run, target)
     found = {n: p["defaultValue"] for n, p in spec["root"]["inputDefinitions"]["parameters"].items()}
     assert found == {
@@ -99,7 +98,7 @@ def test_every_parameter_has_its_default(target: str, run: compression.Run) -> N
     assert spec["schemaVersion"] == "2.1.0"
 
 
-def test_examples_are_imported(run: compression.Run) -> None:
+def test_examples_are_imported(run: Job) -> None:
     [spec] = compiled(run)
     importer = executor(spec, "Examples")["importer"]
     assert importer["metadata"] == {
@@ -115,7 +114,7 @@ def test_examples_are_imported(run: compression.Run) -> None:
     )
 
 
-def test_everything_but_the_data_may_be_served_from_earlier_runs(run: compression.Run) -> None:
+def test_everything_but_the_data_may_be_served_from_earlier_runs(run: Job) -> None:
     [spec] = compiled(run)
     cached = {name for name, task in spec["root"]["dag"]["tasks"].items() if "cachingOptions" in task}
     assert cached == set(spec["root"]["dag"]["tasks"]) - {"Examples"}
@@ -123,7 +122,7 @@ def test_everything_but_the_data_may_be_served_from_earlier_runs(run: compressio
     assert not any("cachingOptions" in task for task in spec["root"]["dag"]["tasks"].values())
 
 
-def test_a_schema_is_imported_and_the_data_are_checked_before_the_training(run: compression.Run) -> None:
+def test_a_schema_is_imported_and_the_data_are_checked_before_the_training(run: Job) -> None:
     [spec] = compiled(run, schema="gs://bucket/schema")
     assert executor(spec, "Schema")["importer"]["reimport"] is True
     assert spec["root"]["inputDefinitions"]["parameters"]["schema"]["defaultValue"] == "gs://bucket/schema"
@@ -135,7 +134,7 @@ def test_a_schema_is_imported_and_the_data_are_checked_before_the_training(run: 
     assert not {"Schema", "StatisticsGen", "ExampleValidator", "DataGate"} & set(plain["root"]["dag"]["tasks"])
 
 
-def test_where_the_pusher_pushes_and_the_evaluator_looks(run: compression.Run) -> None:
+def test_where_the_pusher_pushes_and_the_evaluator_looks(run: Job) -> None:
     def folders(deployment: Deployment) -> tuple[str, str]:
         spec = yaml.safe_load(compiler.compile_run(run, DATA, deployment, name="digits").split("\n---\n")[0])
         tasks = spec["root"]["dag"]["tasks"]
@@ -153,7 +152,7 @@ def test_where_the_pusher_pushes_and_the_evaluator_looks(run: compression.Run) -
     assert folders(Deployment("oss", IMAGE, ROOT, push_to="gs://other/models")) == ("gs://other/models",) * 2
 
 
-def test_resources_of_a_cluster(run: compression.Run) -> None:
+def test_resources_of_a_cluster(run: Job) -> None:
     spec, platform = compiled(
         run,
         fields={
@@ -200,15 +199,13 @@ def test_resources_of_a_cluster(run: compression.Run) -> None:
     assert "--direct_num_workers=2" not in executor(spec, "RepresentativeDatasetGen")["container"]["args"]
 
 
-def test_resources_of_vertex(run: compression.Run) -> None:
+def test_resources_of_vertex(run: Job) -> None:
     [spec] = compiled(run, "vertex", {"Trainer": {"gpu": {"count": 1, "type": "NVIDIA_TESLA_T4"}, "cpu": 4}})
     resources = executor(spec, "Trainer")["container"]["resources"]
     assert (resources["accelerator"]["type"], resources["cpuLimit"]) == ("NVIDIA_TESLA_T4", 4)
 
 
-def test_without_their_schemas_types_with_properties_are_refused(
-    run: compression.Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_their_schemas_types_with_properties_are_refused(run: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     from contextlib import nullcontext
 
     monkeypatch.setattr(compiler, "_schemas_with_properties", nullcontext)
@@ -216,13 +213,13 @@ def test_without_their_schemas_types_with_properties_are_refused(
         compiled(run)
 
 
-def test_tfx_is_left_as_it_was(run: compression.Run) -> None:
+def test_tfx_is_left_as_it_was(run: Job) -> None:
     before = compiler_utils.get_artifact_schema
     compiled(run)
     assert compiler_utils.get_artifact_schema is before
 
 
-def test_another_tfx_is_refused(run: compression.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_tfx_is_refused(run: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kubeflow, "TFX_SERIES", "1.99.")
     with pytest.raises(UserError, match=r"TFX 1\.21\.0 is installed; .* mends TFX 1\.99\.x from within"):
         compiled(run)
@@ -231,7 +228,7 @@ def test_another_tfx_is_refused(run: compression.Run, monkeypatch: pytest.Monkey
         kubeflow.check_tfx("tfx.nowhere.f", "tfx.version.g", "tfx.version.__version__")
 
 
-def test_a_module_of_this_machine_is_refused(run: compression.Run, tiny_module: Path) -> None:
+def test_a_module_of_this_machine_is_refused(run: Job, tiny_module: Path) -> None:
     local = dataclasses.replace(run, module=module_source.locate(str(tiny_module)))
     with pytest.raises(UserError, match=r"--module .*tiny_model\.py is a file of this machine"):
         compiled(local)
@@ -322,9 +319,7 @@ def test_what_cannot_work_is_refused(make: Callable[[], BaseNode], message: str)
         ({"Trainer": {"gpu": {"count": 1, "type": "T4"}}}, "oss", "Kubernetes wants the name of a resource"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(
-    fields: dict[str, Any], target: str, message: str, run: compression.Run
-) -> None:
+def test_settings_that_do_not_fit_are_refused(fields: dict[str, Any], target: str, message: str, run: Job) -> None:
     with pytest.raises(UserError, match=message):
         compiled(run, target, fields)
 

@@ -19,6 +19,7 @@ from edgeline.kubeflow import compile as compiler
 from edgeline.kubeflow.deployment import Deployment
 from edgeline.model_module import module_source
 from edgeline.pipelines import compression, recipes
+from edgeline.pipelines.job import Job
 from edgeline.pipelines.run.local_runner import BEAM_ARGS
 
 pytestmark = pytest.mark.kubeflow
@@ -42,7 +43,7 @@ def compiled(last_statistics: Path) -> str:
     ).with_id("Examples")
     uri = "minio://mlpipeline/schema"
     schema = Importer(source_uri=uri, artifact_type=Schema, output_key="schema").with_id("Schema")
-    run = compression.Run(
+    run = Job(
         module_source.locate("edgeline.pipelines.examples.digits.model"),
         (recipes.float16(),),
         gate=Gate(last_statistics=str(last_statistics)),

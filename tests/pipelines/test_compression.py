@@ -9,6 +9,7 @@ from tfx.proto.orchestration import pipeline_pb2
 
 from edgeline.model_module import module_source
 from edgeline.pipelines import compression, recipes
+from edgeline.pipelines.job import Job
 from edgeline.pipelines.root import Root
 from edgeline.recipe import Recipe
 
@@ -16,7 +17,7 @@ NAMES = ("float32", "int8", "prune80_int8", "prune80_cluster16_int8", "qat8")
 
 
 def build(root: Path, chosen: tuple[Recipe, ...]) -> tfx.dsl.Pipeline:
-    run = compression.Run(module_source.locate("edgeline.pipelines.examples.digits.model"), chosen)
+    run = Job(module_source.locate("edgeline.pipelines.examples.digits.model"), chosen)
     return compression.create_pipeline(
         "digits", run, root=Root(root), examples=compression.import_examples(root / "data")
     )

@@ -19,6 +19,7 @@ import pytest
 from edgeline.passport import Passport
 from edgeline.pipelines import compression, recipes
 from edgeline.pipelines.cli import main
+from edgeline.pipelines.job import Job
 from edgeline.pipelines.root import Root
 from edgeline.report import report_file, schema
 from edgeline.report.dataclass_json import to_json
@@ -212,7 +213,7 @@ def test_stock_runner_continues_our_run(asked: list[object], digits_data: Path, 
     from edgeline.trainer.config import Train
 
     before = nodes(asked)
-    run = compression.Run(module_source.locate(str(module_file)), (recipes.int8_io(),), Train(epochs=1))
+    run = Job(module_source.locate(str(module_file)), (recipes.int8_io(),), Train(epochs=1))
     examples = compression.import_examples(digits_data)
     pipeline = compression.create_pipeline(
         "digits", run, root=Root(root_of(asked)), examples=examples, beam_args=BEAM_ARGS

@@ -25,6 +25,7 @@ from edgeline.model_importer.config import Import, digest_of
 from edgeline.model_module import hooks, module_source
 from edgeline.passport import Passport
 from edgeline.pipelines import compression, recipes
+from edgeline.pipelines.job import Job
 from edgeline.quantizer.config import Quantize
 from edgeline.trainer import hyperparameters
 from edgeline.trainer.config import Train
@@ -201,7 +202,7 @@ def behind_transform(root: Path) -> list[Any]:
         train_args=tfx.proto.TrainArgs(splits=["train"]),
         eval_args=tfx.proto.EvalArgs(splits=["validation"]),
     )
-    asked = compression.Run(
+    asked = Job(
         module_source.locate(str(root / "code" / "model.py")),
         (recipes.int8(),),
         train=Train(epochs=4),

@@ -19,12 +19,14 @@ import tf_keras
 from edgeline import layout, schemes
 from edgeline.errors import UserError
 from edgeline.keras_models.model_form import ModelForm
+from edgeline.model_importer.config import GRAPHS
 from edgeline.model_io import graph_model, keras_file
 from edgeline.model_module import hooks
 from edgeline.passport import Passport
 from edgeline.pipelines.cli import export, main, options
 from edgeline.pipelines.examples.digits import model as digits
 from edgeline.pipelines.recipes import RECIPES
+from edgeline.pipelines.run import request
 from edgeline.tflite import litert
 
 MODULE = """
@@ -142,7 +144,7 @@ def test_export_for_a_target(case: Case, tmp_path: Path) -> None:
 def test_recipes_that_train_need_layers(case: Case) -> None:
     def check(source: str, *names: str) -> None:
         given = argparse.Namespace(model=case.root / source, signature=None, inputs=[], outputs=[], allow_lambda=False)
-        options.check_recipes(options.imported(given), [RECIPES[name] for name in names])
+        request.check_recipes(options.imported(given), [RECIPES[name] for name in names])
 
     check("m.keras", "prune80_int8", "qat8")
     check("sm", *(name for name in schemes.post_training() if name in RECIPES))
@@ -179,9 +181,9 @@ def test_a_signature_is_chosen(case: Case, tmp_path: Path) -> None:
     given = argparse.Namespace(
         model=tmp_path / "keras", signature="serving_default", inputs=[], outputs=[], allow_lambda=False
     )
-    assert options.is_graph(options.imported(given))
+    assert options.imported(given).kind in GRAPHS
     given.signature = None
-    assert not options.is_graph(options.imported(given))
+    assert options.imported(given).kind not in GRAPHS
 
 
 def test_nothing_slow_is_imported_early() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import functools
 import json
 import os
 import time
@@ -22,12 +23,13 @@ from edgeline.data.data_folder import SPLITS
 from edgeline.model_module import module_source
 from edgeline.pipelines import compression, recipes
 from edgeline.pipelines.cli import main
-from edgeline.pipelines.cli.run import DIGITS_MODULE
+from edgeline.pipelines.job import Job
 from edgeline.pipelines.records import events
 from edgeline.pipelines.root import Root
 from edgeline.pipelines.run import new_data
 from edgeline.pipelines.run.journal import Journal
 from edgeline.pipelines.run.local_runner import BEAM_ARGS, LocalRunner
+from edgeline.pipelines.run.request import DIGITS_MODULE, Prepared, Request
 
 
 def write_span(folder: Path, labels: Sequence[int], first: int = 0) -> Path:
@@ -94,8 +96,10 @@ def test_an_example_becomes_the_same_bytes_in_every_process(tmp_path: Path) -> N
 # nothing new ----------------------------------------------------------------------------------------------------------
 
 
-def asked(**changes: Any) -> argparse.Namespace:
-    return argparse.Namespace(**{"window": None, "only_new_data": False, "no_cache": False, "schema": None, **changes})
+def prepared(root: Path, data: Path, digest: str, **changes: Any) -> Prepared:
+    request = Request(Root(root), data=data, **changes)
+    job = Job(module_source.locate(DIGITS_MODULE), (recipes.int8(),))
+    return Prepared(request, job, new_data.window(data, request.window), digest)
 
 
 def finish(root: Path, facts: dict[str, Any], code: int = 0) -> None:
@@ -109,31 +113,33 @@ def test_spans_are_new_until_a_run_has_finished_with_them(tmp_path: Path) -> Non
     pattern, root = tmp_path / "day-{SPAN}", tmp_path / "root"
     write_span(tmp_path / "day-1", [0])
     window = spans.resolve(pattern, 2)
-    assert new_data.nothing_new(asked(), Root(root), pattern, window, "request") is None
+    again = functools.partial(prepared, root, pattern, window=2)
+    assert new_data.nothing_new(again("request")) is None
     finish(root, new_data.facts(pattern, window, "request"), code=3)
-    assert new_data.nothing_new(asked(), Root(root), pattern, window, "request") is None
+    assert new_data.nothing_new(again("request")) is None
     finish(root, new_data.facts(pattern, window, "request"), code=1)
-    why = new_data.nothing_new(asked(), Root(root), pattern, window, "request")
+    why = new_data.nothing_new(again("request"))
     assert why is not None
     assert why.startswith("no new data since the run of 2")
     nothing = f"({tmp_path}, day-1): nothing trained, nothing pushed"
     assert why.endswith(f"{nothing}; of that run no candidate met the budget")
     finish(root, new_data.facts(pattern, window, "request"), code=0)
-    assert (new_data.nothing_new(asked(), Root(root), pattern, window, "request") or "").endswith(nothing)
+    assert (new_data.nothing_new(again("request")) or "").endswith(nothing)
     # another request, a repaired file, one more span, and --no-cache are all something to do
-    assert new_data.nothing_new(asked(), Root(root), pattern, window, "other") is None
-    assert new_data.nothing_new(asked(no_cache=True), Root(root), pattern, window, "request") is None
+    assert new_data.nothing_new(again("other")) is None
+    assert new_data.nothing_new(again("request", use_cache=False)) is None
+    before = again("request")
     write_span(tmp_path / "day-2", [0])
-    assert new_data.nothing_new(asked(), Root(root), pattern, spans.resolve(pattern, 2), "request") is None
+    assert new_data.nothing_new(again("request")) is None
     os.utime(tmp_path / "day-1" / "train" / "data.tfrecord.gz", (1, 1))
-    assert new_data.nothing_new(asked(), Root(root), pattern, window, "request") is None
+    assert new_data.nothing_new(before) is None
 
 
 def test_a_data_folder_is_left_to_the_cache_unless_asked(tmp_path: Path) -> None:
     folder, root = write_span(tmp_path / "data", [0]), tmp_path / "root"
     finish(root, new_data.facts(folder, None, "request"))
-    assert new_data.nothing_new(asked(), Root(root), folder, None, "request") is None
-    why = new_data.nothing_new(asked(only_new_data=True), Root(root), folder, None, "request")
+    assert new_data.nothing_new(prepared(root, folder, "request")) is None
+    why = new_data.nothing_new(prepared(root, folder, "request", only_new_data=True))
     assert why is not None
     assert f"({folder})" in why
 
@@ -142,13 +148,14 @@ def test_the_request_is_all_that_decides_the_result(tmp_path: Path) -> None:
     source = module_source.locate(DIGITS_MODULE)
     schema = tmp_path / "schema.pbtxt"
     schema.write_text('feature { name: "x" }')
-    base = new_data.request(source, [recipes.int8()], [Budget(), None], schema)
-    assert base == new_data.request(source, [recipes.int8()], [Budget(), None], schema)
-    assert base != new_data.request(source, [recipes.float16()], [Budget(), None], schema)
-    assert base != new_data.request(source, [recipes.int8()], [Budget(max_drop=0.5), None], schema)
-    assert base != new_data.request(source, [recipes.int8()], [Budget(), None], None)
+    job = Job(source, (recipes.int8(),))
+    base = new_data.digest(job, schema)
+    assert base == new_data.digest(Job(source, (recipes.int8(),)), schema)
+    assert base != new_data.digest(Job(source, (recipes.float16(),)), schema)
+    assert base != new_data.digest(dataclasses.replace(job, budget=Budget(max_drop=0.5)), schema)
+    assert base != new_data.digest(job, None)
     schema.write_text('feature { name: "y" }')
-    assert base != new_data.request(source, [recipes.int8()], [Budget(), None], schema)
+    assert base != new_data.digest(job, schema)
 
 
 # what a user can get wrong --------------------------------------------------------------------------------------------
