@@ -16,6 +16,7 @@ from rich.console import Console
 import edgeline
 from edgeline.errors import UserError
 from edgeline.pipelines import console
+from edgeline.pipelines.cli import config_file
 from edgeline.pipelines.exit_codes import ExitCode
 
 
@@ -63,14 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # before the first import of TensorFlow, in this process and its children
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-    given = sys.argv[1:] if argv is None else argv
+    given = list(sys.argv[1:] if argv is None else argv)
     # no option of `edgeline` itself takes a value, so that the first word is the command
-    arguments = parser([word for word in given if not word.startswith("-")][:1]).parse_args(argv)
+    names = [word for word in given if not word.startswith("-")][:1]
     try:
+        arguments = parser(names).parse_args(config_file.expanded(given, lambda: _parsers(names)[1]))
         with contextlib.nullcontext() if arguments.debug else console.quiet():
             return int(arguments.command(arguments))
     except UserError as error:
-        if arguments.debug:
+        if "--debug" in given:
             traceback.print_exc()
         return _fail(str(error), ExitCode.USERS_MISTAKE)
     except KeyboardInterrupt:
@@ -96,6 +98,11 @@ def parser(names: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     Args:
       names: the commands whose options it has to know; of the others it knows only that they are there.
     """
+    return _parsers(names)[0]
+
+
+def _parsers(names: Collection[str]) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Returns the parser of `edgeline`, and those of its commands by name."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     whole = argparse.ArgumentParser(
@@ -110,4 +117,4 @@ def parser(names: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
             commands.add_parser(name, help=command.summary)
         elif name not in commands.choices:
             importlib.import_module(command.module).add_commands(commands, common)
-    return whole
+    return whole, commands.choices

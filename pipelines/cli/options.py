@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,35 @@ from edgeline.trainer.config import Train
 def root(text: str) -> Root:
     """Is the type of an option that takes the root of a pipeline."""
     return Root(Path(text))
+
+
+@dataclasses.dataclass(frozen=True)
+class PathOr:
+    """The type of an option that takes a path or something else; the value stays a text.
+
+    Attributes:
+      is_path: tells them apart.
+    """
+
+    is_path: Callable[[str], bool]
+
+    def __call__(self, text: str) -> str:
+        """Returns the value of the option."""
+        return text
+
+
+#: Of options that take a model module: a dotted name is none.
+MODULE = PathOr(lambda text: text.endswith(".py") or os.sep in text)
+
+
+def is_path(kind: object, text: str) -> bool:
+    """Returns whether a value of an option of this type is a path."""
+    return kind in (Path, root) or (isinstance(kind, PathOr) and kind.is_path(text))
+
+
+def add_switch(parser: Any, flag: str, text: str) -> None:
+    """Adds an option that is on or off, off by default; `--no-...` turns off what a config file turns on."""
+    parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text).default = False
 
 
 def _add(parser: Any, flag: str, default: float | str, text: str, **settings: Any) -> None:
@@ -61,9 +91,12 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for what of the data is read, and when."""
+def add_data(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """Adds the options for which data are read, and when."""
     group = parser.add_argument_group("data")
+    what = "data folder with train, validation and eval, or the pattern of such folders"
+    default = "" if required else " (default for the digits example: it is made)"
+    group.add_argument("--data", type=Path, required=required, metavar="DIR", help=f"{what}{default}")
     group.add_argument(
         "--window",
         type=int,
@@ -71,11 +104,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         help="of spans (--data 'DIR/day-{SPAN}' or 'DIR/{YYYY}-{MM}-{DD}'): the newest complete one and the N-1 before "
         "(default: 1)",
     )
-    group.add_argument(
+    add_switch(
+        group,
         "--only-new-data",
-        action="store_true",
-        help="do nothing, exit code 0, if data, module and options are those of the last finished run; with spans, "
-        "every run does so",
+        "do nothing, exit code 0, if data, module and options are those of the last finished run; with spans, every "
+        "run does so",
     )
     group.add_argument(
         "--schema",
@@ -97,7 +130,7 @@ def add_gate(parser: Any) -> None:
         of=float,
         metavar="X",
     )
-    parser.add_argument("--allow-drift", action="store_true", help="say what has drifted, and go on")
+    add_switch(parser, "--allow-drift", "say what has drifted, and go on")
 
 
 def gate(arguments: argparse.Namespace, last_statistics: str | None = None) -> Gate:
@@ -254,9 +287,10 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("evaluation")
     what = "records of the eval split that may be unreadable; they are left out"
     _add(group, "--max-bad-records", Evaluation().max_bad_records, what, metavar="N")
-    group.add_argument("--check-keras", action="store_true", help="also evaluate the baseline's Keras model")
+    add_switch(group, "--check-keras", "also evaluate the baseline's Keras model")
     group.add_argument(
         "--like",
+        type=PathOr(lambda text: text not in (DEPLOYED, NONE)),
         default=DEPLOYED,
         metavar=f"FILE.tflite|{DEPLOYED}|{NONE}",
         help="whose inputs, outputs (names, shapes, number types), order of labels and target a candidate must have: a "
@@ -320,12 +354,12 @@ def chosen(arguments: argparse.Namespace) -> list[Recipe]:
 def add_export(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `export` reads, apart from those of `add_budget`."""
     group = parser.add_argument_group("export")
-    group.add_argument(
+    add_switch(
+        group,
         "--allow-select-tf-ops",
-        action="store_true",
-        help="convert TensorFlow's own operators too; such a model is listed, never selected",
+        "convert TensorFlow's own operators too; such a model is listed, never selected",
     )
-    group.add_argument("--allow-custom-ops", action="store_true", help="allow custom operators, which the app brings")
+    add_switch(group, "--allow-custom-ops", "allow custom operators, which the app brings")
 
 
 def export(arguments: argparse.Namespace) -> Export:
@@ -352,7 +386,7 @@ _MODEL = "a .keras or .h5 file (tf-keras, Keras 2 or 3), a SavedModel's folder, 
 def add_import_options(parser: argparse.ArgumentParser) -> None:
     """Adds the positional MODEL and the options that `imported` reads."""
     parser.add_argument("model", type=Path, metavar="MODEL", help=_MODEL)
-    group = parser.add_argument_group("the model")
+    group = parser.add_argument_group("import")
     group.add_argument("--signature", metavar="NAME", help="of a SavedModel or .tflite file that has several")
     group.add_argument(
         "--input",
@@ -370,10 +404,8 @@ def add_import_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="of a GraphDef; may be repeated (default: what nothing else reads)",
     )
-    group.add_argument(
-        "--allow-lambda",
-        action="store_true",
-        help="run the Python code that Lambda layers in the file hold: only if you trust its author",
+    add_switch(
+        group, "--allow-lambda", "run the Python code that Lambda layers in the file hold: only if you trust its author"
     )
 
 

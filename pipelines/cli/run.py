@@ -11,7 +11,7 @@ from rich.console import Console
 
 from edgeline.errors import UserError
 from edgeline.pipelines import console
-from edgeline.pipelines.cli import options, verdict
+from edgeline.pipelines.cli import config_file, options, verdict
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.root import DEFAULT_ROOT, Root
 from edgeline.pipelines.run import execution, new_data, warm_start
@@ -40,24 +40,21 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     run.set_defaults(command=_run)
     run.add_argument(
         "--module",
+        type=options.MODULE,
         default=DIGITS_MODULE,
         help="the model module: a .py file or a dotted name (default: the digits example)",
-    )
-    run.add_argument(
-        "--data",
-        type=Path,
-        help="data folder with train, validation and eval (default for the digits example: it is made)",
     )
     run.add_argument(
         "--root", type=options.root, help="where everything of this pipeline is kept (default: runs/digits)"
     )
     run.add_argument(
         "--warm-start",
+        type=options.PathOr(lambda text: text != warm_start.LATEST),
         metavar=f"{warm_start.LATEST}|PATH",
         help=f"begin the training with the weights of the float model behind the pushed one ({warm_start.LATEST}), or "
         "of a .keras file or Model folder (default: the module's initial weights)",
     )
-    _add_run_options(run)
+    _add_run_options(run, needs_data=False)
 
     optimize = commands.add_parser(
         "optimize",
@@ -71,21 +68,28 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     optimize.set_defaults(command=_optimize)
     options.add_import_options(optimize)
-    optimize.add_argument("--module", required=True, help="the model module: a .py file or a dotted name")
-    optimize.add_argument("--data", type=Path, required=True, help="data folder with train, validation and eval")
+    optimize.add_argument(
+        "--module", type=options.MODULE, required=True, help="the model module: a .py file or a dotted name"
+    )
     optimize.add_argument("--root", type=options.root, required=True, help="where everything of this pipeline is kept")
-    _add_run_options(optimize)
+    _add_run_options(optimize, needs_data=True)
 
 
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
+def _add_run_options(parser: argparse.ArgumentParser, *, needs_data: bool) -> None:
     """Adds the options that `run` and `optimize` share."""
-    options.add_data(parser)
+    config_file.add_option(parser)
+    options.add_data(parser, required=needs_data)
     options.add_recipes(parser)
     options.add_training(parser)
     options.add_budget(parser)
     options.add_evaluation(parser)
     options.add_export(parser)
-    parser.add_argument("--no-cache", action="store_true", help="run every step again")
+    parser.add_argument(
+        "--cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="serve steps with equal inputs from earlier runs, or run every step again",
+    )
     parser.add_argument(
         "--output", choices=("table", "json"), default="table", help="json: one machine-readable line, for cron"
     )
@@ -147,7 +151,7 @@ def _request(arguments: argparse.Namespace, root: Root) -> Request:
         window=arguments.window,
         schema=arguments.schema,
         only_new_data=arguments.only_new_data,
-        use_cache=not arguments.no_cache,
+        use_cache=arguments.cache,
     )
 
 
