@@ -1,22 +1,31 @@
-"""`edgeline recipes`, `runs` and `lineage`."""
+"""`edgeline recipes`, and what is known of a pipeline's runs: `runs`, `lineage` and `history`."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from edgeline import files
+from edgeline.errors import UserError
 from edgeline.pipelines import console, recipes
 from edgeline.pipelines.cli import options
 from edgeline.pipelines.exit_codes import ExitCode
-from edgeline.pipelines.root import DEFAULT_ROOT
+from edgeline.pipelines.records import events
+from edgeline.pipelines.root import DEFAULT_ROOT, Root
+
+_VERDICT_STYLES = {"pushed": "green", "nothing fits": "yellow", "refused": "red", "failed": "red", "killed": "red"}
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Adds `recipes`, `runs` and `lineage` to the commands of `edgeline`.
+    """Adds `recipes`, `runs`, `lineage` and `history` to the commands of `edgeline`.
 
     Args:
       commands: what `add_subparsers` of `edgeline` returned.
@@ -38,6 +47,23 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "--root", type=options.root, help="of the pipeline (default: found above FILE, else runs/digits)"
     )
     lineage.set_defaults(command=_lineage)
+
+    history = commands.add_parser(
+        "history",
+        parents=[common],
+        description="List the runs of a pipeline from its event log (events.jsonl), the refused among them.",
+    )
+    history.set_defaults(command=_history)
+    history.add_argument("root", type=options.root, metavar="ROOT", help="of the pipeline")
+    history.add_argument(
+        "--html",
+        nargs="?",
+        type=Path,
+        const=Path(),
+        metavar="FILE",
+        help="also draw a page of it (default: report/history.html in ROOT)",
+    )
+    options.add_output(history)
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
@@ -78,3 +104,66 @@ def _lineage(arguments: argparse.Namespace) -> int:
     # what reads a pipe wants whole paths and digests
     console.for_tables().print(found)
     return ExitCode.DONE
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    root: Root = arguments.root
+    log = events.read(root)
+    nights = events.nights(log)
+    back = [event for event in log if event["event"] == "rollback"]
+    page = None
+    if arguments.html is not None:
+        page = root.history_page if arguments.html == Path() else arguments.html
+        _draw_history(page, root.absolute().path.name, nights, log)
+    out = console.for_tables()
+    if arguments.output == "json":
+        runs = [dataclasses.asdict(n) | {"started": n.started.isoformat(timespec="seconds")} for n in nights]
+        console.say(
+            out, json.dumps({"exit_code": ExitCode.DONE, "runs": runs, "rollbacks": back, "page": page and str(page)})
+        )
+        return ExitCode.DONE
+    out.print(_history_table(nights))
+    for event in back:
+        why = f": {event['why']}" if event["why"] else ""
+        console.say(out, f"rollback  {event['time'][:16]} UTC, {event['from']} → {event['to']}, by {event['by']}{why}")
+    if page:
+        console.say(out, f"page      {page}")
+    return ExitCode.DONE
+
+
+def _draw_history(page: Path, pipeline: str, nights: list[events.Night], log: list[dict[str, Any]]) -> None:
+    from edgeline.pipelines.records import history
+
+    text = history.render(pipeline, nights, history.rollbacks(log))
+    try:
+        page.parent.mkdir(exist_ok=True)
+        files.write_text(page, text)
+    except OSError as error:
+        raise UserError(f"{page} cannot be written: {error.strerror}; choose another file with --html") from None
+
+
+def _history_table(nights: list[events.Night]) -> Table:
+    metrics = {night.metric for night in nights if night.metric}
+    metric = metrics.pop() if len(metrics) == 1 else "metric"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    right = ("exit", metric, "drop", "zlib bytes", "time")
+    for name in ("started", "verdict", "selected", *right, "pushed, or why not"):
+        table.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
+    for night in nights:
+        cells = (
+            f"{night.started.astimezone():%Y-%m-%d %H:%M}",
+            night.verdict,
+            night.selected or "",
+            _written("{}", night.exit_code),
+            _written("{:.4f}", night.value),
+            _written("{:+.4f}", night.drop),
+            _written("{:,}", night.zlib_bytes),
+            "" if night.seconds is None else console.format_seconds(night.seconds),
+            night.pushed or (night.why or "").partition("\n")[0].removesuffix(":"),
+        )
+        table.add_row(*map(Text, cells), style=_VERDICT_STYLES.get(night.verdict, ""))
+    return table
+
+
+def _written(style: str, value: float | None) -> str:
+    return "" if value is None else style.format(value)

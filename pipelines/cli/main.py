@@ -53,7 +53,7 @@ COMMANDS = {
     "bench": Command("edgeline.pipelines.cli.bench", "measure what .tflite files cost on this machine"),
     "push": Command("edgeline.pipelines.cli.push", "list the versions that were pushed, and roll back to one of them"),
     "verify": Command("edgeline.pipelines.cli.verify", "check an exported model against what was exported with it"),
-    "history": Command("edgeline.pipelines.cli.history", "say what became of every run, night by night"),
+    "history": Command("edgeline.pipelines.cli.listing", "say what became of every run, night by night"),
     "gc": Command("edgeline.pipelines.cli.clean", "delete what old runs have left behind"),
     "kubeflow": Command("edgeline.kubeflow.cli.main", "run on Kubeflow Pipelines or Vertex"),
 }
