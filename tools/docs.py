@@ -111,6 +111,7 @@ def _pipelines() -> tuple[list[Any], list[Any]]:
     from edgeline.model_importer.config import Import
     from edgeline.model_module import module_source
     from edgeline.pipelines import compression, recipes
+    from edgeline.pipelines.job import Job
     from edgeline.pipelines.root import Root
 
     source = module_source.locate("edgeline.pipelines.examples.digits.model")
@@ -120,12 +121,12 @@ def _pipelines() -> tuple[list[Any], list[Any]]:
         schema = Path(scratch, "schema.pbtxt")
         schema.touch()
 
-        def nodes(run: compression.Run, **checks: Any) -> list[Any]:
+        def nodes(job: Job, **checks: Any) -> list[Any]:
             ingest = compression.import_examples(Path("data"))
-            return list(compression.create_pipeline("digits", run, root=root, examples=ingest, **checks).components)
+            return list(compression.create_pipeline("digits", job, root=root, examples=ingest, **checks).components)
 
-        trained = nodes(compression.Run(source, candidates), schema=compression.import_schema(schema, root))
-        imported = compression.Run(source, candidates, model=Import(source="model.keras", digest="0"))
+        trained = nodes(Job(source, candidates), schema=compression.import_schema(schema, root))
+        imported = Job(source, candidates, model=Import(source="model.keras", digest="0"))
         return trained, nodes(imported)
 
 

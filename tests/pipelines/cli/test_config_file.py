@@ -163,7 +163,7 @@ def test_what_a_file_lacks_is_asked_for(file: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_page_has_a_file_that_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "config_file.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "config-file.md").read_text()
     [text] = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
     assert tomllib.loads(text)
     monkeypatch.chdir(tmp_path)
