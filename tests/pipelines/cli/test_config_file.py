@@ -105,7 +105,7 @@ def test_the_command_line_wins(file: Path) -> None:
     )
     assert [recipe.name for recipe in given.recipes] == ["float16"]
     assert (given.train.epochs, given.finetune.epochs) == (9, 1)
-    assert (given.budget.max_drop, given.budget.slice_drops) == (0.5, {"label": 0.1})
+    assert (given.budget.max_drop, given.budget.max_slice_drops) == (0.5, {"label": 0.1})
     assert (given.use_cache, given.only_new_data, given.root.path.name) == (True, False, "elsewhere")
     assert given.sample == written.sample
     # also where what is given is what holds without a file

@@ -50,7 +50,7 @@ def test_a_command_and_python_ask_the_same(tmp_path: Path) -> None:
     assert given == Request(
         Root(tmp_path / "root"), "m.py", Path("day-{SPAN}"), (recipes.int8(),),
         train=Train(epochs=3), finetune=FineTuning(epochs=1), budget=Budget(max_drop=0.5),
-        evaluation=Evaluation(check_keras=1), gate=Gate(max_drift=0.5), warm_start="latest", window=2,
+        evaluation=Evaluation(check_keras=True), gate=Gate(max_drift=0.5), warm_start="latest", window=2,
         schema=Path("s.pbtxt"), only_new_data=True, use_cache=False,
     )  # fmt: skip
 
@@ -61,7 +61,7 @@ def test_what_a_request_becomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert prepared.request.root == Root(tmp_path / "root")
     assert prepared.job.module.reference == DIGITS_MODULE
     assert [recipe.name for recipe in prepared.job.recipes][:2] == ["int8_io", "qat8_io"]
-    assert prepared.job.export.one_example == 1  # as the target has no open sizes
+    assert prepared.job.export.one_example  # as the target has no open sizes
     assert prepared.job.gate.last_statistics == f"{tmp_path}/root/last_statistics"
     assert prepared.job.train.warm_start == "latest"  # what it means is known when the run begins
     assert not (tmp_path / "root").exists()
