@@ -30,10 +30,7 @@ from edgeline.passport import Passport
 from edgeline.report import rendering, tfma_result
 from edgeline.report.schema import DatasetReport
 
-_PARAMETERS = {
-    "module": str, "module_digest": str, "toolchain": str, "pipeline": str, "candidates": str, "deployed": str,
-    **Budget.encoded_types(), **Evaluation.encoded_types(),
-}  # fmt: skip
+_PARAMETERS = ("module", "module_digest", "toolchain", "pipeline", "candidates", "deployed")
 
 
 class Executor(base_beam_executor.BaseBeamExecutor):
@@ -257,11 +254,12 @@ class Evaluator(base_beam_component.BaseBeamComponent):
             **{name: component_spec.ChannelParameter(type=Model, optional=True) for name in candidates},
         }
         outputs = {"evaluation": ModelEvaluation, "selected": Model, "blessing": ModelBlessing}
+        types = {**dict.fromkeys(_PARAMETERS, str), **Budget.encoded_types(), **Evaluation.encoded_types()}
         spec_class = type(
             "EvaluatorSpec",
             (component_spec.ComponentSpec,),
             {
-                "PARAMETERS": {n: component_spec.ExecutionParameter(type=t) for n, t in _PARAMETERS.items()},
+                "PARAMETERS": {name: component_spec.ExecutionParameter(type=kind) for name, kind in types.items()},
                 "INPUTS": ports,
                 "OUTPUTS": {n: component_spec.ChannelParameter(type=t) for n, t in outputs.items()},
             },

@@ -112,7 +112,7 @@ def _upgraded(content: dict[str, Any]) -> dict[str, Any]:
         slice_features = [[names] if isinstance(names, str) else names for names in by]
         upgraded["dataset"] = dataset | {"slice_features": slice_features}
     if isinstance(budget := content.get("budget"), dict):
-        upgraded["budget"] = {name: None for name, _, _ in LIMITS} | budget
+        upgraded["budget"] = dict.fromkeys(LIMITS) | budget
     if isinstance(candidates := content.get("candidates"), list):
         upgraded["candidates"] = [_upgraded_candidate(candidate) for candidate in candidates]
     return upgraded

@@ -707,8 +707,8 @@ def json_schema() -> dict[str, Any]:
     schema = dataclass_json.json_schema(Report)
     budget = schema["$defs"][BudgetReport.__name__]
     [(_, limit)] = budget.pop("patternProperties").items()
-    for name, words, unit in LIMITS:
-        description = f"Largest {words} of a candidate, in {unit}, above 0; null: any."
+    for name, known in LIMITS.items():
+        description = f"Largest {known.words} of a candidate, in {known.unit}, above 0; null: any."
         budget["properties"][name] = {**limit, "description": description}
         budget["required"].append(name)
     return {**schema, "title": "report.json"}

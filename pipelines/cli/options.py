@@ -240,10 +240,10 @@ def add_budget(parser: argparse.ArgumentParser, *, target_flag: str = "--target"
     )
     what = "slices with fewer are not judged"
     _add(group, "--min-slice-examples", unset.min_slice_examples, what, metavar="N")
-    for name, words, unit in LIMITS:
-        of, metavar = (int, "N") if unit == "bytes" else (float, "MS")
-        what = f"most that the {words} may be (default: no limit)"
-        _add_optional(group, f"--{name.replace('_', '-')}", getattr(unset, name), what, of=of, metavar=metavar)
+    for name, limit in LIMITS.items():
+        of, metavar = (int, "N") if limit.is_whole else (float, "MS")
+        what = f"most that the {limit.words} may be (default: no limit)"
+        _add_optional(group, f"--{name.replace('_', '-')}", unset.limit(name), what, of=of, metavar=metavar)
     what = "what the selected candidate has least of"
     _add(group, "--objective", unset.objective, what, choices=OBJECTIVES)
     add_target(group, target_flag)
@@ -267,7 +267,7 @@ def budget(arguments: argparse.Namespace) -> Budget:
     Raises:
       UserError: a value is out of range, or two contradict each other.
     """
-    names = [field.name for field in dataclasses.fields(Budget) if field.name != "target"]
+    names = Budget().parameters().keys() - {"target"}
     values = {name: getattr(arguments, name) for name in names} | {"target": arguments.runs_on}
     drops: dict[str, float] = {}
     for key, text in arguments.max_slice_drops:
@@ -279,7 +279,7 @@ def budget(arguments: argparse.Namespace) -> Budget:
             raise UserError(f"--max-slice-drop {key} is given as {drops[key]:g} and as {value:g}; give it once")
         drops[key] = value
     with as_user_error():
-        return Budget(**{**values, "max_slice_drops": drops})
+        return Budget.of({**values, "max_slice_drops": drops})
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says of new passes, schemes and targets: they enter by the public tables alone."""
+"""What CONTRIBUTING.md says of new passes, schemes, targets and limits: they enter by the public tables alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from edgeline import schemes, targets
+from edgeline.budget import LIMITS, Budget
 from edgeline.conversion import converter
 from edgeline.keras_models import promise_kinds
 from edgeline.passport import Passport
@@ -60,6 +61,8 @@ def tables() -> Iterator[None]:
         patch.setitem(converter.CONVERTERS, "weights_only", toys.weights_only)
         # the target
         patch.setitem(targets.TARGETS, "board", toys.BOARD)
+        # the limit
+        patch.setitem(LIMITS, "max_operators", toys.MAX_OPERATORS)
         yield
 
 
@@ -89,6 +92,7 @@ def root(tables: None, tiny_source: str, tmp_path_factory: pytest.TempPathFactor
                 *("run", "--module", str(folder / "model.py"), "--data", str(folder / "data")),
                 *("--root", str(folder / "root"), "--recipes-file", str(folder / "recipes.py"), "--target", "board"),
                 *("--epochs", "1", "--finetune-epochs", "1", "--max-accuracy-drop", "1"),
+                *("--max-operators", "3"),
             ]
         )
     assert code == 0, said.getvalue()
@@ -165,7 +169,30 @@ def test_a_scheme_is_checked_as_its_entry_says(tables: None) -> None:
 
 def test_a_target_refuses_a_file(candidates: dict[str, dict[str, Any]]) -> None:
     assert candidates["round64_float32"]["reasons"] == []
-    assert candidates["weights8"]["reasons"] == ["target board: it has no DEQUANTIZE; replace the layers that need it"]
+    assert candidates["weights8"]["reasons"][0] == (
+        "target board: it has no DEQUANTIZE; replace the layers that need it"
+    )
     [io_types, *_] = candidates["wide16_int16io"]["reasons"]
-    assert io_types.startswith("target board: inputs and outputs must be float32")
+    assert io_types.startswith("target board: inputs and outputs must be float32, x is int16")
     assert io_types.endswith("; choose float32")
+
+
+def test_a_limit_rejects_a_candidate(root: Path, candidates: dict[str, dict[str, Any]]) -> None:
+    assert "graph 4 operators exceeds 3 operators" in candidates["weights8"]["reasons"]
+    report = json.loads((root / "report" / "report.json").read_text())
+    assert report["budget"]["max_operators"] == 3
+    assert "more_limits" not in report["budget"]
+    page = (root / "report" / "report.html").read_text()
+    assert "at most 3 operators" in page
+
+
+def test_a_limit_is_a_parameter_like_the_others(tables: None) -> None:
+    budget = Budget(more_limits={"max_operators": 3})
+    assert budget.parameters()["max_operators"] == 3
+    assert Budget.of(budget.parameters()) == budget
+    assert Budget.decoded(budget.encoded()) == budget
+    assert Budget.decoded(Budget().encoded()) == Budget()
+    with pytest.raises(ValueError, match=r"^Budget.more_limits must be by names in LIMITS \(max_operators\), received"):
+        Budget(more_limits={"max_operator": 3})
+    with pytest.raises(ValueError, match=r"^Budget.more_limits must be at least 1, or None for no limit"):
+        Budget(more_limits={"max_operators": 0})

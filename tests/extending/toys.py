@@ -1,4 +1,4 @@
-"""A pass, a scheme and a target that Edgeline does not have, as one would add them; loaded as the module `toys`."""
+"""A pass, schemes, a target and a limit that Edgeline does not have, as one would add them; the module `toys`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 from tfx.dsl.component.experimental.annotations import InputArtifact, OutputArtifact
 from tfx.types.standard_artifacts import Examples, Model, ModelRun
 
+from edgeline.budget import Limit
 from edgeline.config import RUN_WIDE, FineTuning, deviation_tag
 from edgeline.conversion import converter
 from edgeline.keras_models import promise_checks
@@ -151,3 +152,7 @@ BOARD = Target(
     fixed_shapes=False,
     advice="choose float32",
 )
+
+# a limit of the budget -----------------------------------------------------------------------------------------------
+
+MAX_OPERATORS = Limit("graph", "operators", lambda metadata, device: sum(metadata["ops"]["builtin"].values()))

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import tensorflow as tf
 
-from edgeline.budget import Budget, matches, slice_limit
+from edgeline.budget import LIMITS, Budget, matches, slice_limit
 from edgeline.errors import UserError, did_you_mean
 from edgeline.evaluator.judging import verdict
 from edgeline.evaluator.judging.candidates import Candidate
@@ -20,7 +20,7 @@ from edgeline.evaluator.measuring.findings import DEPLOYED, Findings
 from edgeline.evaluator.measuring.measurements import Evaluated, Flip
 from edgeline.evaluator.measuring.metrics import State
 from edgeline.evaluator.measuring.slices import Key
-from edgeline.report.schema import BaselineReport, DeviceCost, FlipReport, ModelReport, SliceReport, Timing
+from edgeline.report.schema import BaselineReport, DeviceCost, FlipReport, ModelReport, SliceReport
 
 #: A report of a model, of whichever kind.
 M = TypeVar("M", bound=ModelReport)
@@ -93,9 +93,6 @@ class Judge:
     def measure(self, candidate: Candidate, result: Evaluated, field: Evaluated | None) -> Measured:
         """Returns what the budget judges."""
         device = self._findings.device(candidate.name) or DeviceCost()
-        one_thread, all_threads, without_xnnpack = (
-            timing or Timing() for timing in (device.one_thread, device.all_threads, device.without_xnnpack)
-        )
         metadata = candidate.metadata or {}
         drops = {key: self._drop(self._slices[key], self._value(s)) for key, s in result.slices.items()}
         # a metric may be no number in a slice whose weights are all 0: no model can be judged there
@@ -119,17 +116,7 @@ class Judge:
         return Measured(
             candidate.name,
             self.quality(result),
-            {
-                "max_bytes": metadata.get("bytes"),
-                "max_zlib_bytes": metadata.get("zlib_bytes"),
-                "max_latency_ms": one_thread.p50,
-                "max_latency_p90_ms": one_thread.p90,
-                "max_latency_p99_ms": one_thread.p99,
-                "max_latency_all_threads_ms": all_threads.p50,
-                "max_latency_without_xnnpack_ms": without_xnnpack.p50,
-                "max_cold_start_ms": device.cold_start_ms,
-                "max_peak_rss_bytes": device.peak_rss_bytes,
-            },
+            {name: limit.cost(metadata, device) for name, limit in LIMITS.items()},
             # the baseline itself is often a candidate too, and has no difference to estimate
             (0.0, 0.0) if result is self._baseline else self._interval(self._name, result, self._baseline),
             None if field is None else self._drop(self.quality(field), self.quality(result)),

@@ -114,15 +114,13 @@ def reasons(budget: Budget, baseline: float, candidate: Measured) -> list[str]:
             f"{budget.metric} is {candidate.deployed_drop:.4g} worse than the deployed model's, which exceeds "
             f"{budget.max_deployed_drop:g} (--max-deployed-drop){worse}"
         )
-    for name, words, unit in LIMITS:
-        limit, value = getattr(budget, name), candidate.costs.get(name)
-        if limit is None:
-            continue
+    for name, allowed in budget.limits.items():
+        limit, value = LIMITS[name], candidate.costs.get(name)
         if value is None:
-            found.append(f"{words} could not be measured, and the budget limits it")
-        elif value > limit:
-            spelled = f"{value:,.0f}" if unit == "bytes" or value >= 1000 else f"{value:.3g}"
-            found.append(f"{words} {spelled} {unit} exceeds {limit:,.15g} {unit}")
+            found.append(f"{limit.words} could not be measured, and the budget limits it")
+        elif value > allowed:
+            spelled = f"{value:,.0f}" if limit.is_whole or value >= 1000 else f"{value:.3g}"
+            found.append(f"{limit.words} {spelled} {limit.unit} exceeds {allowed:,.15g} {limit.unit}")
     return found
 
 
