@@ -18,8 +18,8 @@ STEPS = {path.parent.name for path in LIBRARY.glob("*/component.py")}
 ORDER = (
     *("errors", "config", "files", "layout", "targets", "schemes", "progress", "artifacts", "passport", "toolchain"),
     *("budget",),
-    *("step", "keras_models", "model_module", "tflite", "data", "model_io", "conversion", "deployed", "report"),
-    *("training", "steps", "recipe"),
+    *("step", "keras_models", "model_module", "tflite", "data", "model_io", "conversion", "untrusted"),
+    *("deployed", "report", "training", "steps", "recipe"),
     *("pipelines.exit_codes", "pipelines.root", "pipelines.console", "pipelines.recipes", "pipelines.job"),
     "pipelines.compression",
     *("pipelines.datasets", "pipelines.records", "pipelines.run", "pipelines.cli", "kubeflow", "kubeflow.cli"),

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import h5py
 import tensorflow as tf
 import tf_keras
 from google.protobuf.message import DecodeError
-from tf_keras.protobuf import saved_metadata_pb2
 
 from edgeline import layout
 from edgeline.conversion import float_tflite
 from edgeline.errors import UserError
-from edgeline.keras_models import keras3_bridge
 from edgeline.model_importer.config import GRAPHS, Import, digest_of
 from edgeline.model_io import keras_file
 from edgeline.model_io.graph_model import GraphModel, TFLiteGraph
 from edgeline.model_module.hooks import ModelModule
 from edgeline.tflite import litert
+from edgeline.untrusted import keras_files
+from edgeline.untrusted.keras_files import first_line
 
 _MANY = 20
 
@@ -73,126 +69,15 @@ def load(config: Import, module: ModelModule) -> tuple[tf_keras.Model | GraphMod
         graph = _GRAPH_LOADERS[kind](path, config)
         _describe(graph, module)
         return graph, graph.io
-    model = _keras(path, kind, module, allow_lambda=config.allow_lambda)
-    return model, keras_file.describe_io(model, module)
-
-
-# models with layers ---------------------------------------------------------------------------------------------------
-
-
-def _keras(path: Path, kind: str, module: ModelModule, *, allow_lambda: bool) -> tf_keras.Model:
-    version, config = _stored_config(path, kind)
-    is_keras3 = version.startswith("3")
-    found = sorted(set(_lambdas(config)))
-    if found and (is_keras3 or not allow_lambda):
-        raise UserError(
-            f"model {path} holds Lambda layers ({', '.join(found)}): Python code that runs when the file is loaded. "
-            + (
-                "Replace them by layers or keras.ops and save it anew"
-                if is_keras3
-                else "Replace them by layers and save it anew, or allow it with --allow-lambda if you trust its author"
-            )
-        )
     tf_keras.backend.clear_session()
-    try:
-        if is_keras3:
-            model = keras3_bridge.load(str(path))
-        else:
-            model = tf_keras.models.load_model(
-                path, custom_objects=module.custom_objects(), compile=False, safe_mode=not allow_lambda
-            )
-    except Exception as error:  # each format and each custom layer has its own ways to fail
-        raise UserError(
-            f"model {path} cannot be loaded by {'Keras 3' if is_keras3 else 'tf-keras'} (written by Keras {version}): "
-            f"{_first_line(error)}. Custom layers must be returned by custom_objects() of {module.source.reference}"
-        ) from error
-    if is_keras3:
-        return keras3_bridge.convert(model, f"the Keras 3 model {path}")
-    if getattr(model, "inputs", None) is None or not hasattr(model, "_network_nodes"):
-        raise UserError(
-            f"model {path} is a subclassed {type(model).__name__}, of which only Python knows the layers' order; only "
-            f"Sequential and functional models can be compressed. Export it as a SavedModel without Keras metadata "
-            f"(tf.saved_model.save) for the schemes that need no training"
-        )
-    return _without_lambdas(model) if found else model
-
-
-def _stored_config(path: Path, kind: str) -> tuple[str, Any]:
-    """Returns the version of the Keras that wrote a model, and its config, without loading it.
-
-    Raises:
-      UserError: the file is damaged, or holds weights alone.
-    """
-    try:
-        if kind == "keras":
-            with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
-                if broken:
-                    raise ValueError(f"{broken} in it is damaged")
-                return (
-                    str(json.loads(archive.read("metadata.json"))["keras_version"]),
-                    json.loads(archive.read("config.json")),
-                )
-        if kind == "h5":
-            with h5py.File(path) as file:
-                if "model_config" not in file.attrs:
-                    raise UserError(
-                        f"model {path} holds weights alone; save the whole model: model.save(...), not save_weights"
-                    )
-                return str(file.attrs.get("keras_version", "2")), json.loads(file.attrs["model_config"])
-        metadata = saved_metadata_pb2.SavedMetadata.FromString((path / "keras_metadata.pb").read_bytes())
-        return "2", [json.loads(node.metadata) for node in metadata.nodes]
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"model {path} is damaged or incomplete: {_first_line(error)}") from error
-
-
-def _lambdas(config: Any) -> Iterator[str]:
-    """Yields the names of all Lambda layers in a config, and of whatever else holds marshalled Python code."""
-    if isinstance(config, dict):
-        if config.get("class_name") in ("Lambda", "__lambda__"):
-            inner = config.get("config")
-            yield str(inner.get("name", "a function") if isinstance(inner, dict) else "a function")
-            return
-        config = list(config.values())
-    if isinstance(config, list):
-        for item in config:
-            yield from _lambdas(item)
-
-
-def _without_lambdas(model: tf_keras.Model) -> tf_keras.Model:
-    """Replaces each Lambda by the TensorFlow ops that its code calls, so that later steps load it in safe mode."""
-    feeds = [
-        tf_keras.Input(batch_shape=t.shape, dtype=t.dtype, name=name)
-        for t, name in zip(model.inputs, model.input_names, strict=True)
-    ]
-    made = {id(tensor): feed for tensor, feed in zip(model.inputs, feeds, strict=True)}
-
-    def remade(value: Any) -> Any:
-        return made.get(id(value), value)
-
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            args, kwargs = tf.nest.map_structure(remade, (node.call_args, node.call_kwargs))
-            outputs = tf.nest.flatten(_called(node.layer, args, kwargs))
-            made.update({id(t): output for t, output in zip(tf.nest.flatten(node.outputs), outputs, strict=True)})
-    results = [made[id(tensor)] for tensor in model.outputs]
-    return tf_keras.Model(feeds, results if len(results) > 1 else results[0], name=model.name)
-
-
-def _called(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not isinstance(layer, tf_keras.layers.Lambda):
-        return layer(*args, **kwargs)
-    try:
-        return layer.function(*args, **layer.arguments)
-    except Exception as error:  # whatever the code in the file does
-        raise UserError(
-            f"Lambda layer {layer.name} does more than call TensorFlow ops on its input ({_first_line(error)}); "
-            f"replace it by layers"
-        ) from error
+    model = keras_files.load(
+        path,
+        kind,
+        module.custom_objects(),
+        where=module.source.reference,
+        allow_lambda=config.allow_lambda,
+    )
+    return model, keras_file.describe_io(model, module)
 
 
 # models of which only the graph is known ------------------------------------------------------------------------------
@@ -216,7 +101,7 @@ def _saved_model(path: Path, config: Import) -> GraphModel:
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:
-        raise UserError(f"model {path} is a damaged or incomplete SavedModel: {_first_line(error)}") from error
+        raise UserError(f"model {path} is a damaged or incomplete SavedModel: {first_line(error)}") from error
     signatures = dict(loaded.signatures)
     if not signatures:
         raise UserError(
@@ -294,7 +179,7 @@ def _graph_def(path: Path, config: Import) -> GraphModel:
             **{names[n]: tf.TensorSpec(s.shape, s.dtype, names[n]) for n, s in specs.items()}
         )
     except (ValueError, tf.errors.OpError) as error:
-        raise UserError(f"model {path} cannot be used with these inputs and outputs: {_first_line(error)}") from error
+        raise UserError(f"model {path} cannot be used with these inputs and outputs: {first_line(error)}") from error
     io = {
         "inputs": [{"name": names[n], "shape": s.shape.as_list(), "dtype": s.dtype.name} for n, s in specs.items()],
         "outputs": _ports(path, dict(made.structured_outputs)),
@@ -324,7 +209,3 @@ def _port_name(tensor: str) -> str:
     node, _, index = tensor.partition(":")
     name = re.sub("[^A-Za-z0-9_]", "_", node)
     return name if index in ("", "0") else f"{name}_{index}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +27,34 @@ if TYPE_CHECKING:
 
 
 def save(model: tf_keras.Model, folder: str) -> None:
-    """Writes `Format-Keras/model.keras`, without the optimizer's state."""
+    """Writes `Format-Keras/model.keras`, without the optimizer's state.
+
+    Raises:
+      UserError: a layer computes with a function that has no name.
+    """
     path = Path(folder, KERAS_FILE)
     path.parent.mkdir(parents=True, exist_ok=True)
     # a copy that was never compiled: the format always keeps the optimizer's state of a compiled model
-    plain = tf_keras.models.clone_model(model)
+    with tf_keras.utils.custom_object_scope(_functions(model)):
+        plain = tf_keras.models.clone_model(model)
     plain.set_weights(model.get_weights())
     plain.save(path, save_format="keras")
+
+
+def _functions(model: tf_keras.Model) -> dict[str, Any]:
+    """Returns the functions that layers compute with, by name: a layer's config holds the name alone."""
+    functions = {}
+    for layer in model._flatten_layers():
+        for value in vars(layer).values():
+            if not isinstance(value, types.FunctionType) or isinstance(layer, tf_keras.layers.Lambda):
+                continue
+            if value.__name__ == "<lambda>":
+                raise UserError(
+                    f"layer {layer.name} computes with a lambda, which no file can hold; give the function a name, and "
+                    f"return it from custom_objects()"
+                )
+            functions[value.__name__] = value
+    return functions
 
 
 def load(folder: str, module: ModelModule) -> tf_keras.Model:

@@ -238,8 +238,13 @@ class ModelModule:
         return list(names)
 
     def custom_objects(self) -> dict[str, Any]:
-        """Returns the custom layers and functions that loading the model needs, by name."""
-        return dict(self._call("custom_objects", default={}))
+        """Returns the custom layers and functions that loading the model needs, by name.
+
+        A function goes by its own name too: under that one it is saved.
+        """
+        named = dict(self._call("custom_objects", default={}))
+        functions = [value for value in named.values() if inspect.isfunction(value) and value.__name__ != "<lambda>"]
+        return {**{function.__name__: function for function in functions}, **named}
 
     def augment(self, inputs: Any, label: Any, seed: Any) -> tuple[Any, Any]:
         """Returns a randomly changed batch; `seed` is an int32 tensor of shape [2] for stateless random ops."""

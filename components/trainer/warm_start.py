@@ -14,6 +14,12 @@ from edgeline import files
 from edgeline.errors import UserError
 from edgeline.model_module.hooks import ModelModule
 from edgeline.trainer.config import Train
+from edgeline.untrusted import keras_files
+from edgeline.untrusted.keras_files import first_line
+
+
+class _ChangedError(Exception):
+    """The file is not the one that the pipeline was built with."""
 
 
 def begin(model: tf_keras.Model, module: ModelModule, config: Train) -> dict[str, Any]:
@@ -39,16 +45,17 @@ def begin(model: tf_keras.Model, module: ModelModule, config: Train) -> dict[str
     try:
         facts["sha256"] = files.sha256_of(path)
         if expected is not None and expected != facts["sha256"]:
-            raise UserError(
+            raise _ChangedError(
                 f"warm start: {path} is not the file this run began with (digest {facts['sha256'][:12]}, expected "
                 f"{expected[:12]}): start the run again"
             )
-        reason = _take(_load(path, module), model)
-    except UserError:
-        raise
+        source = _load(path, module)
+    except _ChangedError as error:
+        raise UserError(str(error)) from None
     except Exception as error:
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = f"{path} cannot be read: {first_line}"
+        reason = f"{path} cannot be read: {first_line(error)}"
+    else:
+        reason = _take(source, model)
     if reason:
         return {**facts, "note": f"starts from scratch because {reason}"}
     return {**facts, "taken": True, "note": f"starts from the weights of {path}"}
@@ -60,7 +67,7 @@ def _load(path: str, module: ModelModule) -> tf_keras.Model:
             copy = str(Path(folder, "model.keras"))
             tf.io.gfile.copy(path, copy)
             path = copy
-        return tf_keras.models.load_model(path, custom_objects=module.custom_objects(), compile=False, safe_mode=True)
+        return keras_files.load(Path(path), "keras", module.custom_objects(), where=module.source.reference)
 
 
 def _take(source: tf_keras.Model, model: tf_keras.Model) -> str:

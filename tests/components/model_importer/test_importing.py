@@ -123,8 +123,27 @@ def test_a_custom_layer_must_be_in_the_module(module: ModelModule, tmp_path: Pat
             return x
 
     tf_keras.Sequential([tf_keras.Input([4]), Unknown()]).save(tmp_path / "m.keras")
-    with pytest.raises(UserError, match=r"cannot be loaded by tf-keras .*Unknown.* returned by custom_objects\(\) of"):
+    with pytest.raises(UserError, match=r"is refused: .*Unknown.* returned by custom_objects\(\) of"):
         load(tmp_path / "m.keras", module)
+
+
+def test_a_function_under_another_name(tiny_module: Path, tmp_path: Path) -> None:
+    x = tf_keras.Input([4], name="x")
+    model = tf_keras.Model(x, tf_keras.layers.Dense(3, lambda t: t / 3, name="thirds")(x))
+    name = "folder"
+    model.save(tmp_path / name, save_format="tf")
+    text = tiny_module.read_text()
+    tiny_module.write_text(f"{text}\n\ndef third(x):\n    return x / 3\n\n\ndef custom_objects():\n"
+                           f"    return {{'<lambda>': third}}\n")  # fmt: skip
+    module = hooks.load(str(tiny_module))
+    loaded, _ = load(tmp_path / name, module)
+    keras_file.save(loaded, str(tmp_path / "artifact"))
+    again = keras_file.load(str(tmp_path / "artifact"), module)
+    np.testing.assert_allclose(again(VALUES), model(VALUES), atol=1e-6)
+    tiny_module.write_text(f"{text}\n\ndef custom_objects():\n    return {{'<lambda>': lambda x: x / 3}}\n")
+    loaded, _ = load(tmp_path / name, hooks.load(str(tiny_module)))
+    with pytest.raises(UserError, match="layer thirds computes with a lambda, which no file can hold; give"):
+        keras_file.save(loaded, str(tmp_path / "lambda"))
 
 
 def test_a_subclassed_model_is_refused(module: ModelModule, tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,18 @@ def test_the_weights_are_part_of_the_cache_key() -> None:
     one, two = Train(warm_start="a.keras", warm_start_digest="1"), Train(warm_start="a.keras", warm_start_digest="2")
     assert one.encoded() != two.encoded()
     assert dataclasses.replace(one, warm_start=None, warm_start_digest=None) == Train()
+
+
+def test_a_refused_file_starts_from_scratch(small: Any, trained: str, tmp_path: Path) -> None:
+    path = tmp_path / "evil.keras"
+    with zipfile.ZipFile(trained) as archive, zipfile.ZipFile(path, "w") as target:
+        for name in archive.namelist():
+            content = archive.read(name)
+            if name == "config.json":
+                content = json.dumps({**json.loads(content), "module": "antigravity"}).encode()
+            target.writestr(name, content)
+    model = small.module.build_model()
+    expected = weights_of(model)
+    facts = begin(model, small.module, Train(warm_start=str(path)))
+    assert re.match(r"starts from scratch because .* is refused: .* of module antigravity", facts["note"])
+    assert same(weights_of(model), expected)

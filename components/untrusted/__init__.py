@@ -1,0 +1,1 @@
+"""Reads model files of unknown authors: nothing in them is built, loaded or run before it was checked."""
