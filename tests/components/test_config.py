@@ -496,6 +496,8 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "drop_bound": st.sampled_from(DROP_BOUNDS), "objective": st.sampled_from(OBJECTIVES),
     "target": st.sampled_from(sorted(targets.TARGETS)),
     "max_slice_drops": st.dictionaries(TEXTS, SHARES | COUNTS, max_size=3),
+    # all of LIMITS have a field; what others do is in tests/extending
+    "more_limits": st.just({}),
     "like": st.sampled_from([None, "deployed", GOOD_CONTRACT]),
 }  # fmt: skip
 BY_TYPE: dict[Any, st.SearchStrategy[Any]] = {
