@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None, *, mounts: Path = Path("/")) -> None
     arguments, beam_args = parser.parse_known_args(argv)
 
     given = json.loads(arguments.json_serialized_invocation_args)
-    _check_toolchain(given.get("inputs", {}).get("parameterValues", {}))
+    _check_toolchain(given.get("inputs", {}).get("parameterValues", {}), arguments.executor_class_path)
     output_file = given["outputs"]["outputFile"]
     is_remote = "://" in output_file
     # with a remote output file there is no launcher that would carry files between the mounts and the stores
@@ -82,15 +82,17 @@ def main(argv: Sequence[str] | None = None, *, mounts: Path = Path("/")) -> None
         file.write(json.dumps(restore(result, paths)))
 
 
-def _check_toolchain(parameters: Json) -> None:
+def _check_toolchain(parameters: Json, executor: str) -> None:
     """Checks that the image has what the pipeline was compiled with: the lineage and the cache go by that.
 
     Raises:
       UserError: versions or sources differ; says which.
     """
-    compiled = parameters.get("toolchain", toolchain())
-    if compiled != toolchain():
-        expected, found = set(compiled.split()), set(toolchain().split())
+    if "toolchain" not in parameters:  # a step that is not Edgeline's
+        return
+    compiled, here = parameters["toolchain"], toolchain(executor.rpartition(".")[0])
+    if compiled != here:
+        expected, found = set(compiled.split()), set(here.split())
         raise UserError(
             f"the image has not what this pipeline was compiled with: expected {' '.join(sorted(expected - found))}, "
             f"found {' '.join(sorted(found - expected))}; compile with the image's versions, or build the image anew"

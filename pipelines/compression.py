@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tfx.v1 as tfx
 from google.protobuf import wrappers_pb2
@@ -121,14 +121,23 @@ def create_components(
       **inputs: of the Trainer, `transform_graph` and `hyperparameters`; or instead of a Trainer, `trained`: a Model of
         TFX's own, to be imported (`job.model` may say how).
     """
-    module = {"module": job.module.reference, "module_digest": job.module.digest, "toolchain": toolchain()}
+
+    def made_with(component: Any) -> dict[str, str]:
+        return {
+            "module": job.module.reference,
+            "module_digest": job.module.digest,
+            "toolchain": toolchain(component.__module__),
+        }
+
     data = examples if isinstance(examples, BaseChannel) else examples.outputs["examples"]
     if job.model is not None or "trained" in inputs:
-        source = ModelImporter(examples=data, **inputs, **module, config=job.model or Import())
+        source = ModelImporter(examples=data, **inputs, **made_with(ModelImporter), config=job.model or Import())
         sampled = {"model": source.outputs["model"]}  # the module may build another model, or none
     else:
-        source, sampled = Trainer(examples=data, **inputs, **module, config=job.train), {}
-    sampler = RepresentativeDatasetGen(examples=data, **sampled, **module, config=job.sample)
+        source, sampled = Trainer(examples=data, **inputs, **made_with(Trainer), config=job.train), {}
+    sampler = RepresentativeDatasetGen(
+        examples=data, **sampled, **made_with(RepresentativeDatasetGen), config=job.sample
+    )
     sampler = sampler.with_beam_pipeline_args(list(beam_args))
     if not sampled:
         source.add_upstream_node(sampler)  # bad data must stop the run before the training
@@ -138,7 +147,7 @@ def create_components(
         statistics = StatisticsGen(examples=data, schema=described).with_beam_pipeline_args(list(beam_args))
         found = {"statistics": statistics.outputs["statistics"], "schema": described}
         validator = ExampleValidator(**found)
-        gate = DataGate(**found, anomalies=validator.outputs["anomalies"], **module, config=job.gate)
+        gate = DataGate(**found, anomalies=validator.outputs["anomalies"], **made_with(DataGate), config=job.gate)
         checks = [schema, statistics, validator, gate]
         sampler.add_upstream_node(gate)
         source.add_upstream_node(gate)
@@ -153,12 +162,14 @@ def create_components(
             if node_id not in nodes:
                 takes_samples = "calibration" in component.SPEC_CLASS.INPUTS
                 extra = {"calibration": calibration} if takes_samples else {}
-                made = component(examples=data, model=model, **extra, **module, config=step)
+                made = component(examples=data, model=model, **extra, **made_with(component), config=step)
                 nodes[node_id] = made.with_id(node_id)
             model = nodes[node_id].outputs["compressed"]
         node_id = f"TFLiteExporter.{recipe.prefixes()[-1]}"
         if node_id not in nodes:
-            exporter = TFLiteExporter(model=model, calibration=calibration, **module, config=job.export)
+            exporter = TFLiteExporter(
+                model=model, calibration=calibration, **made_with(TFLiteExporter), config=job.export
+            )
             nodes[node_id] = exporter.with_id(node_id)
         return nodes[node_id].outputs["tflite"]
 
@@ -172,7 +183,7 @@ def create_components(
         evaluation=job.evaluation,
         deployed=push_to,
         pipeline=name,
-        **module,
+        **made_with(Evaluator),
     ).with_beam_pipeline_args(list(beam_args))
     pusher = Pusher(
         model=evaluator.outputs["selected"],
@@ -221,6 +232,6 @@ def import_schema(file: Path, root: Root) -> ImportSchemaGen:
 def _keyed(ingest: Ingest) -> Ingest:
     # it reads no custom config, but what stands there is part of its cache key
     custom = example_gen_pb2.CustomConfig()
-    custom.custom_config.Pack(wrappers_pb2.StringValue(value=toolchain()))
+    custom.custom_config.Pack(wrappers_pb2.StringValue(value=toolchain(SpanExampleGen.__module__)))
     ingest.exec_properties["custom_config"] = proto_utils.proto_to_json(custom)
     return ingest

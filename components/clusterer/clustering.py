@@ -129,6 +129,7 @@ def cluster(
     history = loop.fit(
         wrapped, module, splits, config,
         step="Clusterer",
+        technique=__name__,
         log_dir=log_dir,
         teacher=teacher,
         callbacks=[KeepZeros(wrapped, promises)],

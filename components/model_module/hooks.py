@@ -260,13 +260,16 @@ def step_parameters(module: str, config: StepConfig | None = None) -> dict[str, 
 
     Args:
       module: reference of the model module, as for `locate`; it needs `build_model` only where a Trainer is.
-      config: of the step; None: those alone that all steps have.
+      config: of the step; None: those alone that all steps have, for an Evaluator.
 
     Raises:
       UserError: as for `locate`.
     """
     source = module_source.locate(module, needs_model=False)
-    common = {"module": source.reference, "module_digest": source.digest, "toolchain": toolchain()}
+    # a step's config lies in the folder of its component
+    package = "edgeline.evaluator" if config is None else type(config).__module__.rpartition(".")[0]
+    component = f"{package}.component" if package else type(config).__module__
+    common = {"module": source.reference, "module_digest": source.digest, "toolchain": toolchain(component)}
     return {**common, **(config.parameters() if config is not None else {})}
 
 

@@ -168,6 +168,7 @@ def prune(
         splits,
         config,
         step="Pruner",
+        technique=__name__,
         log_dir=log_dir,
         teacher=teacher,
         callbacks=[

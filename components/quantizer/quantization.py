@@ -95,7 +95,9 @@ def train_aware(
     teacher = distillation.teacher(base, config)
     wrapped = quantization_aware.wrap(base, chosen)
     keep = keeping.Keep(wrapped, promises)
-    history = loop.fit(wrapped, module, splits, config, step="Quantizer", log_dir=log_dir, teacher=teacher)
+    history = loop.fit(
+        wrapped, module, splits, config, step="Quantizer", technique=__name__, log_dir=log_dir, teacher=teacher
+    )
     keep.restore()
     promise_checks.check_promises(wrapped, promises, "Quantizer")
     notes = {f"quant_{name}": SCHEMES[config.scheme].note for name in chosen}

@@ -43,7 +43,9 @@ def fit(
       UserError: a phase leaves nothing to train, or the loss became NaN or infinite.
     """
     phases, whole = module.phases(), lengths(module.phases(), config)
-    asked: dict[str, Any] = {"step": "Trainer", "log_dir": log_dir, "patience": config.early_stopping_patience}
+    asked: dict[str, Any] = {
+        "step": "Trainer", "technique": __name__, "log_dir": log_dir, "patience": config.early_stopping_patience
+    }  # fmt: skip
     if not phases:
         return loop.fit(model, module, splits, config, **asked), []
     _rehearse(model, module, phases)

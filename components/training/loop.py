@@ -110,6 +110,7 @@ def fit(
     config: FineTuning,
     *,
     step: str,
+    technique: str,
     log_dir: str,
     patience: int | None = None,
     callbacks: Sequence[tf_keras.callbacks.Callback] = (),
@@ -125,6 +126,8 @@ def fit(
       splits: opened for this config.
       config: epochs, batch size and seed.
       step: name of the step, for messages.
+      technique: dotted name of the module that asks: a training that was killed goes on only where that, and all that
+        it imports, is as it was.
       log_dir: where TensorBoard logs go.
       patience: epochs without a better validation loss before it stops and restores the best weights; None: never.
       callbacks: those of the step's own technique.
@@ -148,7 +151,8 @@ def fit(
     )
     about = {
         "step": step, "config": config.parameters(), "patience": patience, "module": module.source.digest,
-        "examples": splits.fingerprint, "toolchain": toolchain(), "phase": phase, "span": [span.start, span.stop],
+        "examples": splits.fingerprint, "toolchain": toolchain(technique), "phase": phase,
+        "span": [span.start, span.stop],
         "hyperparameters": module.hyperparameters and module.hyperparameters.values,
     }  # fmt: skip
     checkpoints = Checkpoints(model, about, stopper, span.start)

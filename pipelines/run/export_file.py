@@ -84,19 +84,20 @@ def export(
             "ModelImporter",
             source.parameters(),
             inputs={"source": source.digest_now, "module": code.source.digest},
-            toolchain=toolchain(),
+            toolchain=toolchain("edgeline.model_importer.component"),
             model=source.digest_now,
         ).write(folders["model"])
         calibration_set.write(folders["calibration"], values, {})
         try:
             quantization.quantize(
-                scheme, code, Passport.read(folders["model"]), toolchain=toolchain(), examples_uri="",
-                model_uri=folders["model"], calibration_uri=folders["calibration"],
-                compressed_uri=folders["quantized"], run_uri="",
+                scheme, code, Passport.read(folders["model"]), examples_uri="",
+                toolchain=toolchain("edgeline.quantizer.component"), model_uri=folders["model"],
+                calibration_uri=folders["calibration"], compressed_uri=folders["quantized"], run_uri="",
             )  # fmt: skip
             facts = conversion.export(
-                config, code, Passport.read(folders["quantized"]), toolchain=toolchain(),
-                model_uri=folders["quantized"], calibration_uri=folders["calibration"],
+                config, code, Passport.read(folders["quantized"]),
+                toolchain=toolchain("edgeline.tflite_exporter.component"), model_uri=folders["quantized"],
+                calibration_uri=folders["calibration"],
                 serving=Path(folders["serving"]),
             )  # fmt: skip
         except (ExportError, ValueError) as error:

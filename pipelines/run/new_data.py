@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeline import toolchain
 from edgeline.data import data_folder, spans
 from edgeline.errors import UserError
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.job import Job
 from edgeline.pipelines.records import events
 from edgeline.pipelines.root import Root
-from edgeline.toolchain import toolchain
 
 if TYPE_CHECKING:
     from edgeline.pipelines.run.request import Prepared
@@ -56,7 +56,7 @@ def digest(job: Job, schema: Path | None) -> str:
         "recipes": [[recipe.name, *(step.describe() for step in recipe.steps)] for recipe in job.recipes],
         "asked": [config and [type(config).__name__, config.parameters()] for config in configs],
         "schema": schema and _read_schema(schema),
-        "toolchain": toolchain(),
+        "toolchain": toolchain.of_all_steps(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

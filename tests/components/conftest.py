@@ -144,7 +144,9 @@ def small(tmp_path_factory: pytest.TempPathFactory, write_split: WriteSplit) -> 
     loop.start(config.seed)
     model = module.build_model()
     splits = loop.open_splits(str(examples), module, config)
-    history = loop.fit(model, module, splits, config, step="Trainer", log_dir=str(root / "run"))
+    history = loop.fit(
+        model, module, splits, config, step="Trainer", technique=loop.__name__, log_dir=str(root / "run")
+    )
     delivery.deliver(
         loop.Outcome(model, history, loop.evaluate(model, module, splits)),
         Passport(io=keras_file.describe_io(model, module)),

@@ -80,7 +80,7 @@ def round_weights(
     promises: tuple[Promise, ...],
     log_dir: str,
 ) -> loop.Outcome:
-    history = loop.fit(model, module, splits, config, step="Rounder", log_dir=log_dir)
+    history = loop.fit(model, module, splits, config, step="Rounder", technique=__name__, log_dir=log_dir)
     made = []
     for layer in model.layers:
         if isinstance(layer, tf_keras.layers.Dense):

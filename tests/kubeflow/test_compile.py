@@ -46,7 +46,7 @@ GOLDEN = Path(__file__).with_name("golden.yaml")
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Job:
     """A run whose versions and digests never change."""
-    monkeypatch.setattr(compression, "toolchain", lambda: "toolchain")
+    monkeypatch.setattr(compression, "toolchain", lambda module: "toolchain")
     source = module_source.locate("edgeline.pipelines.examples.digits.model")
     chosen = (recipes.int8(), recipes.prune80_int8())
     return Job(dataclasses.replace(source, digest="0" * 64), chosen)

@@ -116,12 +116,15 @@ def test_without_a_mount_on_vertex_uris_stay(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_image_with_other_versions_is_refused() -> None:
-    ours = entrypoint.toolchain()
+    pruner = "edgeline.pruner.component"
+    ours = entrypoint.toolchain(pruner)
     theirs = ours.replace("tensorflow==2.21.0", "tensorflow==2.99.0", 1)
     with pytest.raises(UserError, match=r"expected tensorflow==2\.99\.0, found tensorflow==2\.21\.0; compile with"):
-        entrypoint._check_toolchain({"toolchain": theirs})
-    entrypoint._check_toolchain({"toolchain": ours})
-    entrypoint._check_toolchain({})  # a step that is not Edgeline's
+        entrypoint._check_toolchain({"toolchain": theirs}, f"{pruner}.Pruner_Executor")
+    entrypoint._check_toolchain({"toolchain": ours}, f"{pruner}.Pruner_Executor")
+    with pytest.raises(UserError, match=r"expected sources=\w+, found .*sources=\w+ .*; compile with"):
+        entrypoint._check_toolchain({"toolchain": ours}, "edgeline.evaluator.component.Executor")
+    entrypoint._check_toolchain({}, "a.B")  # a step that is not Edgeline's
 
 
 def test_the_environment_is_set_before_tensorflow_is_imported() -> None:
@@ -139,7 +142,8 @@ def test_the_environment_is_set_before_tensorflow_is_imported() -> None:
 
 def test_a_mistake_is_one_line() -> None:
     given = request(parameterValues={"toolchain": "tensorflow==1.0"})
-    command = [sys.executable, "-m", "edgeline.kubeflow.entrypoint", "--executor_class_path", "a.B"]
+    command = [sys.executable, "-m", "edgeline.kubeflow.entrypoint"]
+    command += ["--executor_class_path", "edgeline.pruner.component.Pruner_Executor"]
     done = subprocess.run(
         [*command, "--json_serialized_invocation_args", json.dumps(given)], capture_output=True, text=True
     )

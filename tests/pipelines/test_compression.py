@@ -4,14 +4,18 @@ from pathlib import Path
 
 import pytest
 import tfx.v1 as tfx
+from google.protobuf import wrappers_pb2
 from tfx.dsl.compiler.compiler import Compiler
+from tfx.proto import example_gen_pb2
 from tfx.proto.orchestration import pipeline_pb2
+from tfx.utils import proto_utils
 
 from edgeline.model_module import module_source
 from edgeline.pipelines import compression, recipes
 from edgeline.pipelines.job import Job
 from edgeline.pipelines.root import Root
 from edgeline.recipe import Recipe
+from edgeline.toolchain import toolchain
 
 NAMES = ("float32", "int8", "prune80_int8", "prune80_cluster16_int8", "qat8")
 
@@ -73,6 +77,27 @@ def test_every_own_node_is_keyed_by_module_and_tools(nodes: dict[str, pipeline_p
         if name not in ("ImportExampleGen", "Pusher"):
             assert {"module", "module_digest", "toolchain"} <= set(node.parameters.parameters), name
     assert "custom_config" in nodes["ImportExampleGen"].parameters.parameters
+
+
+def test_every_own_node_is_keyed_by_the_code_that_it_runs(nodes: dict[str, pipeline_pb2.PipelineNode]) -> None:
+    folders = {
+        "RepresentativeDatasetGen": "representative_dataset", "Trainer": "trainer", "Pruner": "pruner",
+        "Clusterer": "clusterer", "Quantizer": "quantizer", "TFLiteExporter": "tflite_exporter",
+        "Evaluator": "evaluator",
+    }  # fmt: skip
+    found = {}
+    for name, node in nodes.items():
+        if name not in ("ImportExampleGen", "Pusher"):
+            found[name.split(".")[0]] = node.parameters.parameters["toolchain"].field_value.string_value
+    assert found == {name: toolchain(f"edgeline.{folder}.component") for name, folder in folders.items()}
+    assert len(set(found.values())) == len(found)
+    # TFX's own component runs our executor
+    custom = example_gen_pb2.CustomConfig()
+    given = nodes["ImportExampleGen"].parameters.parameters["custom_config"].field_value.string_value
+    proto_utils.json_to_proto(given, custom)
+    value = wrappers_pb2.StringValue()
+    assert custom.custom_config.Unpack(value)
+    assert value.value == toolchain("edgeline.span_example_gen.component")
 
 
 def test_adding_a_recipe_changes_no_node_that_exists(tmp_path: Path) -> None:

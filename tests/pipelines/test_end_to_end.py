@@ -195,7 +195,7 @@ def test_another_version_runs_everything_again(
     edgeline: Edgeline, asked: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = nodes(asked)
-    monkeypatch.setattr(compression, "toolchain", lambda: "edgeline==999")
+    monkeypatch.setattr(compression, "toolchain", lambda module: "tfx==999")
     short = [*asked[: asked.index("--recipe")], "--recipe", "int8_io"]
     # what is deployed has float inputs
     anew = ("--max-deployed-drop", "none", "--like", "none")

@@ -27,6 +27,7 @@ from edgeline.passport import Passport
 from edgeline.pipelines import compression, recipes
 from edgeline.pipelines.job import Job
 from edgeline.quantizer.config import Quantize
+from edgeline.toolchain import toolchain
 from edgeline.trainer import hyperparameters
 from edgeline.trainer.config import Train
 
@@ -404,7 +405,10 @@ def test_step_parameters_are_what_a_component_takes(tiny_module: Path) -> None:
     assert asked.keys() == edgeline.Quantizer.SPEC_CLASS.PARAMETERS.keys()
     assert (asked["module"], asked["scheme"]) == (str(tiny_module), "float16")
     assert asked["module_digest"] == module_source.locate(str(tiny_module)).digest
-    assert edgeline.step_parameters(str(tiny_module)).keys() == {"module", "module_digest", "toolchain"}
+    assert asked["toolchain"] == toolchain("edgeline.quantizer.component")
+    common = edgeline.step_parameters(str(tiny_module))
+    assert common.keys() == {"module", "module_digest", "toolchain"}
+    assert common["toolchain"] == toolchain("edgeline.evaluator.component")
 
 
 def test_hyperparameters_reach_the_hooks_by_name(tiny_module: Path, tmp_path: Path) -> None:

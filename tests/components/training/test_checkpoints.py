@@ -148,8 +148,9 @@ def trainer(small: Any, tmp_path: Path) -> Callable[..., Result]:
         splits = loop.open_splits(small.examples, module, config)
         patience = config.early_stopping_patience
         history = loop.fit(
-            model, module, splits, config, step="Trainer", log_dir=str(tmp_path / "logs"), patience=patience
-        )
+            model, module, splits, config,
+            step="Trainer", technique=loop.__name__, log_dir=str(tmp_path / "logs"), patience=patience,
+        )  # fmt: skip
         return model.get_weights(), history
 
     return train

@@ -47,7 +47,10 @@ def train(module: ModelModule, examples: str, config: Train, log_dir: Path) -> t
     model = module.build_model()
     splits = loop.open_splits(examples, module, config)
     patience = config.early_stopping_patience
-    history = loop.fit(model, module, splits, config, step="Trainer", log_dir=str(log_dir / "logs"), patience=patience)
+    history = loop.fit(
+        model, module, splits, config,
+        step="Trainer", technique=loop.__name__, log_dir=str(log_dir / "logs"), patience=patience,
+    )  # fmt: skip
     return model, history
 
 
@@ -97,7 +100,7 @@ def test_the_training_step_is_traced_once(tiny_module: Path, tiny_examples: str,
     call = model.layers[-1].call
     model.layers[-1].call = lambda inputs: traced.append(tf.executing_eagerly()) or call(inputs)
     splits = loop.open_splits(tiny_examples, module, config)
-    loop.fit(model, module, splits, config, step="Trainer", log_dir=str(tmp_path))
+    loop.fit(model, module, splits, config, step="Trainer", technique=loop.__name__, log_dir=str(tmp_path))
     # the training step and the validation's
     assert traced == [False, False]
     traced.clear()
