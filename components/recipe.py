@@ -159,9 +159,9 @@ def find(names: Iterable[str], known: dict[str, Recipe]) -> list[Recipe]:
     Raises:
       UserError: a name is unknown; suggests the nearest.
     """
-    found = {}
+    recipes_found = {}
     for name in names:
         if name not in known:
             raise UserError(f"unknown recipe {name!r}; {suggest(name, known)} (edgeline recipes lists them)")
-        found[name] = known[name]
-    return list(found.values())
+        recipes_found[name] = known[name]
+    return list(recipes_found.values())

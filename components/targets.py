@@ -129,45 +129,47 @@ def needs_fixed_shapes(name: str) -> bool:
     return target is not None and target.fixed_shapes
 
 
-def misfits(name: str, facts: dict[str, Any]) -> list[str]:
+def misfits(name: str, metadata: dict[str, Any]) -> list[str]:
     """Returns why a target cannot run a file, each with what to do about it; empty where it can.
 
     Args:
       name: of the target.
-      facts: of the file, as the TFLiteExporter's metadata has them: inputs and outputs (name, shape, dtype), ops,
+      metadata: of the file, as the TFLiteExporter's metadata has them: inputs and outputs (name, shape, dtype), ops,
         float_ops (how often each operator computes on floats) and number_types (the operators that use each).
     """
     target = TARGETS[name]
     if target is None:
         return []
-    return [f"target {name}: {found}" for found in _misfits(name, target, facts)]
+    return [f"target {name}: {found}" for found in _misfits(name, target, metadata)]
 
 
-def _misfits(name: str, target: Target, facts: dict[str, Any]) -> Iterable[str]:
-    wrong = {side: [p for p in facts[side] if p["dtype"] not in target.io] for side in ("inputs", "outputs")}
+def _misfits(name: str, target: Target, metadata: dict[str, Any]) -> Iterable[str]:
+    wrong = {side: [p for p in metadata[side] if p["dtype"] not in target.io] for side in ("inputs", "outputs")}
     if ports := [port for side in wrong.values() for port in side]:
         sides = " and ".join(side for side, found in wrong.items() if found)
         which = ", ".join(f"{port['name']} is {port['dtype']}" for port in ports)
         yield f"{sides} must be {_either(target.io)}, {which}; {target.advice}"
     if target.fixed_shapes:
-        opened = [port for side in wrong for port in facts[side] if any(size in (-1, None) for size in port["shape"])]
+        opened = [
+            port for side in wrong for port in metadata[side] if any(size in (-1, None) for size in port["shape"])
+        ]
         if opened:
             which = ", ".join(f"{port['name']} is {spelled(port['shape'])}" for port in opened)
             yield f"all sizes must be fixed, {which}; export with --target {name}, which makes the file for one example"
-    if target.integers_only and facts["float_ops"]:
+    if target.integers_only and metadata["float_ops"]:
         yield (
-            f"it computes on integers only, but on floats compute {_counted(facts['float_ops'])}; quantize them, or "
+            f"it computes on integers only, but on floats compute {_counted(metadata['float_ops'])}; quantize them, or "
             "replace their layers"
         )
     # where floats stay, the rules above have said so
     allowed = (*target.numbers, *_FLOATS)
-    if foreign := {dtype: used for dtype, used in facts["number_types"].items() if dtype not in allowed}:
+    if foreign := {dtype: used for dtype, used in metadata["number_types"].items() if dtype not in allowed}:
         which = ", ".join(f"{dtype} in {', '.join(used)}" for dtype, used in foreign.items())
         yield f"numbers must be {_either(target.numbers)}, found {which}; {target.advice}"
     # a DEQUANTIZE is a float operator, or belongs to an output that is refused above
     known = target.operators | {"DEQUANTIZE"} if target.integers_only else target.operators
-    unknown = [op for op in facts["ops"]["builtin"] if op not in known]
-    unknown += [op for kind in ("custom", "flex") for op in facts["ops"][kind] if op not in target.custom_operators]
+    unknown = [op for op in metadata["ops"]["builtin"] if op not in known]
+    unknown += [op for kind in ("custom", "flex") for op in metadata["ops"][kind] if op not in target.custom_operators]
     if unknown:
         yield f"it has no {', '.join(unknown)}; replace the layers that need {'them' if len(unknown) > 1 else 'it'}"
 

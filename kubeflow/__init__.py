@@ -23,10 +23,10 @@ def check_tfx(*names: str) -> None:
     for name in names:
         module, _, attribute = name.rpartition(".")
         try:
-            found = hasattr(importlib.import_module(module), attribute)
+            present = hasattr(importlib.import_module(module), attribute)
         except ImportError:
-            found = False
-        if not found:
+            present = False
+        if not present:
             missing.append(name)
     if missing or not version.startswith(TFX_SERIES):
         absent = f" and lacks {', '.join(missing)}" if missing else ""

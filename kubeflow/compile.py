@@ -134,15 +134,15 @@ def _parameterise(nodes: list[BaseNode], job: Job) -> None:
     finetune_epochs = _parameter("finetune_epochs", job.finetune.epochs)
     budget = {name: _parameter(name, value) for name, value in job.budget.encoded().items()}
     for node in nodes:
-        asked = {name: _parameter(name, value) for name, value in everywhere.items()}
+        parameters = {name: _parameter(name, value) for name, value in everywhere.items()}
         if node.id == "Trainer":
-            asked["epochs"] = epochs
+            parameters["epochs"] = epochs
         elif node.id == "Evaluator":
-            asked |= budget
+            parameters |= budget
         # a Quantizer whose scheme trains nothing must not run again for other epochs
         elif "scheme" not in node.exec_properties or SCHEMES[node.exec_properties["scheme"]].trained:
-            asked["epochs"] = finetune_epochs
-        node.exec_properties.update({name: value for name, value in asked.items() if name in node.exec_properties})
+            parameters["epochs"] = finetune_epochs
+        node.exec_properties.update({name: value for name, value in parameters.items() if name in node.exec_properties})
 
 
 def compile_pipeline(
@@ -318,10 +318,10 @@ def _check_type(artifact_type: type[Artifact], refuse: Callable[[str], None]) ->
         return
     name = artifact_type.TYPE_NAME
     try:
-        found = import_utils.import_class_by_path(name)
+        found_type = import_utils.import_class_by_path(name)
     except (ImportError, AttributeError, ValueError, TypeError):
-        found = None
-    if found is not artifact_type:
+        found_type = None
+    if found_type is not artifact_type:
         refuse(
             f"the artifact type {artifact_type.__name__} is imported by its TYPE_NAME {name!r} there; call it "
             f"<top-level package>.{artifact_type.__name__} and export it in that package's __init__"

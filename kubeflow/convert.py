@@ -179,7 +179,7 @@ def check_wiring(spec: Json) -> None:
         for name, task in sorted(dag["tasks"].items()):
             inputs = task.get("inputs", {})
             component = spec["components"][task["componentRef"]["name"]]
-            asked = {
+            producers = {
                 ("task", source["producerTask"])
                 for source in _sources(task)
                 if source["producerTask"] not in dag["tasks"]
@@ -187,24 +187,24 @@ def check_wiring(spec: Json) -> None:
             for parameter in inputs.get("parameters", {}).values():
                 given = parameter.get("componentInputParameter")
                 if given is not None and given not in _parameters(owner):
-                    asked.add(("parameter", given))
+                    producers.add(("parameter", given))
             for key in ("parameters", "artifacts"):
                 for port in set(inputs.get(key, {})) - set(component.get("inputDefinitions", {}).get(key, {})):
-                    asked.add((f"port of its {key}", port))
+                    producers.add((f"port of its {key}", port))
             for port in re.findall(
                 r"inputs\.artifacts\['([^']+)'\]", task.get("triggerPolicy", {}).get("condition", "")
             ):
                 if port not in inputs.get("artifacts", {}):
-                    asked.add(("condition's input", port))
-            for kind, missing in sorted(asked):
+                    producers.add(("condition's input", port))
+            for kind, missing in sorted(producers):
                 raise UserError(
                     f"the compiled pipeline is broken: task {name} asks for the {kind} {missing!r}, which is not there"
                 )
 
 
 def _parameters(component: Json) -> Json:
-    found: Json = component.get("inputDefinitions", {}).get("parameters", {})
-    return found
+    declared: Json = component.get("inputDefinitions", {}).get("parameters", {})
+    return declared
 
 
 def _dags(spec: Json) -> Iterator[Json]:

@@ -92,10 +92,12 @@ def _check_toolchain(parameters: Json, executor: str) -> None:
         return
     compiled, here = parameters["toolchain"], toolchain(executor.rpartition(".")[0])
     if compiled != here:
-        expected, found = set(compiled.split()), set(here.split())
+        expected, differing = set(compiled.split()), set(here.split())
         raise UserError(
-            f"the image has not what this pipeline was compiled with: expected {' '.join(sorted(expected - found))}, "
-            f"found {' '.join(sorted(found - expected))}; compile with the image's versions, or build the image anew"
+            f"the image has not what this pipeline was compiled with: expected "
+            f"{' '.join(sorted(expected - differing))}, "
+            f"found {' '.join(sorted(differing - expected))}; compile with the image's versions, or "
+            "build the image anew"
         )
 
 

@@ -188,9 +188,9 @@ class Server:
         import kfp_server_api
 
         with self._explained(f"upload {compiled.path.name}"):
-            found = self._client.list_pipelines(namespace=self.namespace, filter=_named(compiled.name)).pipelines
-            if found:
-                pipeline = found[0].pipeline_id
+            pipelines = self._client.list_pipelines(namespace=self.namespace, filter=_named(compiled.name)).pipelines
+            if pipelines:
+                pipeline = pipelines[0].pipeline_id
                 versions = self._client.list_pipeline_versions(pipeline, filter=_named(compiled.version))
                 if versions.pipeline_versions:
                     return pipeline, versions.pipeline_versions[0].pipeline_version_id
@@ -282,17 +282,17 @@ class Server:
 
     def schedules(self) -> list[Schedule]:
         """Returns all schedules of the namespace, oldest first."""
-        found: list[Schedule] = []
+        schedules: list[Schedule] = []
         token = ""
         with self._explained("list the schedules"):
             while True:
                 page = self._client.list_recurring_runs(
                     page_token=token, page_size=100, sort_by="created_at asc", namespace=self.namespace
                 )
-                found.extend(_schedule(run) for run in page.recurring_runs or ())
+                schedules.extend(_schedule(run) for run in page.recurring_runs or ())
                 token = page.next_page_token
                 if not token:
-                    return found
+                    return schedules
 
     def schedule(
         self,
@@ -339,7 +339,7 @@ class Server:
             self.pause(schedule)
         try:
             with self._explained(f"schedule {name}"):
-                made = self._client.create_recurring_run(
+                created = self._client.create_recurring_run(
                     experiment_id=self._experiment(experiment or compiled.name),
                     job_name=name,
                     cron_expression=trigger.cron,
@@ -359,7 +359,7 @@ class Server:
             raise
         for schedule in old:
             self.delete(schedule)
-        return ("updated" if old else "created"), asked(made.recurring_run_id)
+        return ("updated" if old else "created"), asked(created.recurring_run_id)
 
     def find(self, name: str) -> list[Schedule]:
         """Returns the schedules of a name; more than one only when others than this program made them.
@@ -368,11 +368,11 @@ class Server:
             UserError: If there is none.
         """
         everything = self.schedules()
-        found = [schedule for schedule in everything if schedule.name == name]
-        if not found:
+        matching = [schedule for schedule in everything if schedule.name == name]
+        if not matching:
             near = suggest(name, sorted({schedule.name for schedule in everything}))
             raise UserError(f"{self._where} has no schedule {name!r}; {near}")
-        return found
+        return matching
 
     def pause(self, schedule: Schedule) -> None:
         """Stops a schedule from starting runs; runs that go on are left alone."""
@@ -394,7 +394,7 @@ def steps(run: kfp_server_api.V2beta1Run, tasks: Iterable[str]) -> list[Step]:
     """Returns the steps of a run that the server knows so far, without its own drivers and groups."""
     details = run.run_details.task_details if run.run_details and run.run_details.task_details else []
     wanted = set(tasks)
-    found = []
+    listed = []
     for task in details:
         if task.display_name in wanted:
             state = _STATES.get(task.state, "waiting")
@@ -405,8 +405,8 @@ def steps(run: kfp_server_api.V2beta1Run, tasks: Iterable[str]) -> list[Step]:
             detail = ""
             if state == "failed":
                 detail = _one_line(task.error.message) if task.error and task.error.message else task.state.lower()
-            found.append(Step(task.display_name, state, seconds, detail))
-    return found
+            listed.append(Step(task.display_name, state, seconds, detail))
+    return listed
 
 
 def _schedule(run: kfp_server_api.V2beta1RecurringRun) -> Schedule:

@@ -175,8 +175,10 @@ def _resources(fields: Json) -> Any:
     result = pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec.ResourceSpec()
     for name, to_number in (("cpu", _cores), ("memory", _gigabytes)):
         if name in fields:
-            asked = fields[name] if isinstance(fields[name], dict) else {"request": fields[name], "limit": fields[name]}
-            for kind, value in asked.items():
+            amounts = (
+                fields[name] if isinstance(fields[name], dict) else {"request": fields[name], "limit": fields[name]}
+            )
+            for kind, value in amounts.items():
                 setattr(result, f"resource_{name}_{kind}", str(value))
                 setattr(result, f"{name}_{kind}", to_number(str(value)))
     if "gpu" in fields:

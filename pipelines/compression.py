@@ -162,8 +162,8 @@ def create_components(
             if node_id not in nodes:
                 takes_samples = "calibration" in component.SPEC_CLASS.INPUTS
                 extra = {"calibration": calibration} if takes_samples else {}
-                made = component(examples=data, model=model, **extra, **made_with(component), config=step)
-                nodes[node_id] = made.with_id(node_id)
+                node = component(examples=data, model=model, **extra, **made_with(component), config=step)
+                nodes[node_id] = node.with_id(node_id)
             model = nodes[node_id].outputs["compressed"]
         node_id = f"TFLiteExporter.{recipe.prefixes()[-1]}"
         if node_id not in nodes:

@@ -211,7 +211,7 @@ def catalog(path: Path | None = None) -> Catalog:
     if path is None:
         return Catalog(RECIPES, DESCRIPTIONS, DEFAULT)
     functions = _functions(path)
-    found: dict[str, Recipe] = {}
+    recipes_by_name: dict[str, Recipe] = {}
     for name, function in functions.items():
         try:
             recipe = function()
@@ -223,11 +223,11 @@ def catalog(path: Path | None = None) -> Catalog:
             raise UserError(f"recipes file {path}: {name}() returns the recipe {recipe.name!r}; give both one name")
         if name in RECIPES:
             raise UserError(f"recipes file {path}: {name} is the name of a recipe of Edgeline; call yours otherwise")
-        found[name] = recipe
-    if not found:
+        recipes_by_name[name] = recipe
+    if not recipes_by_name:
         raise UserError(f"recipes file {path} has no public function without parameters that returns a Recipe")
     descriptions = {name: inspect.getdoc(function) or "" for name, function in functions.items()}
-    return Catalog(RECIPES | found, DESCRIPTIONS | descriptions, tuple(found))
+    return Catalog(RECIPES | recipes_by_name, DESCRIPTIONS | descriptions, tuple(recipes_by_name))
 
 
 def _line(path: Path, error: BaseException) -> str:

@@ -99,7 +99,7 @@ def cluster(
         raise UserError(f"Cluster.clusters must be at least 3 for pruned layers, one of them zero: {', '.join(few)}")
 
     plans = {layer.name: _plan(layer, kernels[layer.name], clusters[layer.name], config, sparse) for layer in chosen}
-    made = tuple(
+    new_promises = tuple(
         Promise(
             "clusters", layer.name, tuple(kernel.shape), clusters[layer.name],
             promise_checks.weight_name(kernel, layer), "channel" if plans[layer.name].per_channel else "",
@@ -135,12 +135,12 @@ def cluster(
         callbacks=[KeepZeros(wrapped, promises)],
     )  # fmt: skip
     clustered = tf_keras.models.clone_model(wrapped, clone_function=_stripped)
-    promise_checks.check_promises(clustered, (*promises, *made), "Clusterer")
+    promise_checks.check_promises(clustered, (*promises, *new_promises), "Clusterer")
     notes = {
         name: reason or f"clustered to {clusters[name]} values{plans[name].note}" for name, reason in reasons.items()
     }
     return loop.Outcome(
-        clustered, history, loop.evaluate(clustered, module, splits), layers.facts(clustered, notes), made
+        clustered, history, loop.evaluate(clustered, module, splits), layers.facts(clustered, notes), new_promises
     )
 
 

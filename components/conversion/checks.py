@@ -92,11 +92,11 @@ def check_parity(scheme: str, closeness: dict[str, dict[str, float]], steps: Map
             )
 
 
-def check_operators(facts: dict[str, Any], *, allow_select_tf_ops: bool, allow_custom_ops: bool) -> None:
+def check_operators(metadata: dict[str, Any], *, allow_select_tf_ops: bool, allow_custom_ops: bool) -> None:
     """Checks that a model has no operators but LiteRT's own and what is allowed.
 
     Args:
-      facts: of the file, as `inspection.facts` returns them.
+      metadata: of the file, as `inspection.facts` returns them.
       allow_select_tf_ops: whether TensorFlow's may be among them.
       allow_custom_ops: whether others may.
 
@@ -104,14 +104,15 @@ def check_operators(facts: dict[str, Any], *, allow_select_tf_ops: bool, allow_c
       ExportError: names the operators and their layers.
     """
     for kind, allowed, option in (("flex", allow_select_tf_ops, "select_tf"), ("custom", allow_custom_ops, "custom")):
-        if facts["ops"][kind] and not allowed:
+        if metadata["ops"][kind] and not allowed:
             raise ExportError(
-                f"the model needs operators that are not LiteRT's own: {_named(facts['foreign_ops'], kind)}. Replace "
+                f"the model needs operators that are not LiteRT's own: {_named(metadata['foreign_ops'], kind)}. "
+                "Replace "
                 f"those layers, or allow the operators (allow_{option}_ops) where the app brings them"
             )
 
 
-def check_integers(facts: dict[str, Any], scheme: dict[str, Any]) -> None:
+def check_integers(metadata: dict[str, Any], scheme: dict[str, Any]) -> None:
     """Checks that a model that is to compute on integers does so.
 
     A calibrated scheme's is; with float inputs and outputs a QUANTIZE and a DEQUANTIZE stand at the model's ends. A
@@ -120,7 +121,7 @@ def check_integers(facts: dict[str, Any], scheme: dict[str, Any]) -> None:
     What was asked to stay float (the scheme's keep_float) may.
 
     Args:
-      facts: of the file, as `inspection.facts` returns them.
+      metadata: of the file, as `inspection.facts` returns them.
       scheme: the passport's.
 
     Raises:
@@ -131,15 +132,15 @@ def check_integers(facts: dict[str, Any], scheme: dict[str, Any]) -> None:
         return
     if SCHEMES[kind].trained and not has_integer_ports:
         return
-    found = facts["float_ops"]
+    float_operators = metadata["float_ops"]
     # the conversions around a float operator only say where it is
-    culprits = [op for op in found if op["op"] not in ("QUANTIZE", "DEQUANTIZE")] or found
+    culprits = [op for op in float_operators if op["op"] not in ("QUANTIZE", "DEQUANTIZE")] or float_operators
     if culprits:
         raise ExportError(
             f"{kind} computes on integers alone, but these operators stayed float: {_named(culprits)}. Replace those "
             f"layers, or choose a scheme with float activations (dynamic_range, float16)"
         )
-    ports = [port["name"] for port in (*facts["inputs"], *facts["outputs"]) if port["dtype"] == "float32"]
+    ports = [port["name"] for port in (*metadata["inputs"], *metadata["outputs"]) if port["dtype"] == "float32"]
     if has_integer_ports and ports:
         raise ExportError(f"inputs and outputs must be {scheme['io_type']}, but {', '.join(ports)} stayed float32")
 
@@ -157,13 +158,13 @@ def _named(ops: list[dict[str, str]], kind: str | None = None) -> str:
     return ", ".join(words[:_MOST_NAMED]) + more
 
 
-def check_quantization(facts: dict[str, Any]) -> None:
+def check_quantization(metadata: dict[str, Any]) -> None:
     """Checks that quantized weights and biases are as the TFLite specification says; see `inspection.facts`.
 
     Raises:
       ExportError: names the tensors.
     """
-    broken = facts["violations"]
+    broken = metadata["violations"]
     if broken:
         more = f"; and {len(broken) - _MOST_NAMED} more" if len(broken) > _MOST_NAMED else ""
         raise ExportError(
@@ -209,7 +210,7 @@ def _recurrent_kernels(content: bytes) -> list[litert.Weight]:
     """Returns the kernels of fused LSTM layers, which have a tensor for each gate, as the one matrix of Keras."""
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     by_name = {weight.name: weight for weight in litert.weights(content)}
-    made = []
+    joined_kernels = []
     for graph in model.subgraphs:
         for operator in graph.operators or []:
             code = model.operatorCodes[operator.opcodeIndex]
@@ -221,8 +222,8 @@ def _recurrent_kernels(content: bytes) -> list[litert.Weight]:
                 gates = [by_name[name] for name in names[first : first + 4] if name in by_name]
                 if len(gates) == 4:
                     stored = np.concatenate([gate.stored for gate in gates])
-                    made.append(litert.Weight(gates[0].name, stored, gates[0].zero_point))
-    return made
+                    joined_kernels.append(litert.Weight(gates[0].name, stored, gates[0].zero_point))
+    return joined_kernels
 
 
 _LSTM = schema.BuiltinOperator.UNIDIRECTIONAL_SEQUENCE_LSTM
@@ -232,11 +233,11 @@ def _has_size(promise: Promise, shape: tuple[int, ...]) -> bool:
     return sorted(n for n in promise.shape if n != 1) == sorted(n for n in shape if n != 1)
 
 
-def techniques(facts: dict[str, Any], promises: tuple[Promise, ...]) -> dict[str, dict[str, int]]:
+def techniques(metadata: dict[str, Any], promises: tuple[Promise, ...]) -> dict[str, dict[str, int]]:
     """Returns what the constants cost by what was done to them.
 
     Args:
-      facts: of the file, as `inspection.facts` returns them.
+      metadata: of the file, as `inspection.facts` returns them.
       promises: of earlier steps; a constant is a promise's where its name holds the layer's and the size fits.
 
     Returns:
@@ -246,7 +247,7 @@ def techniques(facts: dict[str, Any], promises: tuple[Promise, ...]) -> dict[str
     """
     words = dict.fromkeys(kind.technique for kind in KINDS.values())
     sizes: dict[str, dict[str, int]] = {}
-    for weight in facts["weights"]:
+    for weight in metadata["weights"]:
         own = {
             kind_of(promise).technique
             for promise in promises

@@ -238,10 +238,10 @@ def quantize(
 
 def layer_names(model: tf_keras.Model) -> list[str]:
     """Returns the names of all layers, those of models within the model too."""
-    found = []
+    names = []
     for layer in model.layers:
-        found += [layer.name, *(layer_names(layer) if isinstance(layer, tf_keras.Model) else [])]
-    return found
+        names += [layer.name, *(layer_names(layer) if isinstance(layer, tf_keras.Model) else [])]
+    return names
 
 
 def nodes(content: bytes, layers: Collection[str] | None) -> list[Node]:
@@ -252,9 +252,9 @@ def nodes(content: bytes, layers: Collection[str] | None) -> list[Node]:
       layers: names of the layers to be found in them; None: each node's own name is its layer.
     """
     model = schema_fb.ModelT.InitFromPackedBuf(content, 0)
-    found: list[Node] = []
+    nodes_in_order: list[Node] = []
     for graph in model.subgraphs:
-        made: dict[int, Node] = {}
+        producers: dict[int, Node] = {}
         for operator in graph.operators:
             code = model.operatorCodes[operator.opcodeIndex]
             # files of old versions keep the code in the other field
@@ -263,7 +263,7 @@ def nodes(content: bytes, layers: Collection[str] | None) -> list[Node]:
                 continue
             name = graph.tensors[operator.outputs[0]].name.decode()
             read = [index for index in operator.inputs if index >= 0]
-            sources = [made[index] for index in read if index in made]
+            sources = [producers[index] for index in read if index in producers]
             constants = [graph.tensors[index] for index in read if _is_kernel(model, graph.tensors[index])]
             if layers is None:
                 computed = [name]
@@ -280,9 +280,9 @@ def nodes(content: bytes, layers: Collection[str] | None) -> list[Node]:
                 parameters=sum(int(np.prod(tensor.shape)) for tensor in constants),
                 inputs=tuple(source.name for source in sources),
             )
-            made |= dict.fromkeys(operator.outputs, node)
-            found.append(node)
-    return found
+            producers |= dict.fromkeys(operator.outputs, node)
+            nodes_in_order.append(node)
+    return nodes_in_order
 
 
 def _is_kernel(model: Any, tensor: Any) -> bool:
@@ -292,10 +292,10 @@ def _is_kernel(model: Any, tensor: Any) -> bool:
 
 def _layers_in(tensor: str, layers: Collection[str]) -> list[str]:
     """Returns the innermost layer in each of the paths that a tensor's name is made of."""
-    found = []
+    names = []
     for path in tensor.split(";"):
         scope = f"/{path.rpartition('/')[0]}/"  # the last part names the op
         within = [layer for layer in layers if f"/{layer}/" in scope]
         if within:
-            found.append(max(within, key=lambda layer: (scope.rfind(f"/{layer}/") + len(layer), len(layer))))
-    return found
+            names.append(max(within, key=lambda layer: (scope.rfind(f"/{layer}/") + len(layer), len(layer))))
+    return names

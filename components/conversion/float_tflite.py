@@ -48,8 +48,8 @@ def read(path: Path, signature: str | None = None) -> tuple[bytes, dict[str, Any
     Raises:
       UserError: it is damaged, LiteRT cannot run it, it has no such signature, or it is quantized already.
     """
-    facts = inspection.read(path, weights=False)  # in a child process, which a damaged file may crash
-    names = [found["name"] for found in facts["signatures"]]
+    summary = inspection.read(path, weights=False)  # in a child process, which a damaged file may crash
+    names = [structure["name"] for structure in summary["signatures"]]
     if signature and signature not in names:
         raise UserError(f"model {path} has no signature {signature!r}; its signatures are {', '.join(names) or 'none'}")
     try:
@@ -73,19 +73,19 @@ def read(path: Path, signature: str | None = None) -> tuple[bytes, dict[str, Any
             runner.resize(1)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"model {path} cannot be run by LiteRT: {' '.join(str(error).split())[:500]}") from error
-    found = inspection.structure(content)
-    ports = {side: [_port(port) for port in found[side]] for side in ("inputs", "outputs")}
+    structure = inspection.structure(content)
+    ports = {side: [_port(port) for port in structure[side]] for side in ("inputs", "outputs")}
     for port in ports["inputs"]:
         if not port["shape"]:
             raise UserError(f"model {path}: input {port['name']!r} is a single number; a batch must be its first axis")
     return content, ports
 
 
-def _port(facts: dict[str, Any]) -> dict[str, Any]:
+def _port(port: dict[str, Any]) -> dict[str, Any]:
     return {
-        "name": facts["name"],
-        "shape": [None if n == -1 else n for n in facts["shape"]],
-        "dtype": facts["dtype"],
+        "name": port["name"],
+        "shape": [None if n == -1 else n for n in port["shape"]],
+        "dtype": port["dtype"],
     }
 
 
@@ -93,14 +93,14 @@ def _quantized(content: bytes) -> list[str]:
     """Returns the tensors whose numbers stand for real ones, in words."""
     types = {number: name.lower() for name, number in vars(schema.TensorType).items() if not name.startswith("_")}
     model = schema.ModelT.InitFromPackedBuf(content, 0)
-    found = []
+    operators = []
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             scales = tensor.quantization.scale if tensor.quantization is not None else None
             is_float = tensor.type in (schema.TensorType.FLOAT32, schema.TensorType.FLOAT64)
             if tensor.type == schema.TensorType.FLOAT16 or (scales is not None and len(scales) and not is_float):
-                found.append(f"{tensor.name.decode(errors='replace')} ({types.get(tensor.type, tensor.type)})")
-    return found
+                operators.append(f"{tensor.name.decode(errors='replace')} ({types.get(tensor.type, tensor.type)})")
+    return operators
 
 
 def _only(content: bytes, signature: str | None) -> bytes:
@@ -264,8 +264,8 @@ def _quantize(content: bytes, manager: recipe_manager.RecipeManager, samples: li
             for sample in samples:  # one by one: variables, an LSTM's state, are reset after each call
                 watched.calibrate({signature: [sample]}, manager)
             ranges = watched.get_model_qsvs()
-        made = quantizer.Quantizer(bytearray(content), manager.get_quantization_recipe())
-        result = made.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+        quantized = quantizer.Quantizer(bytearray(content), manager.get_quantization_recipe())
+        result = quantized.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)
 
 

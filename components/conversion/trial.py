@@ -89,10 +89,10 @@ def run(content: bytes, inputs: dict[str, np.ndarray], *, batch: int, timeout_se
             stage = _stage(child.stdout)
             kind = BatchError if batch > 1 and _TOGETHER.format(batch) in stage else ExportError
             raise kind(f"LiteRT {what}{stage}")
-        found = files.read_arrays(paths[2])
-    peak = int(found.pop("peak_rss_bytes"))
+        outputs = files.read_arrays(paths[2])
+    peak = int(outputs.pop("peak_rss_bytes"))
     parts: dict[str, dict[str, np.ndarray]] = {"together": {}, "alone": {}, "reference": {}}
-    for key, values in found.items():
+    for key, values in outputs.items():
         part, name = key.split("/", 1)
         parts[part][name] = values
     return Trial(**parts, peak_rss_bytes=None if peak < 0 else peak)
@@ -106,8 +106,8 @@ def _stage(output: bytes | None) -> str:
 
 def _error(output: bytes) -> str:
     """Returns the error at the end of a traceback; LiteRT's messages have several lines."""
-    found = re.split(r"^(?=\w+(?:Error|Exception): )", output.decode(errors="replace"), flags=re.MULTILINE)[-1]
-    return " ".join(found.split()) or "no message"
+    message = re.split(r"^(?=\w+(?:Error|Exception): )", output.decode(errors="replace"), flags=re.MULTILINE)[-1]
+    return " ".join(message.split()) or "no message"
 
 
 def main(model: str, inputs: str, outputs: str, batch: str, timeout_seconds: str) -> None:
@@ -143,13 +143,13 @@ def main(model: str, inputs: str, outputs: str, batch: str, timeout_seconds: str
         if not pieces or time.monotonic() < stop:
             pieces.append(simple.run(first(row + 1, row), 1))
     reference = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-    found = {
+    outputs_by_run = {
         f"{part}/{name}": values
         for part, outcome in (("together", together), ("alone", alone), ("reference", reference))
         for name, values in outcome.items()
     }
     peak = -1 if before is None or after is None else after - before
-    files.write_arrays(outputs, {**found, "peak_rss_bytes": np.asarray(peak)})
+    files.write_arrays(outputs, {**outputs_by_run, "peak_rss_bytes": np.asarray(peak)})
 
 
 def _say(stage: str) -> None:

@@ -51,14 +51,14 @@ def check(model: Path) -> dict[str, dict[str, Any]]:
         passport, labelled = None, []
         note("passport", [_unreadable(layout.PASSPORT_FILE, error)], "")
     try:
-        facts = inspection.read(model, weights=False)
+        summary = inspection.read(model, weights=False)
     except UserError as error:
         note("model", [str(error)], "")
         return results
     if metadata is not None:
-        note("ports", _ports(facts, metadata), "inputs and outputs are those of metadata.json")
+        note("ports", _ports(summary, metadata), "inputs and outputs are those of metadata.json")
     if passport is not None:
-        labels = _labels(folder, facts, labelled)
+        labels = _labels(folder, summary, labelled)
         note("labels", labels, f"{len(labelled)} classes" if labelled else "none known", bool(labelled))
         note(
             "promises",
@@ -66,7 +66,7 @@ def check(model: Path) -> dict[str, dict[str, Any]]:
             f"{len(passport.promises)} kept" if passport.promises else "none were made",
             bool(passport.promises),
         )
-    note(*_golden(content, facts, folder, metadata))
+    note(*_golden(content, summary, folder, metadata))
     return results
 
 
@@ -92,9 +92,9 @@ def _passport(passport: Any, sha256: str) -> Iterator[str]:
         yield f"SHA-256 {sha256}, passport.json is of {exported or 'no exported file'}"
 
 
-def _ports(facts: dict[str, Any], metadata: dict[str, Any]) -> Iterator[str]:
+def _ports(summary: dict[str, Any], metadata: dict[str, Any]) -> Iterator[str]:
     for side in ("inputs", "outputs"):
-        received, expected = ({port["name"]: port for port in each.get(side, [])} for each in (facts, metadata))
+        received, expected = ({port["name"]: port for port in each.get(side, [])} for each in (summary, metadata))
         if list(received) != list(expected):
             yield f"{side} {', '.join(received)}, expected {', '.join(expected)}"
         for name in received.keys() & expected.keys():
@@ -103,7 +103,7 @@ def _ports(facts: dict[str, Any], metadata: dict[str, Any]) -> Iterator[str]:
                     yield f"{side[:-1]} {name} has {key} {received[name][key]}, expected {expected[name].get(key)}"
 
 
-def _labels(folder: Path, facts: dict[str, Any], expected: list[str]) -> Iterator[str]:
+def _labels(folder: Path, summary: dict[str, Any], expected: list[str]) -> Iterator[str]:
     path = folder / layout.LABELS_FILE
     try:
         received = path.read_text().removesuffix("\n").split("\n")
@@ -118,7 +118,7 @@ def _labels(folder: Path, facts: dict[str, Any], expected: list[str]) -> Iterato
         where = next((i for i, pair in enumerate(zip(received, expected, strict=False)) if pair[0] != pair[1]), None)
         first = f"; line {where + 1} is {received[where]!r}, expected {expected[where]!r}" if where is not None else ""
         yield f"labels.txt has {len(received)} lines, passport.json {len(expected)} labels{first}"
-    sizes = [port["shape"][-1] for port in facts["outputs"] if len(port["shape"]) > 1]
+    sizes = [port["shape"][-1] for port in summary["outputs"] if len(port["shape"]) > 1]
     if sizes and not {len(received), -1}.intersection(sizes):
         yield f"labels.txt has {len(received)} lines, but no output has so many values: {', '.join(map(str, sizes))}"
 
@@ -137,7 +137,7 @@ def _promises(content: bytes, passport: Any) -> Iterator[str]:
 
 
 def _golden(
-    content: bytes, facts: dict[str, Any], folder: Path, metadata: dict[str, Any] | None
+    content: bytes, summary: dict[str, Any], folder: Path, metadata: dict[str, Any] | None
 ) -> tuple[str, list[str], str, bool]:
     """Returns the check's name, the differences, what was found, and whether there was anything to check."""
     from edgeline import files
@@ -150,7 +150,7 @@ def _golden(
         return "golden", ["golden.npz is missing"], "", True
     except Exception as error:  # a damaged archive makes anything of its reader
         return "golden", [_unreadable(layout.GOLDEN_FILE, error)], "", True
-    ports = {f"{side}/{port['name']}": port for side in ("inputs", "outputs") for port in facts[side]}
+    ports = {f"{side}/{port['name']}": port for side in ("inputs", "outputs") for port in summary[side]}
     if stored.keys() != ports.keys():
         return "golden", [f"golden.npz has {', '.join(stored)}, the model {', '.join(ports)}"], "", True
     return _run(content, stored, ports)

@@ -99,9 +99,9 @@ def read(folder: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ) from error
     counts = {len(values) if values.ndim else 0 for values in samples.values()}
     if counts != {manifest["samples"]} or _specs(samples) != manifest["inputs"]:
-        found = {name: [values.dtype.name, *values.shape] for name, values in samples.items()}
+        specs = {name: [values.dtype.name, *values.shape] for name, values in samples.items()}
         raise UserError(
-            f"the calibration set's {path} holds {found}, but its manifest says {manifest['samples']} samples of "
+            f"the calibration set's {path} holds {specs}, but its manifest says {manifest['samples']} samples of "
             f"{manifest['inputs']}; {_AGAIN}"
         )
     if digest(samples) != manifest["digest"]:

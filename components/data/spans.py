@@ -80,31 +80,31 @@ def resolve(pattern: Path, size: int = 1) -> Window:
     first = next(i for i, part in enumerate(parts) if _PLACEHOLDER.search(part))
     base = Path(*parts[:first])
     notes: list[str] = []
-    found: dict[int, dict[int, Path]] = {}
+    folders_by_span: dict[int, dict[int, Path]] = {}
     for folder, values in _matches(base, parts[first:], {}):
         number = _number(values)
         if number is None:
             notes.append(f"{folder} is left out: there is no such date")
             continue
-        other = found.setdefault(number, {}).setdefault(values.get("VERSION", 0), folder)
+        other = folders_by_span.setdefault(number, {}).setdefault(values.get("VERSION", 0), folder)
         if other != folder:
             raise UserError(
                 f"{other} and {folder} are both number {number} of {pattern}: rename one of them, or say how many "
                 "digits the number has, such as {SPAN:3}"
             )
     spans: list[Span] = []
-    for number in sorted(found, reverse=True):
+    for number in sorted(folders_by_span, reverse=True):
         if spans and number <= spans[0].number - size:
             break
-        for _, folder in sorted(found[number].items(), reverse=True):
+        for _, folder in sorted(folders_by_span[number].items(), reverse=True):
             if not (lack := _lack(folder)):
                 spans.append(Span(number, folder.relative_to(base).as_posix(), folder))
                 break
             when = "" if spans else "; is it still being written?"
             notes.append(f"{folder} is left out: it is incomplete, {lack}{when}")
     if not spans:
-        raise UserError(_nothing(pattern, base, found, notes))
-    if missing := _missing(spans, size, oldest=min(found), dated="YYYY" in placeholders):
+        raise UserError(_nothing(pattern, base, folders_by_span, notes))
+    if missing := _missing(spans, size, oldest=min(folders_by_span), dated="YYYY" in placeholders):
         notes.append(f"the window of {size} has {len(spans)} spans: there is no complete {', '.join(missing)}")
     return Window(base, tuple(reversed(spans)), tuple(notes))
 

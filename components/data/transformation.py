@@ -19,9 +19,9 @@ def opened(uri: str | None, module: ModelModule) -> Transformation | None:
     """
     if uri is None:
         return None
-    made = Transformation(uri)
-    made.check(module)
-    return made
+    transformation = Transformation(uri)
+    transformation.check(module)
+    return transformation
 
 
 class Transformation:
@@ -51,13 +51,18 @@ class Transformation:
         Raises:
           UserError: a feature is missing, or has another shape or type.
         """
-        for name, asked in module.feature_spec().items():
-            made = self._transformed.get(name)
-            kind = (type(asked), asked.dtype, getattr(asked, "shape", None))
-            if made is None or kind != (type(made), made.dtype, getattr(made, "shape", None)):
+        for name, feature in module.feature_spec().items():
+            transformed = self._transformed.get(name)
+            kind = (type(feature), feature.dtype, getattr(feature, "shape", None))
+            if transformed is None or kind != (
+                type(transformed),
+                transformed.dtype,
+                getattr(transformed, "shape", None),
+            ):
                 raise UserError(
-                    f"feature_spec() of {module.source.reference} asks for {name!r}: {asked}, but Transform's "
-                    f"preprocessing_fn makes {f'of it {made}' if made else ', '.join(sorted(self._transformed))}"
+                    f"feature_spec() of {module.source.reference} asks for {name!r}: {feature}, but Transform's "
+                    f"preprocessing_fn makes "
+                    f"{f'of it {transformed}' if transformed else ', '.join(sorted(self._transformed))}"
                 )
 
     def features(self, serialized: tf.Tensor, names: set[str]) -> dict[str, Any]:
@@ -68,8 +73,8 @@ class Transformation:
           names: of the transformed features.
         """
         needed = {name: spec for name, spec in self._raw.items() if name in self._sources(names)}
-        made = self.layer(tf.io.parse_example(serialized, needed))
-        return {name: made[name] for name in names}
+        transformed = self.layer(tf.io.parse_example(serialized, needed))
+        return {name: transformed[name] for name in names}
 
     def _sources(self, names: set[str]) -> set[str]:
         """Returns the raw features without which the graph cannot compute some transformed ones."""
@@ -79,8 +84,8 @@ class Transformation:
         def leave_out_each(serialized: tf.Tensor) -> None:
             raw = tf.io.parse_example(serialized, self._raw)
             for left_out in raw:
-                made = self.layer({name: value for name, value in raw.items() if name != left_out})
-                if not names <= made.keys():
+                transformed = self.layer({name: value for name, value in raw.items() if name != left_out})
+                if not names <= transformed.keys():
                     sources.add(left_out)
 
         leave_out_each.get_concrete_function()

@@ -50,17 +50,17 @@ class Distance:
 
 def breaches(anomalies_uri: str) -> list[str]:
     """Returns what TFX's ExampleValidator has found, `feature (split): what`; its mere warnings are left out."""
-    found = []
+    lines = []
     for folder in sorted(Path(anomalies_uri).glob("Split-*")):
         split = folder.name.removeprefix("Split-")
         anomalies = anomalies_pb2.Anomalies.FromString((folder / ANOMALIES_FILE).read_bytes())
         if anomalies.data_missing:
-            found.append(f"all features ({split}): the split has no examples")
+            lines.append(f"all features ({split}): the split has no examples")
         for info in (*anomalies.anomaly_info.values(), anomalies.dataset_anomaly_info):
             if info.reason and info.severity != anomalies_pb2.AnomalyInfo.WARNING:
                 reasons = "; ".join(reason.description.strip().rstrip(".") for reason in info.reason)
-                found.append(f"{'.'.join(info.path.step) or 'all features'} ({split}): {reasons}")
-    return sorted(found)
+                lines.append(f"{'.'.join(info.path.step) or 'all features'} ({split}): {reasons}")
+    return sorted(lines)
 
 
 def distances(

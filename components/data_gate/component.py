@@ -29,13 +29,13 @@ def DataGate(
             "Mend the data, or change the schema where it is the data that are right"
         )
     [schema_file] = Path(schema.uri).iterdir()
-    found, measured = checks.distances(
+    distances, measured = checks.distances(
         statistics.uri,
         tfdv.load_schema_text(str(schema_file)),
         config.max_drift,
         checks.read_last(config.last_statistics),
     )
-    moved = [str(distance) for distance in found]
+    moved = [str(distance) for distance in distances]
     if moved and not config.allow_drift:
         raise UserError(
             f"the data have moved, in {_names(moved)}:\n{_listed(moved)}\n"

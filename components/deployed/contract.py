@@ -22,21 +22,21 @@ from edgeline.targets import spelled
 _SIDES = ("inputs", "outputs")
 
 
-def of(facts: dict[str, Any], labels: Sequence[str], target: str | None) -> dict[str, Any]:
+def of(metadata: dict[str, Any], labels: Sequence[str], target: str | None) -> dict[str, Any]:
     """Returns the contract of a model.
 
     Args:
-      facts: with inputs and outputs, as the TFLiteExporter's metadata or `inspection.facts` has them.
+      metadata: with inputs and outputs, as the TFLiteExporter's metadata or `inspection.facts` has them.
       labels: in the order of the outputs; empty where they are not known.
       target: what it is for; None where that is not known.
     """
-    sides = {side: [_port(port) for port in facts[side]] for side in _SIDES}
+    sides = {side: [_port(port) for port in metadata[side]] for side in _SIDES}
     return {**sides, "labels": list(labels), "target": target}
 
 
-def _port(facts: dict[str, Any]) -> dict[str, Any]:
-    shape = [-1 if size is None else size for size in facts["shape"]]
-    return {"name": facts["name"], "shape": shape, "dtype": facts["dtype"]}
+def _port(port: dict[str, Any]) -> dict[str, Any]:
+    shape = [-1 if size is None else size for size in port["shape"]]
+    return {"name": port["name"], "shape": shape, "dtype": port["dtype"]}
 
 
 def read_labels(content: bytes) -> list[str]:
@@ -55,13 +55,13 @@ def of_file(path: Path) -> dict[str, Any]:
     """
     from edgeline.tflite import inspection  # needs NumPy, which a reader of latest.json can do without
 
-    facts = inspection.read(path, weights=False)
+    summary = inspection.read(path, weights=False)
     beside = path.parent / layout.LABELS_FILE
     try:
         labels = read_labels(beside.read_bytes()) if beside.is_file() else _packed_labels(path)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"the labels of {path} cannot be read: {error}") from error
-    return of(facts, labels, _target_beside(path))
+    return of(summary, labels, _target_beside(path))
 
 
 def _packed_labels(path: Path) -> list[str]:
@@ -76,10 +76,10 @@ def _packed_labels(path: Path) -> list[str]:
 def _target_beside(path: Path) -> str | None:
     try:
         metadata = json.loads((path.parent / layout.METADATA_FILE).read_bytes())
-        found = metadata.get("target") if metadata["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() else None
+        target = metadata.get("target") if metadata["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None  # anybody may have a file of that name
-    return found if isinstance(found, str) else None
+    return target if isinstance(target, str) else None
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], who: str) -> list[str]:
@@ -90,11 +90,11 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any], who: str) -> list[
       theirs: of the model whose place it is to take. Labels and target that are not known there say nothing.
       who: what that model is called, e.g. `deployed`.
     """
-    found = [line for side in _SIDES for line in _ports(side, ours[side], theirs[side], who)]
-    found += _labels(ours["labels"], theirs["labels"], who)
+    lines = [line for side in _SIDES for line in _ports(side, ours[side], theirs[side], who)]
+    lines += _labels(ours["labels"], theirs["labels"], who)
     if theirs.get("target") and ours["target"] != theirs["target"]:
-        found.append(f"target: {ours['target']}, {who} has {theirs['target']}")
-    return found
+        lines.append(f"target: {ours['target']}, {who} has {theirs['target']}")
+    return lines
 
 
 def _ports(side: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]], who: str) -> Iterator[str]:

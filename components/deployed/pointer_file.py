@@ -178,11 +178,11 @@ def path_of(push_to: str) -> dict[str, Any]:
 def _parse(pointer: str, text: bytes) -> dict[str, Any]:
     try:
         content = json.loads(text)
-        found = content["schema_version"]
+        version = content["schema_version"]
     except (ValueError, TypeError, KeyError) as error:
         raise _not_a_pointer(pointer, error) from error
-    if found != SCHEMA_VERSION:
-        raise _broken(pointer, f"has schema_version {found!r}; this version of Edgeline reads {SCHEMA_VERSION}")
+    if version != SCHEMA_VERSION:
+        raise _broken(pointer, f"has schema_version {version!r}; this version of Edgeline reads {SCHEMA_VERSION}")
     return dict(content)
 
 
@@ -206,22 +206,22 @@ def metadata_of(folder: str) -> dict[str, Any]:
       ValueError: it is damaged; says how, to go behind the file's name.
     """
     try:
-        found = json.loads(files.read_bytes(posixpath.join(folder, layout.METADATA_FILE)))
+        metadata = json.loads(files.read_bytes(posixpath.join(folder, layout.METADATA_FILE)))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"is not that of a model: it holds {type(found).__name__}, expected an object")
+    if not isinstance(metadata, dict):
+        raise ValueError(f"is not that of a model: it holds {type(metadata).__name__}, expected an object")
     rules = (
-        ("sha256", isinstance(found.get("sha256"), str), "a SHA-256"),
-        ("inputs", _are_ports(found.get("inputs")), "a list of ports"),
-        ("outputs", _are_ports(found.get("outputs")), "a list of ports"),
-        ("target", isinstance(found.get("target"), str | None), "a name"),
-        *((size, type(found.get(size, 0)) is int, "a number of bytes") for size in ("bytes", "zlib_bytes")),
+        ("sha256", isinstance(metadata.get("sha256"), str), "a SHA-256"),
+        ("inputs", _are_ports(metadata.get("inputs")), "a list of ports"),
+        ("outputs", _are_ports(metadata.get("outputs")), "a list of ports"),
+        ("target", isinstance(metadata.get("target"), str | None), "a name"),
+        *((size, type(metadata.get(size, 0)) is int, "a number of bytes") for size in ("bytes", "zlib_bytes")),
     )
     for name, holds, expected in rules:
         if not holds:
             raise ValueError(f"is not that of a model: its {name} is not {expected}")
-    return found
+    return metadata
 
 
 def _are_ports(value: Any) -> bool:

@@ -49,7 +49,7 @@ def versions(push_to: str) -> list[Version]:
     """
     pointer = pointer_file.path_of(push_to)
     withdrawn = {entry["sha256"]: entry for entry in pointer.get("withdrawn", [])}
-    found = []
+    listed = []
     for version in sorted(filter(str.isdecimal, _names(push_to)), key=int, reverse=True):
         folder, sha256, size, problem = posixpath.join(push_to, version), None, None, None
         try:
@@ -64,8 +64,8 @@ def versions(push_to: str) -> list[Version]:
         current = version == pointer.get("version")
         if current and problem is None and sha256 != pointer.get("sha256"):
             problem = f"{POINTER_FILE} names another {layout.TFLITE_FILE}"
-        found.append(Version(version, sha256, size, problem, current, withdrawn.get(sha256 or "")))
-    return found
+        listed.append(Version(version, sha256, size, problem, current, withdrawn.get(sha256 or "")))
+    return listed
 
 
 def previous(push_to: str) -> str:
@@ -81,10 +81,10 @@ def previous(push_to: str) -> str:
             f"it; name the version to deploy: {_listed(there)}"
         )
     earlier = [v for v in there if int(v.version) < int(current)]
-    found = next((v.version for v in earlier if v.problem is None and v.withdrawn is None), None)
-    if found is None:
+    version = next((v.version for v in earlier if v.problem is None and v.withdrawn is None), None)
+    if version is None:
         raise UserError(f"no version in {push_to} before {current} can be deployed: {_listed(earlier)}")
-    return found
+    return version
 
 
 def roll_back(push_to: str, version: str, *, by: str, why: str, name: str | None = None) -> None:

@@ -251,10 +251,10 @@ class _Rebuilder:
         """
         import keras
 
-        made = {id(tensor): feed for tensor, feed in zip(graph.inputs, feeds, strict=True)}
+        rebuilt = {id(tensor): feed for tensor, feed in zip(graph.inputs, feeds, strict=True)}
 
         def twin_of(value: Any) -> Any:
-            return made[id(value)] if isinstance(value, keras.KerasTensor) else value
+            return rebuilt[id(value)] if isinstance(value, keras.KerasTensor) else value
 
         for node in _nodes(graph):
             operation = node.operation
@@ -281,10 +281,10 @@ class _Rebuilder:
                     self.problems[name] = f"{type(operation).__name__}: {error}"
                 outputs = [_Missing(name)] * len(node.outputs)
             for tensor, twin in zip(node.outputs, outputs, strict=True):
-                made[id(tensor)] = twin
+                rebuilt[id(tensor)] = twin
                 if not isinstance(twin, _Missing) and not prefix:
                     self.pairs.append((name, tensor, twin))
-        return [made[id(tensor)] for tensor in graph.outputs]
+        return [rebuilt[id(tensor)] for tensor in graph.outputs]
 
     def _twin(self, layer: Any, name: str) -> Any:
         if id(layer) not in self.twins:
@@ -293,11 +293,11 @@ class _Rebuilder:
             if not hasattr(layer, "cell") and isinstance(activation, str) and activation in _FOLLOWING:
                 self._following[id(layer)] = _FOLLOWING[activation]
                 config["activation"] = "linear"
-            made = _make(type(layer), config)
-            if made.name in self._names and made.name != name:
-                made = _make(type(layer), config | {"name": name})
-            self._names.add(made.name)
-            self.twins[id(layer)] = layer, made
+            twin = _make(type(layer), config)
+            if twin.name in self._names and twin.name != name:
+                twin = _make(type(layer), config | {"name": name})
+            self._names.add(twin.name)
+            self.twins[id(layer)] = layer, twin
         return self.twins[id(layer)][1]
 
     def _call(self, layer: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
@@ -493,10 +493,10 @@ def compile_arguments(value: Any) -> Any:
     ):
         if isinstance(value, base) and type(value).__module__.split(".")[0] == "keras":
             try:
-                made = _translate_object(package, package, type(value).__name__, value.get_config())
+                translated = _translate_object(package, package, type(value).__name__, value.get_config())
             except _NoTwinError as error:
                 raise UserError(f"compile_model: {type(value).__name__} of Keras 3: {error}; use tf_keras'") from None
-            return _member(tf_keras, package, made["class_name"]).from_config(made["config"])
+            return _member(tf_keras, package, translated["class_name"]).from_config(translated["config"])
     raise UserError(
         f"compile_model: {type(value).__name__} is a class of its own made for Keras 3; derive it from tf_keras' class"
     )
@@ -533,8 +533,8 @@ def _check(graph: Any, twin: tf_keras.Model, rebuilder: _Rebuilder, what: str) -
     import keras
 
     last = [t for output in graph.outputs for t in [*_made_from(output), output]]
-    made = {id(original): (name, copy) for name, original, copy in rebuilder.pairs}
-    probes = [(made[id(t)][0], t, made[id(t)][1]) for t in {id(t): t for t in last}.values() if id(t) in made]
+    copies = {id(original): (name, copy) for name, original, copy in rebuilder.pairs}
+    probes = [(copies[id(t)][0], t, copies[id(t)][1]) for t in {id(t): t for t in last}.values() if id(t) in copies]
     mine = keras.Model(graph.inputs, [original for _, original, _ in probes])
     theirs = tf_keras.Model(twin.inputs, [copy for _, _, copy in probes])
     proven = False

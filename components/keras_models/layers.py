@@ -76,10 +76,10 @@ def selection(
     guarded = _ends(model, set(kernels), config.protect)
 
     def reason(layer: tf_keras.layers.Layer) -> str | None:
-        found = kernels.get(layer.name)
+        kernel = kernels.get(layer.name)
         if isinstance(layer, tf_keras.Model):
             return f"is a {type(layer).__name__} within the model"
-        if not found:
+        if not kernel:
             return f"{unable} {type(layer).__name__}"
         if any(matches(pattern, layer) for pattern in exclude):
             return "is excluded"

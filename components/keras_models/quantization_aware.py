@@ -73,12 +73,12 @@ def prepared(model: tf_keras.Model) -> tf_keras.Model:
       (`conv` with swish) is followed by a layer `conv_activation`; a SeparableConv2D `conv` is `conv_depthwise` and
       `conv`.
     """
-    made: dict[int, list[tf_keras.layers.Layer]] = {}
+    layers_by_node: dict[int, list[tf_keras.layers.Layer]] = {}
 
     def call(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        parts = made.get(id(layer))
+        parts = layers_by_node.get(id(layer))
         if parts is None:
-            parts = made[id(layer)] = _parts(layer)
+            parts = layers_by_node[id(layer)] = _parts(layer)
             outputs = _chain(parts, args, kwargs)
             if len(parts) == 1 or type(layer) is not _L.SeparableConv2D:
                 rebuilding.copy_weights(layer, parts[0])
@@ -145,13 +145,13 @@ def reasons(model: tf_keras.Model, keep_float: Iterable[str] = ()) -> dict[str, 
     layers = [layer for layer in model.layers if not isinstance(layer, _L.InputLayer)]
     kept: set[str] = set()
     for pattern in keep_float:
-        found = fnmatch.filter([layer.name for layer in layers], pattern)
-        if not found:
+        matching = fnmatch.filter([layer.name for layer in layers], pattern)
+        if not matching:
             raise UserError(
                 f"Quantize.keep_float: {pattern!r} matches no layer; the model has "
                 f"{', '.join(layer.name for layer in layers)}"
             )
-        kept.update(found)
+        kept.update(matching)
     graph = _Graph(model)
     why: dict[str, str | None] = {}
     for layer in layers:
@@ -238,20 +238,20 @@ def folded(model: tf_keras.Model, chosen: Collection[str]) -> set[str]:
       chosen: names of the layers that are quantized.
     """
     graph = _Graph(model)
-    found = set()
+    names = set()
     for node in rebuilding.nodes(model):
         layer, before = node.layer, graph.only_source(node)
         if before is None or not {layer.name, before.name} <= set(chosen):
             continue
         if isinstance(layer, _L.BatchNormalization) and type(before) in _FOLDING and _name_of(before) == "linear":
-            found.add(layer.name)
-    return found
+            names.add(layer.name)
+    return names
 
 
 def _unranged(model: tf_keras.Model, chosen: Collection[str], folds: Collection[str]) -> set[str]:
     """Returns the names of the layers whose output is never rounded, since the operator that makes it does more."""
     graph = _Graph(model)
-    found = set()
+    names = set()
     for node in rebuilding.nodes(model):
         layer, before = node.layer, graph.only_source(node)
         if layer.name not in chosen:
@@ -260,16 +260,16 @@ def _unranged(model: tf_keras.Model, chosen: Collection[str], folds: Collection[
             is_linear = type(before) not in _WEIGHTED or _name_of(before) == "linear"
             fuses = _is_fused(layer) and is_linear and (type(before) in _FUSING or before.name in folds)
             if fuses or layer.name in folds:
-                found.add(before.name)
+                names.add(before.name)
         if type(layer) is _L.Concatenate:
             # TFLite's needs one range for all: that of its output, so that nothing is rounded twice
             sources = [tensor.node.layer for tensor in node.keras_inputs]
             joined = [user for source in sources for user in graph.users(source) if type(user) is _L.Concatenate]
             if all(joined.count(layer) and set(map(id, _joins(graph, source))) == {id(layer)} for source in sources):
-                found |= {source.name for source in sources if source.name in chosen and not graph.is_end(source)}
+                names |= {source.name for source in sources if source.name in chosen and not graph.is_end(source)}
         if type(layer) is _L.Multiply:
-            found |= _hard_swish(node, graph)
-    return found
+            names |= _hard_swish(node, graph)
+    return names
 
 
 def _joins(graph: _Graph, layer: tf_keras.layers.Layer) -> list[tf_keras.layers.Layer]:
@@ -292,8 +292,8 @@ def _hard_swish(node: Any, graph: _Graph) -> set[str]:
 
 
 def _constant(node: Any) -> float | None:
-    found = [v for v in tf.nest.flatten((node.call_args, node.call_kwargs)) if isinstance(v, int | float)]
-    return float(found[0]) if len(found) == 1 else None
+    constants = [v for v in tf.nest.flatten((node.call_args, node.call_kwargs)) if isinstance(v, int | float)]
+    return float(constants[0]) if len(constants) == 1 else None
 
 
 # wrapping -------------------------------------------------------------------------------------------------------------
@@ -316,7 +316,7 @@ def wrap(model: tf_keras.Model, chosen: Collection[str]) -> tf_keras.Model:
     ranged: set[int] = set()
     alive: list[Any] = []  # an id is that of no other tensor while the tensor lives
     bounds: dict[int, Any] = {}
-    made: dict[str, tf_keras.layers.Layer] = {}
+    wrapped: dict[str, tf_keras.layers.Layer] = {}
 
     def bounded(tensor: Any) -> Any:
         if not tf.is_tensor(tensor) and not isinstance(tensor, type(model.outputs[0])):
@@ -327,13 +327,13 @@ def wrap(model: tf_keras.Model, chosen: Collection[str]) -> tf_keras.Model:
             alive.append(tensor)
             source = tensor.node.layer
             is_input = isinstance(source, _L.InputLayer)
-            first = not any(layer.name == "quantize_layer" for layer in made.values())
+            first = not any(layer.name == "quantize_layer" for layer in wrapped.values())
             name = "quantize_layer" if is_input and first else f"quantize_{source.name}"
-            count = sum(key.startswith(f"{name}#") for key in made)
+            count = sum(key.startswith(f"{name}#") for key in wrapped)
             quantizer = _input_quantizer() if is_input else Range()
             layer = QuantizeLayer(quantizer, name=f"{name}_{count}" if count else name)
             layer.supports_masking = True
-            made[f"{name}#{count}"] = layer
+            wrapped[f"{name}#{count}"] = layer
             bounds[id(tensor)] = layer(tensor if is_input else Barrier(name=f"{layer.name}_barrier")(tensor))
         return bounds[id(tensor)]
 
@@ -346,13 +346,13 @@ def wrap(model: tf_keras.Model, chosen: Collection[str]) -> tf_keras.Model:
         if type(layer) is TFOpLambda:
             outputs = layer(*args, **kwargs)
             if layer.name not in unranged:
-                if layer.name not in made:
-                    made[layer.name] = QuantizeLayer(Range(), name=f"quant_{layer.name}")
-                outputs = made[layer.name](outputs)
+                if layer.name not in wrapped:
+                    wrapped[layer.name] = QuantizeLayer(Range(), name=f"quant_{layer.name}")
+                outputs = wrapped[layer.name](outputs)
         else:
-            if layer.name not in made:
-                made[layer.name] = _wrapped(layer, layer.name in folds, layer.name not in unranged)
-            outputs = made[layer.name](*args, **kwargs)
+            if layer.name not in wrapped:
+                wrapped[layer.name] = _wrapped(layer, layer.name in folds, layer.name not in unranged)
+            outputs = wrapped[layer.name](*args, **kwargs)
         alive.append(outputs)
         ranged.add(id(outputs))
         return outputs

@@ -53,12 +53,12 @@ def flatten(model: tf_keras.Model) -> tf_keras.Model:
             )
         taken.add(name)
         names[id(layer)] = name
-    made: dict[int, tf_keras.layers.Layer] = {}
+    copies: dict[int, tf_keras.layers.Layer] = {}
 
     def call(layer: tf_keras.layers.Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if id(layer) in made:
-            return made[id(layer)](*args, **kwargs)
-        copied = made[id(layer)] = renamed(layer, names[id(layer)])
+        if id(layer) in copies:
+            return copies[id(layer)](*args, **kwargs)
+        copied = copies[id(layer)] = renamed(layer, names[id(layer)])
         outputs = copied(*args, **kwargs)
         copy_weights(layer, copied)
         return outputs
@@ -128,8 +128,8 @@ def replay(model: tf_keras.Model, inputs: list[Any], call: Call, training: bool 
             outputs = call(layer, args, kwargs)
         for old, new in zip(tf.nest.flatten(node.outputs), tf.nest.flatten(outputs), strict=True):
             tensors[id(old)] = new
-    found = [tensors[id(tensor)] for tensor in model.outputs]
-    return tf.nest.pack_sequence_as(model.output, found) if len(found) > 1 else found[0]
+    replayed = [tensors[id(tensor)] for tensor in model.outputs]
+    return tf.nest.pack_sequence_as(model.output, replayed) if len(replayed) > 1 else replayed[0]
 
 
 def nodes(model: tf_keras.Model) -> list[Any]:
@@ -139,13 +139,13 @@ def nodes(model: tf_keras.Model) -> list[Any]:
 
 
 def _with_paths(model: tf_keras.Model, path: tuple[str, ...]) -> list[tuple[tf_keras.layers.Layer, tuple[str, ...]]]:
-    found = []
+    pairs = []
     for layer in model.layers:
         if _has_graph(layer):
-            found += _with_paths(layer, (*path, layer.name))
+            pairs += _with_paths(layer, (*path, layer.name))
         elif not (path and isinstance(layer, tf_keras.layers.InputLayer)):
-            found.append((layer, path))
-    return found
+            pairs.append((layer, path))
+    return pairs
 
 
 def _leaves(model: tf_keras.Model) -> list[tf_keras.layers.Layer]:

@@ -139,22 +139,22 @@ def prune(
         raise ValueError(f"Pruner: no layer can be pruned: {'; '.join(f'{n}: {r}' for n, r in reasons.items())}")
 
     steps = splits.train.steps_per_epoch * config.epochs
-    asked = {layer.name: layers.by_pattern(layer, config.layer_sparsity, config.sparsity) for layer in chosen}
-    plans = {sparsity: schedule(config, steps, sparsity) for sparsity in asked.values()}
+    sparsity_of = {layer.name: layers.by_pattern(layer, config.layer_sparsity, config.sparsity) for layer in chosen}
+    plans = {sparsity: schedule(config, steps, sparsity) for sparsity in sparsity_of.values()}
     # tfmot imposes an m_by_n pattern once and for all at the first step
     sparsities = {s: s if config.m_by_n else _promised(config, plan, steps, s) for s, plan in plans.items()}
-    made = tuple(
-        _promise(config, layer, kernel, sparsities[asked[layer.name]])
+    new_promises = tuple(
+        _promise(config, layer, kernel, sparsities[sparsity_of[layer.name]])
         for layer in chosen
         for kernel in kernels[layer.name]
     )
 
     def wrap(layer: tf_keras.layers.Layer) -> tf_keras.layers.Layer:
-        if layer.name not in asked:
+        if layer.name not in sparsity_of:
             return layer
         return PruneLowMagnitude(
             layer,
-            pruning_schedule=plans[asked[layer.name]],
+            pruning_schedule=plans[sparsity_of[layer.name]],
             block_size=config.block_size,
             block_pooling_type=config.block_pooling.upper(),
             sparsity_m_by_n=config.m_by_n,
@@ -177,9 +177,14 @@ def prune(
         ],
     )
     pruned = tfmot.sparsity.keras.strip_pruning(wrapped)
-    promise_checks.check_promises(pruned, (*promises, *made), "Pruner")
-    notes = {name: reason or _note(config, asked[name], sparsities[asked[name]]) for name, reason in reasons.items()}
-    return loop.Outcome(pruned, history, loop.evaluate(pruned, module, splits), layers.facts(pruned, notes), made)
+    promise_checks.check_promises(pruned, (*promises, *new_promises), "Pruner")
+    notes = {
+        name: reason or _note(config, sparsity_of[name], sparsities[sparsity_of[name]])
+        for name, reason in reasons.items()
+    }
+    return loop.Outcome(
+        pruned, history, loop.evaluate(pruned, module, splits), layers.facts(pruned, notes), new_promises
+    )
 
 
 def _is_prunable(layer: tf_keras.layers.Layer) -> bool:
@@ -214,8 +219,8 @@ def _unfit(layer: tf_keras.layers.Layer, kernels: list[Any], config: Prune) -> s
 
 def _promised(config: Prune, plan: tfmot.sparsity.keras.PruningSchedule, steps: int, sparsity: float) -> float:
     """Returns what sparsity the schedule really reaches, and says where that is less than what is asked."""
-    found = reached(plan, steps)
-    if found <= 0:
+    share = reached(plan, steps)
+    if share <= 0:
         last = steps if plan.end_step < 0 else min(plan.end_step, steps)
         raise UserError(
             f"Prune: nothing would be pruned: the schedule begins at step {plan.begin_step}, ends at step "
@@ -223,14 +228,14 @@ def _promised(config: Prune, plan: tfmot.sparsity.keras.PruningSchedule, steps: 
             f"0 in the {last} steps that count (the training has {steps}). Lower begin_step (None: the first) or "
             f"frequency (None: derived), or train for more epochs (--finetune-epochs)"
         )
-    if found < sparsity - _SHORTFALL:
+    if share < sparsity - _SHORTFALL:
         logging.warning(
             "Pruner: the schedule asks for sparsity %g, but its last update in the training's %d steps has %.4f: "
             "it ends at step %d and updates every %d steps. That is what is promised; more epochs give more",
-            sparsity, steps, found, plan.end_step, plan.frequency,
+            sparsity, steps, share, plan.end_step, plan.frequency,
         )  # fmt: skip
-        return found
-    return min(found, sparsity) if found < sparsity - 1e-6 else sparsity
+        return share
+    return min(share, sparsity) if share < sparsity - 1e-6 else sparsity
 
 
 def _promise(config: Prune, layer: tf_keras.layers.Layer, kernel: Any, sparsity: float) -> Promise:
@@ -247,9 +252,13 @@ def _spelled(sizes: tuple[int, int]) -> str:
     return "x".join(map(str, sizes))
 
 
-def _note(config: Prune, asked: float, sparsity: float) -> str:
+def _note(config: Prune, target_sparsity: float, sparsity: float) -> str:
     if config.m_by_n:
         return f"pruned by pattern {_spelled(config.m_by_n)}"
     unit = f" in blocks of {_spelled(config.block_size)}" if config.block_size != (1, 1) else ""
-    ended = "" if sparsity >= asked - _SHORTFALL else f" of {asked:g}: the training ended before the schedule"
-    return f"pruned to {sparsity:.4g}{unit}{ended}" if ended else f"pruned to {asked:g}{unit}"
+    ended = (
+        ""
+        if sparsity >= target_sparsity - _SHORTFALL
+        else f" of {target_sparsity:g}: the training ended before the schedule"
+    )
+    return f"pruned to {sparsity:.4g}{unit}{ended}" if ended else f"pruned to {target_sparsity:g}{unit}"

@@ -24,7 +24,7 @@ def violations(model: tf_keras.Model) -> list[str]:
     Args:
       model: Sequential or functional, built.
     """
-    found: list[str] = []
+    lines: list[str] = []
 
     def walk(
         layers: list[tf_keras.layers.Layer],
@@ -51,19 +51,19 @@ def violations(model: tf_keras.Model) -> list[str]:
     starts, without = walk(inputs, _POLICY._start_layer_stop_fn, _consumers)
     if without:  # what is meant to be the start is looked for, so that all that is behind it is checked too
         starts, without = walk(inputs, lambda layer: type(layer) is keras_layers.Conv2D, _consumers)
-        found += [
+        lines += [
             f"{layer.name} (Conv2D): the first must be 3x3 of 3 input channels with strides 2 and padding valid, "
             f"behind a ZeroPadding2D of 1; it is {_convolution(layer)}, of {layer.kernel.shape[2]} channels, behind "
             f"{', '.join(type(before).__name__ for before in _producers(layer))}"
             for layer in starts
             if not _POLICY._start_layer_stop_fn(layer)
         ]
-        found += [
+        lines += [
             f"{layer.name} ({type(layer).__name__}): no Conv2D on a path from an input to it" for layer in without
         ]
     stopped, without = walk(outputs, _POLICY._end_layer_stop_fn, _producers)
     ends = {layer.name for layer in stopped}
-    found += [
+    lines += [
         f"{layer.name} ({type(layer).__name__}): no GlobalAveragePooling2D on a path from it to an output"
         for layer in without
     ]
@@ -74,11 +74,11 @@ def violations(model: tf_keras.Model) -> list[str]:
         if layer.name not in within:
             within.add(layer.name)
             if reason := _unsupported(layer):
-                found.append(f"{layer.name} ({type(layer).__name__}): {reason}")
+                lines.append(f"{layer.name} ({type(layer).__name__}): {reason}")
         return layer.name in ends
 
     walk([consumer for start in starts for consumer in _consumers(start)], visit, _consumers)
-    return found
+    return lines
 
 
 def check(model: tf_keras.Model) -> None:
@@ -87,11 +87,11 @@ def check(model: tf_keras.Model) -> None:
     Raises:
       UserError: it cannot; names every layer and the rule it breaks.
     """
-    found = violations(model)
-    if found:
+    violated = violations(model)
+    if violated:
         raise UserError(
-            f"Prune.policy xnnpack: the model breaks {len(found)} rules of XNNPACK's sparse inference: "
-            f"{'; '.join(found)}. Change these layers, or prune with policy none"
+            f"Prune.policy xnnpack: the model breaks {len(violated)} rules of XNNPACK's sparse inference: "
+            f"{'; '.join(violated)}. Change these layers, or prune with policy none"
         )
 
 

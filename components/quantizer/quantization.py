@@ -173,12 +173,12 @@ def quantize(
         shutil.copy(Path(model_uri, layout.KERAS_FILE), Path(compressed_uri, layout.KERAS_FILE))
         facts = {"model": passport.steps[-1]["model"]}
     if selection.needs_model(config):
-        chosen, found = selection.select(
+        chosen, selected = selection.select(
             config, module, passport, examples_uri=examples_uri, model_uri=model_uri, calibration_uri=calibration_uri,
             run_uri=run_uri,
         )  # fmt: skip
         scheme |= chosen
-        facts |= found
+        facts |= selected
         inputs |= selection.examples_digest(config, examples_uri)
     passport = passport.with_step("Quantizer", config.parameters(), inputs=inputs, toolchain=toolchain, **facts)
     dataclasses.replace(passport, scheme=scheme).write(compressed_uri)

@@ -120,13 +120,13 @@ def kept_float(config: Quantize, calibrated: Calibrated) -> dict[str, list[str]]
     """
     kept: list[str] = []
     for pattern in config.keep_float:
-        found = fnmatch.filter(calibrated.layers, pattern)
-        if not found:
+        matching = fnmatch.filter(calibrated.layers, pattern)
+        if not matching:
             raise UserError(
                 f"Quantize.keep_float: {pattern!r} matches no layer; those that the TFLite model computes are "
                 f"{', '.join(calibrated.layers)}"
             )
-        kept += found
+        kept += matching
     kinds = sorted({node.op for node in calibrated.nodes})
     for kind in config.keep_float_ops:
         if kind not in kinds:

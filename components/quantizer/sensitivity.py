@@ -145,12 +145,12 @@ def compare(calibrated: Calibrated, samples: dict[str, np.ndarray]) -> list[Dama
     worst: dict[str, Damage] = {}
     for node in calibrated.nodes:
         # the float twin of a model's last op has another name: the model's output is the int8 one's
-        found = next((s for n, s in sums.items() if n == node.name), None) or next(
+        node_sums = next((s for n, s in sums.items() if n == node.name), None) or next(
             (s for n, s in sums.items() if re.fullmatch(re.escape(node.name) + r"\d", n)), None
         )
-        if found is None or found.max_error == 0:
+        if node_sums is None or node_sums.max_error == 0:
             continue
-        damage = found.damage(node.layers[0])
+        damage = node_sums.damage(node.layers[0])
         if damage.layer not in worst or damage.channel_sqnr_db < worst[damage.layer].channel_sqnr_db:
             worst[damage.layer] = damage
     return list(worst.values())
@@ -207,9 +207,11 @@ def analyse(calibrated: Calibrated, samples: dict[str, np.ndarray], scorer: Scor
         contents = list(pool.map(lambda names: converter.quantize(calibrated, names), kept))
     reference, *scores = scorer.scores([calibrated.content, *contents], _EXAMPLES)
     drops = [scorer.drop(reference, score) for score in scores]
-    found = {layer: (drops[2 * i], drops[2 * i + 1]) for i, layer in enumerate(tried)}
+    drops_by_layer = {layer: (drops[2 * i], drops[2 * i + 1]) for i, layer in enumerate(tried)}
     result = [
-        dataclasses.replace(d, drop=found[d.layer][0], drop_when_float=found[d.layer][1]) if d.layer in found else d
+        dataclasses.replace(d, drop=drops_by_layer[d.layer][0], drop_when_float=drops_by_layer[d.layer][1])
+        if d.layer in drops_by_layer
+        else d
         for d in damages
     ]
     return sorted(result, key=lambda d: (d.drop is None, -(d.drop or 0.0), d.channel_sqnr_db))

@@ -143,10 +143,11 @@ def check(summary: Summary, classes: int | None, reference: str, max_bad_fractio
     if summary.examples == 0:
         raise UserError("the training split is empty: 0 examples")
     if summary.rejected > max_bad_fraction * summary.examples:
-        found = ", ".join(f"{count:,} in input {name!r}" for name, count in sorted(summary.not_finite.items()))
+        not_finite = ", ".join(f"{count:,} in input {name!r}" for name, count in sorted(summary.not_finite.items()))
         allowed = f"; at most {max_bad_fraction:.3%} may be" if max_bad_fraction else ""
         raise UserError(
-            f"examples with NaN or infinite values after preprocess of {reference}: {found} (of {summary.examples:,} "
+            f"examples with NaN or infinite values after preprocess of {reference}: {not_finite} "
+            f"(of {summary.examples:,} "
             f"training examples{allowed}); clean the data, or handle them in preprocess"
         )
     if classes is not None and summary.labels:

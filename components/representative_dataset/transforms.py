@@ -111,8 +111,8 @@ class _Reader:
 
     def parse(self, serialized: list[bytes]) -> _Batch:
         """Returns some examples, parsed."""
-        found = self._parse(tf.constant(serialized))
-        return self._batch(*tf.nest.map_structure(lambda tensor: tensor.numpy(), found))
+        parsed = self._parse(tf.constant(serialized))
+        return self._batch(*tf.nest.map_structure(lambda tensor: tensor.numpy(), parsed))
 
     def _batch(
         self, serialized: Any, fingerprints: Any, inputs: Any, label: Any, features: Any, finite: Any, ends: Any
@@ -142,8 +142,8 @@ class _Reader:
         values = batch.values if self._features else batch.labels
         if values is None or self._plan.config.strategy != "stratified":
             return [""], np.zeros(len(batch.fingerprints), np.int64)
-        found, numbers = np.unique(values, return_inverse=True)
-        return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in found.tolist()], numbers
+        distinct, numbers = np.unique(values, return_inverse=True)
+        return [v.decode("utf-8", "replace") if isinstance(v, bytes) else str(v) for v in distinct.tolist()], numbers
 
 
 def _finite(tensor: tf.Tensor) -> tf.Tensor:
@@ -195,10 +195,10 @@ class FilterShards(_OverShards):
 
     def over(self, shards: list[str], known: Any) -> EvalFilter:
         try:
-            found = list(reading.mapped_batches(shards, _fingerprints, 4 * _BATCH).as_numpy_iterator())
+            fingerprints = list(reading.mapped_batches(shards, _fingerprints, 4 * _BATCH).as_numpy_iterator())
         except tf.errors.OpError as error:
             raise reading.explain(error, shards, hooks.load(self._reference)) from error
-        return EvalFilter(np.unique(np.concatenate(found or [_NONE])), sum(map(len, found)))
+        return EvalFilter(np.unique(np.concatenate(fingerprints or [_NONE])), sum(map(len, fingerprints)))
 
 
 _NONE = np.zeros([0], np.int64)
@@ -352,7 +352,7 @@ class FetchShards(_OverTraining):
     """From shards of the training split and a Choice to a Summary that has the chosen examples drawn."""
 
     def over(self, shards: list[str], known: Choice) -> Summary:
-        found: dict[tuple[int, str], Drawn] = {}
+        drawn: dict[tuple[int, str], Drawn] = {}
         try:
             records = reading.mapped_batches(shards, lambda s: (s, _fingerprints(s)), self._reader.batch_size)
             for serialized, fingerprints in records.as_numpy_iterator():
@@ -363,11 +363,11 @@ class FetchShards(_OverTraining):
                 batch = self._reader.parse(serialized[rows])
                 for row, key in enumerate(keys[rows].tolist()):
                     identity = key, hashlib.sha256(batch.serialized[row]).hexdigest()
-                    same = found.get(identity) or batch.drawn(row, *identity, "", copies=0)
-                    found[identity] = dataclasses.replace(same, copies=same.copies + 1)
+                    same = drawn.get(identity) or batch.drawn(row, *identity, "", copies=0)
+                    drawn[identity] = dataclasses.replace(same, copies=same.copies + 1)
         except tf.errors.OpError as error:
             raise reading.explain(error, shards, self._reader.module) from error
-        return Summary(drawn=list(found.values()))
+        return Summary(drawn=list(drawn.values()))
 
 
 class DrawSamples(beam.PTransform):

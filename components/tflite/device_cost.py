@@ -172,10 +172,10 @@ def _random(port: Port, random: np.random.Generator) -> np.ndarray:
 def peak_rss() -> int | None:
     """Returns the peak of this process' resident memory in bytes; getrusage has its parent's where that is higher."""
     try:
-        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        match = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    return int(match[1]) * 1024 if match else None
 
 
 def _time(runner: TFLiteModel, seconds: float) -> dict[str, Any]:
@@ -229,13 +229,13 @@ def find_binary(binary: str) -> str:
     Raises:
       UserError: there is no such program.
     """
-    found = str(Path(binary).absolute()) if Path(binary).is_file() else shutil.which(binary)
-    if found is None or not os.access(found, os.X_OK):
-        what = "cannot be executed" if found else "does not exist"
+    path = str(Path(binary).absolute()) if Path(binary).is_file() else shutil.which(binary)
+    if path is None or not os.access(path, os.X_OK):
+        what = "cannot be executed" if path else "does not exist"
         raise UserError(
             f"benchmark binary {binary} {what}; it must be TFLite's benchmark_model, built for this machine"
         )
-    return found
+    return path
 
 
 def profile(binary: str, model: str | Path, runs: int = 50, *, timeout: float = 300) -> list[dict[str, Any]]:
@@ -269,9 +269,9 @@ def profile(binary: str, model: str | Path, runs: int = 50, *, timeout: float = 
         )
     # which of the two it logs to depends on its version
     for output in (child.stdout, child.stderr):
-        found = parse_profile(output.decode(errors="replace"))
-        if found:
-            return found
+        profiled = parse_profile(output.decode(errors="replace"))
+        if profiled:
+            return profiled
     raise UserError(
         f"benchmark binary {binary} printed no table 'Summary by node type' for {model}; it must be TFLite's "
         "benchmark_model and know --enable_op_profiling"

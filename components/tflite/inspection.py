@@ -184,13 +184,13 @@ def _dtype(tensor: Any) -> str:
 
 
 def _scales(tensor: Any) -> np.ndarray:
-    found = tensor.quantization.scale if tensor.quantization is not None else None
-    return np.asarray([] if found is None else found, np.float32)
+    scales = tensor.quantization.scale if tensor.quantization is not None else None
+    return np.asarray([] if scales is None else scales, np.float32)
 
 
 def _zero_points(tensor: Any) -> np.ndarray:
-    found = tensor.quantization.zeroPoint if tensor.quantization is not None else None
-    return np.asarray([] if found is None else found, np.int64)
+    zero_points = tensor.quantization.zeroPoint if tensor.quantization is not None else None
+    return np.asarray([] if zero_points is None else zero_points, np.int64)
 
 
 def _finite(value: float) -> float | None:
@@ -212,8 +212,8 @@ class _Op:
 
     @staticmethod
     def _tensors(graph: Any, indices: Any) -> list[Any]:
-        found = [] if indices is None else [int(i) for i in indices]
-        return [None if index < 0 else graph.tensors[index] for index in found]
+        tensors = [] if indices is None else [int(i) for i in indices]
+        return [None if index < 0 else graph.tensors[index] for index in tensors]
 
     @property
     def tensors(self) -> list[Any]:
@@ -350,14 +350,14 @@ def _float_ops(model: Any, ops: list[_Op]) -> list[dict[str, str]]:
     # the graphs inside of loops and branches have ends too, and those are no one's but the loop's
     graphs = [model.subgraphs[i] for i in {0, *(s.subgraphIndex for s in model.signatureDefs or [])}]
     ends = {id(g.tensors[int(i)]) for g in graphs for ports in (g.inputs, g.outputs) for i in ports}
-    found = []
+    float_operators = []
     for op in ops:
         if op.name in _SIZE_OPS or not any(_dtype(tensor) in _FLOATS for tensor in op.tensors):
             continue
         if op.name in ("QUANTIZE", "DEQUANTIZE") and any(id(tensor) in ends for tensor in op.tensors):
             continue
-        found.append(op.facts())
-    return found
+        float_operators.append(op.facts())
+    return float_operators
 
 
 def _number_types(ops: list[_Op]) -> dict[str, list[str]]:
@@ -490,8 +490,8 @@ def _violations_of(model: Any, op: _Op) -> Iterator[str]:
     per_axis = len(scales) == shape[axis] and (len(scales) == 1 or weights.quantization.quantizedDimension == axis)
     # of a fully connected layer one scale is as good
     if not per_axis and not (op.name == "FULLY_CONNECTED" and len(scales) == 1):
-        found = f"{len(scales)} scales on axis {weights.quantization.quantizedDimension}"
-        yield f"{name} have {found}, must be one per output channel ({shape[axis]} on axis {axis})"
+        scales_in_words = f"{len(scales)} scales on axis {weights.quantization.quantizedDimension}"
+        yield f"{name} have {scales_in_words}, must be one per output channel ({shape[axis]} on axis {axis})"
     inner = _dtype(source)
     if bias is None or inner not in ("int8", "int16"):
         return

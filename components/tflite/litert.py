@@ -54,10 +54,12 @@ def default_signature(names: Iterable[str]) -> str | None:
     Raises:
       ValueError: there are several, and none is called so.
     """
-    found = list(names)
-    if len(found) > 1 and DEFAULT_SIGNATURE not in found:
-        raise ValueError(f"it has {len(found)} signatures ({', '.join(found)}), none of them {DEFAULT_SIGNATURE}")
-    return DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in found else next(iter(found), None)
+    signatures = list(names)
+    if len(signatures) > 1 and DEFAULT_SIGNATURE not in signatures:
+        raise ValueError(
+            f"it has {len(signatures)} signatures ({', '.join(signatures)}), none of them {DEFAULT_SIGNATURE}"
+        )
+    return DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in signatures else next(iter(signatures), None)
 
 
 class TFLiteModel:
@@ -285,6 +287,6 @@ def kernels(content: bytes, at_least: int = 32) -> list[Weight]:
 
 def sparsity(content: bytes) -> float:
     """Returns the fraction of zeros among the kernels' values, 0-1; 0.0 for a model without kernels."""
-    found = kernels(content)
-    total = sum(w.stored.size for w in found)
-    return float(sum(int(w.zeros.sum()) for w in found) / total) if total else 0.0
+    all_kernels = kernels(content)
+    total = sum(w.stored.size for w in all_kernels)
+    return float(sum(int(w.zeros.sum()) for w in all_kernels) / total) if total else 0.0

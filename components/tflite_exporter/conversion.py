@@ -94,17 +94,18 @@ def _convert_for_one(
 def _explained(error: ConverterError) -> ExportError:
     """Returns what the converter's pages of text come down to."""
     options = {1: "allow_select_tf_ops", 2: "allow_custom_ops"}  # its codes ERROR_NEEDS_FLEX_OPS and ..._CUSTOM_OPS
-    found: dict[str, None] = {}
+    reasons: dict[str, None] = {}
     for fault in error.errors:
         places = [inspection.layer_of(call.name.partition("@")[0]) for call in fault.location.call]
         layer = next((place for place in places if place), "unknown")
         if fault.error_code in options:
-            found[f"{fault.operator.name} (layer {layer}, {options[fault.error_code]})"] = None
-    if not found:
+            reasons[f"{fault.operator.name} (layer {layer}, {options[fault.error_code]})"] = None
+    if not reasons:
         lines = [fault.error_message for fault in error.errors] or [str(error)]
         return ExportError(f"the converter failed: {' '.join(lines[0].split())[:500]}")
     return ExportError(
-        f"the model needs operators that are not LiteRT's own: {', '.join(found)}. Replace those layers, or allow the "
+        f"the model needs operators that are not LiteRT's own: {', '.join(reasons)}. Replace those "
+        "layers, or allow the "
         f"operators by the option named with each, where the app brings them"
     )
 
@@ -233,19 +234,19 @@ def _closeness(
     if outcome is None:
         return {"parity": None, "parity_reference": None}
     steps = {port["name"]: port["step"] or 0.0 for port in facts["outputs"]}
-    found = {}
+    closeness = {}
     for key, kernels, received in (
         ("parity", "XNNPACK in a batch", outcome.together),
         ("alone", "XNNPACK one by one", outcome.alone),
         ("parity_reference", "the reference kernels", outcome.reference),
     ):
         count = len(next(iter(received.values())))
-        found[key] = checks.parity({name: values[:count] for name, values in expected.items()}, received)
+        closeness[key] = checks.parity({name: values[:count] for name, values in expected.items()}, received)
         # of a custom operator Keras has a stand-in at most
         if not facts["ops"]["custom"]:
-            checks.check_parity(scheme, found[key], steps, kernels)
-    del found["alone"]
-    return found
+            checks.check_parity(scheme, closeness[key], steps, kernels)
+    del closeness["alone"]
+    return closeness
 
 
 def _write_golden(

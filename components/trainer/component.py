@@ -34,14 +34,14 @@ def Trainer(
 
     `transform_graph` is what made the examples: the SavedModel then takes raw ones. `hyperparameters` are the module's.
     """
-    found = tuned.read(hyperparameters.uri) if hyperparameters is not None else None
-    code = hooks.load(module, module_digest, hyperparameters=found)
+    tuned_values = tuned.read(hyperparameters.uri) if hyperparameters is not None else None
+    code = hooks.load(module, module_digest, hyperparameters=tuned_values)
     transformed = transformation.opened(transform_graph.uri if transform_graph is not None else None, code)
     loop.start(config.seed, deterministic=bool(config.deterministic))
     keras_model = code.build_model()
     passport = Passport(io=keras_file.describe_io(keras_model, code))
     splits = loop.open_splits(examples.uri, code, phases.lengths(code.phases(), config))
-    facts: dict[str, Any] = {} if found is None else {"hyperparameters": found.values}
+    facts: dict[str, Any] = {} if tuned_values is None else {"hyperparameters": tuned_values.values}
     if config.warm_start:
         facts["warm_start"] = begin(keras_model, code, config)
         logging.info("warm start: %s", facts["warm_start"]["note"])

@@ -43,11 +43,11 @@ def fit(
       UserError: a phase leaves nothing to train, or the loss became NaN or infinite.
     """
     phases, whole = module.phases(), lengths(module.phases(), config)
-    asked: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "step": "Trainer", "technique": __name__, "log_dir": log_dir, "patience": config.early_stopping_patience
     }  # fmt: skip
     if not phases:
-        return loop.fit(model, module, splits, config, **asked), []
+        return loop.fit(model, module, splits, config, **arguments), []
     _rehearse(model, module, phases)
     history: dict[str, list[Any]] = {}
     done: list[dict[str, Any]] = []
@@ -55,10 +55,10 @@ def fit(
     for phase in phases:
         phase.prepare(model)
         span = range(first, first + (phase.epochs or config.epochs))
-        found = loop.fit(model, module, splits, whole, phase=phase.name, span=span, **asked)
-        epochs = len(found["loss"])
-        for name in dict.fromkeys([*history, *found]):
-            history.setdefault(name, [None] * first).extend(found.get(name, [None] * epochs))
+        outcome = loop.fit(model, module, splits, whole, phase=phase.name, span=span, **arguments)
+        epochs = len(outcome["loss"])
+        for name in dict.fromkeys([*history, *outcome]):
+            history.setdefault(name, [None] * first).extend(outcome.get(name, [None] * epochs))
         done.append({"name": phase.name, "epochs": epochs})
         first += epochs
     return history, done

@@ -98,11 +98,11 @@ class Checkpoints(tf_keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Gives EarlyStopping back what it knew."""
-        found = self._state["patience"]
-        if self._folder is None or self._patience is None or found is None:
+        patience = self._state["patience"]
+        if self._folder is None or self._patience is None or patience is None:
             return
         for name in _PATIENCE_FIELDS:
-            setattr(self._patience, name, found[name])
+            setattr(self._patience, name, patience[name])
         best = self._folder / _BEST_FILE
         if best.is_file():
             values = files.read_arrays(best)

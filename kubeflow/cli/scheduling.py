@@ -198,8 +198,8 @@ def _submit(arguments: argparse.Namespace) -> int:
             shown.print("no longer watching; the run goes on")
             return ExitCode.INTERRUPTED
     if arguments.output == "json":
-        found = {"exit_code": code, "run_id": run_id, "url": where, "state": outcome.partition(":")[0]}
-        Console(highlight=False).print(json.dumps(found), soft_wrap=True, markup=False)
+        summary = {"exit_code": code, "run_id": run_id, "url": where, "state": outcome.partition(":")[0]}
+        Console(highlight=False).print(json.dumps(summary), soft_wrap=True, markup=False)
     return code
 
 

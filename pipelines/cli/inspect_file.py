@@ -53,18 +53,18 @@ def _inspect(arguments: argparse.Namespace) -> int:
     path: Path = arguments.file
     if path.is_dir():
         return _inspect_saved_model(arguments)
-    facts = {"file": str(path), **inspection.read(path), "passport": _passport(path.parent)}
+    summary = {"file": str(path), **inspection.read(path), "passport": _passport(path.parent)}
     code = ExitCode.DONE
     if arguments.runs_on is not None:
-        counted = dict(Counter(op["op"] for op in facts["float_ops"]))
-        misfits = targets.misfits(arguments.runs_on, {**facts, "float_ops": counted})
-        facts["target"] = {"name": arguments.runs_on, "misfits": misfits}
+        counted = dict(Counter(op["op"] for op in summary["float_ops"]))
+        misfits = targets.misfits(arguments.runs_on, {**summary, "float_ops": counted})
+        summary["target"] = {"name": arguments.runs_on, "misfits": misfits}
         code = ExitCode.NOTHING_FITS if misfits else ExitCode.DONE
     out = console.for_tables()
     if arguments.output == "json":
-        console.say(out, json.dumps({"exit_code": code, **facts}))
+        console.say(out, json.dumps({"exit_code": code, **summary}))
     else:
-        _print(out, facts)
+        _print(out, summary)
     return code
 
 
@@ -73,14 +73,14 @@ def _inspect_saved_model(arguments: argparse.Namespace) -> int:
 
     if arguments.runs_on is not None:
         raise UserError(f"--target is for .tflite files, but {arguments.file} is a folder")
-    found = saved_model.signatures(arguments.file)
+    signatures = saved_model.signatures(arguments.file)
     out = console.for_tables()
     if arguments.output == "json":
-        facts = {"exit_code": ExitCode.DONE, "file": str(arguments.file), "signatures": found}
+        facts = {"exit_code": ExitCode.DONE, "file": str(arguments.file), "signatures": signatures}
         out.print(json.dumps(facts), soft_wrap=True, markup=False, highlight=False)
         return ExitCode.DONE
-    console.say(out, f"{arguments.file}: a SavedModel with {len(found)} signatures\n")
-    for signature in found:
+    console.say(out, f"{arguments.file}: a SavedModel with {len(signatures)} signatures\n")
+    for signature in signatures:
         console.say(out, f"signature {signature['name']}")
         out.print(_ports_table(signature))
     return ExitCode.DONE
@@ -101,24 +101,24 @@ def _passport(folder: Path) -> dict[str, Any] | None:
     return {"steps": steps, "scheme": passport.scheme, "failure": failure}
 
 
-def _print(out: Console, facts: dict[str, Any]) -> None:
-    console.say(out, f"{facts['file']}: {facts['bytes']:,} bytes, {facts['zlib_bytes']:,} after zlib\n")
-    if len(facts["signatures"]) > 1:
-        for signature in facts["signatures"]:
+def _print(out: Console, summary: dict[str, Any]) -> None:
+    console.say(out, f"{summary['file']}: {summary['bytes']:,} bytes, {summary['zlib_bytes']:,} after zlib\n")
+    if len(summary["signatures"]) > 1:
+        for signature in summary["signatures"]:
             console.say(out, f"signature {signature['name']}")
             out.print(_ports_table(signature))
     else:
-        out.print(_ports_table(facts))
+        out.print(_ports_table(summary))
 
-    floats = [op["op"] for op in facts["float_ops"]]
+    floats = [op["op"] for op in summary["float_ops"]]
     ops = _table("operator", "count", "on floats", right=(1, 2))
-    for kind, counts in facts["ops"].items():
+    for kind, counts in summary["ops"].items():
         for name, count in counts.items():
             shown = name if kind == "builtin" else f"{name} ({kind})"
             ops.add_row(escape(shown), str(count), str(floats.count(name) or ""))
     out.print(ops)
 
-    weights = [weight for weight in facts["weights"] if _size(weight) >= _SMALLEST_WEIGHT]
+    weights = [weight for weight in summary["weights"] if _size(weight) >= _SMALLEST_WEIGHT]
     table = _table(
         "weight", "layer", "type", "shape", "bytes", "zlib", "zeros", "values", "per channel", "scales",
         right=range(4, 10),
@@ -139,13 +139,13 @@ def _print(out: Console, facts: dict[str, Any]) -> None:
         )
     if weights:
         out.print(table)
-    others = len(facts["weights"]) - len(weights)
+    others = len(summary["weights"]) - len(weights)
     if others:
         console.say(out, f"and {others} constants of fewer than {_SMALLEST_WEIGHT} values")
-    for violation in facts["violations"]:
+    for violation in summary["violations"]:
         console.say(out, f"against the quantization specification: {violation}", "yellow")
-    _print_passport(out, facts["passport"])
-    if target := facts.get("target"):
+    _print_passport(out, summary["passport"])
+    if target := summary.get("target"):
         for misfit in target["misfits"]:
             console.say(out, misfit, "yellow")
         if not target["misfits"]:

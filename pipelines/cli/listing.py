@@ -100,9 +100,9 @@ def _runs(arguments: argparse.Namespace) -> int:
 def _lineage(arguments: argparse.Namespace) -> int:
     from edgeline.pipelines.records import lineage
 
-    found = lineage.render(lineage.trace(arguments.target, arguments.root))
+    tree = lineage.render(lineage.trace(arguments.target, arguments.root))
     # what reads a pipe wants whole paths and digests
-    console.for_tables().print(found)
+    console.for_tables().print(tree)
     return ExitCode.DONE
 
 

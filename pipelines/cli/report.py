@@ -77,9 +77,9 @@ def find(path: Path) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        for found in (path / layout.REPORT_FILE, Root(path).report / layout.REPORT_FILE):
-            if found.is_file():
-                return found
+        for path_of_report in (path / layout.REPORT_FILE, Root(path).report / layout.REPORT_FILE):
+            if path_of_report.is_file():
+                return path_of_report
         below = sorted(
             {*path.glob(f"*/{layout.REPORT_FILE}"), *path.glob(f"*/{Root(path).report.name}/{layout.REPORT_FILE}")}
         )
@@ -94,8 +94,8 @@ def find(path: Path) -> Path:
 
 def _read(path: Path) -> tuple[Path, Report]:
     try:
-        found = find(path)
-        return found, report_file.read(found)
+        report_path = find(path)
+        return report_path, report_file.read(report_path)
     except OSError as error:
         raise UserError(f"{error.filename or path} cannot be read: {error.strerror or error}") from None
 
@@ -130,26 +130,26 @@ def _open(page: Path) -> bool:
 
 def _compare(arguments: argparse.Namespace) -> int:
     (path_a, a), (path_b, b) = _read(arguments.a), _read(arguments.b)
-    found = compare.compare(a, b)
+    comparison = compare.compare(a, b)
     out = console.for_tables()
     if arguments.output == "json":
         runs = {
             key: {"report": str(path), "pipeline": report.pipeline, "created": report.created}
             for key, path, report in (("a", path_a, a), ("b", path_b, b))
         }
-        console.say(out, json.dumps({**runs, **dataclasses.asdict(found)}))
+        console.say(out, json.dumps({**runs, **dataclasses.asdict(comparison)}))
         return ExitCode.DONE
     for letter, path, report in (("A", path_a, a), ("B", path_b, b)):
         console.say(out, f"{letter}  {report.pipeline}, {report.created}  {path}")
-    _print_parts(found, out)
-    _print_results(found, out)
-    if found.slices:
-        _print_slices(found, out)
+    _print_parts(comparison, out)
+    _print_results(comparison, out)
+    if comparison.slices:
+        _print_slices(comparison, out)
     return ExitCode.DONE
 
 
-def _print_parts(found: Comparison, out: Console) -> None:
-    changed = [(name, change) for name, part in found.parts.items() for change in part.changed]
+def _print_parts(comparison: Comparison, out: Console) -> None:
+    changed = [(name, change) for name, part in comparison.parts.items() for change in part.changed]
     if changed:
         table = _table("changed", "what", "A", "B")
         before = ""
@@ -157,11 +157,11 @@ def _print_parts(found: Comparison, out: Console) -> None:
             table.add_row(*map(Text, ("" if name == before else name, change.what, _brief(change.a), _brief(change.b))))
             before = name
         out.print(table)
-    if same := [name for name, part in found.parts.items() if part == Part(())]:
+    if same := [name for name, part in comparison.parts.items() if part == Part(())]:
         console.say(out, f"unchanged  {', '.join(same)}")
-    if unknown := [f"{name} ({', '.join(part.unknown)})" for name, part in found.parts.items() if part.unknown]:
+    if unknown := [f"{name} ({', '.join(part.unknown)})" for name, part in comparison.parts.items() if part.unknown]:
         console.say(out, f"not compared, as a report does not know it  {', '.join(unknown)}")
-    for letter, names in (("A", found.only_a), ("B", found.only_b)):
+    for letter, names in (("A", comparison.only_a), ("B", comparison.only_b)):
         if names:
             console.say(out, f"only in {letter}  {', '.join(names)}")
 
@@ -175,9 +175,9 @@ def _brief(value: Any) -> str:
     return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS - 1]}…"
 
 
-def _print_results(found: Comparison, out: Console) -> None:
-    table = _table("result", found.metric, "drop", "zlib bytes", "p50 ms", "verdict", right=(1, 2, 3, 4))
-    for pair in found.models:
+def _print_results(comparison: Comparison, out: Console) -> None:
+    table = _table("result", comparison.metric, "drop", "zlib bytes", "p50 ms", "verdict", right=(1, 2, 3, 4))
+    for pair in comparison.models:
         a, b = pair.a, pair.b
         verdicts = ["selected" if r.selected else r.verdict or "" for r in (a, b)]
         cells = (
@@ -191,13 +191,13 @@ def _print_results(found: Comparison, out: Console) -> None:
         style = "bold green" if b.selected else "yellow" if verdicts[0] != verdicts[1] else ""
         table.add_row(*map(Text, cells), style=style)
     out.print(table)
-    selected = found.selected
+    selected = comparison.selected
     console.say(out, f"selected  {_both(str, selected.a or 'none', selected.b or 'none')}", "bold")
 
 
-def _print_slices(found: Comparison, out: Console) -> None:
-    table = _table("model", "slice", "examples", found.metric, "change", right=(2, 3, 4))
-    for each in found.slices:
+def _print_slices(comparison: Comparison, out: Console) -> None:
+    table = _table("model", "slice", "examples", comparison.metric, "change", right=(2, 3, 4))
+    for each in comparison.slices:
         cells = (
             each.model,
             each.slice,
@@ -207,7 +207,7 @@ def _print_slices(found: Comparison, out: Console) -> None:
         )
         table.add_row(*map(Text, cells), style="yellow" if each.loss > 0 else "")
     out.print(table)
-    more = f"; {found.more_slices} not shown" if found.more_slices else ""
+    more = f"; {comparison.more_slices} not shown" if comparison.more_slices else ""
     console.say(out, f"slices that changed by more than {compare.SLICE_CHANGE:g}, the worst first{more}")
 
 

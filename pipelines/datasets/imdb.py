@@ -71,10 +71,10 @@ class _ListsOnly(pickle.Unpickler):
             "numpy.dtype": np.dtype,
             "_codecs.encode": codecs.encode,  # bytes, as old versions pickled them
         }
-        found = allowed.get(f"{module.split('.')[0]}.{name}")
-        if found is None:
+        allowed_class = allowed.get(f"{module.split('.')[0]}.{name}")
+        if allowed_class is None:
             raise ValueError(f"it holds {module}.{name} where lists of numbers are expected")
-        return found
+        return allowed_class
 
 
 def _read_imdb(path: Path) -> tuple[list[Example], list[Example]]:

@@ -145,21 +145,21 @@ def _find_idx(folder: Path) -> dict[str, Path]:
 
 def _read_idx_folder(folder: Path) -> tuple[list[Example], list[Example]]:
     """Returns the training set and the test set of four idx files."""
-    found = _find_idx(folder)
-    missing = [name for name in _IDX_NAMES if name not in found]
+    paths = _find_idx(folder)
+    missing = [name for name in _IDX_NAMES if name not in paths]
     if missing:
         raise UserError(
             f"{folder} lacks the idx files {', '.join(missing)} (or the same with .gz); {data_folder.listing(folder)}"
         )
     sets = []
     for images_name, labels_name in (_IDX_NAMES[:2], _IDX_NAMES[2:]):
-        images = _read_idx(found[images_name], _MNIST_SHAPE)
-        labels = _read_idx(found[labels_name], ())
+        images = _read_idx(paths[images_name], _MNIST_SHAPE)
+        labels = _read_idx(paths[labels_name], ())
         if len(images) != len(labels):
             raise UserError(
-                f"{found[images_name]} holds {len(images)} images, but {found[labels_name]} {len(labels)} labels"
+                f"{paths[images_name]} holds {len(images)} images, but {paths[labels_name]} {len(labels)} labels"
             )
-        sets.append(_ten_classes(found[labels_name], images, [label[0] for label in labels]))
+        sets.append(_ten_classes(paths[labels_name], images, [label[0] for label in labels]))
     return sets[0], sets[1]
 
 

@@ -204,16 +204,16 @@ def _read_manifest(out: Path) -> Any:
 
 
 def _already_there(out: Path, manifest: dict[str, Any]) -> bool:
-    found = _read_manifest(out)
-    if found is None:
+    present = _read_manifest(out)
+    if present is None:
         return False
-    if found != manifest:
-        differing = [key for key in manifest if not isinstance(found, dict) or found.get(key) != manifest[key]]
+    if present != manifest:
+        differing = [key for key in manifest if not isinstance(present, dict) or present.get(key) != manifest[key]]
         raise UserError(
             f"{out} holds another data set than the one asked for (different: {', '.join(differing)}; see "
             f"{out / 'dataset.json'}): remove the folder, or choose another name"
         )
-    names = [f"{split}/{_shard_name(i, count)}" for split, count in found["shards"].items() for i in range(count)]
+    names = [f"{split}/{_shard_name(i, count)}" for split, count in present["shards"].items() for i in range(count)]
     missing = [name for name in (*names, data_folder.LABELS_FILE) if not (out / name).is_file()]
     if missing:
         raise UserError(

@@ -151,14 +151,14 @@ class _Graph:
 
     def history(self, artifacts: Iterable[int]) -> set[int]:
         """Returns what artifacts were made of, back to the data, with their siblings."""
-        found: set[int] = set()
+        ids: set[int] = set()
         waiting = list(artifacts)
         while waiting:
             artifact = waiting.pop()
-            if artifact not in found:
-                found.add(artifact)
+            if artifact not in ids:
+                ids.add(artifact)
                 waiting += self.inputs(artifact)
-        return found.union(*map(self.siblings, found))
+        return ids.union(*map(self.siblings, ids))
 
     def live(self, kind: str) -> list[Any]:
         """Returns the artifacts of a type that were not deleted."""

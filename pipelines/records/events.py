@@ -139,43 +139,43 @@ def nights(events: list[dict[str, Any]]) -> list[Night]:
         if event["run"] is not None and event["event"] != "step":
             by_run.setdefault(event["run"], {})[event["event"]] = event
     last = next(reversed(by_run), None)
-    return [_night(run, found, run == last) for run, found in by_run.items()]
+    return [_night(run, events_of_run, run == last) for run, events_of_run in by_run.items()]
 
 
-def _night(run: str, found: dict[str, dict[str, Any]], is_last: bool) -> Night:
+def _night(run: str, events: dict[str, dict[str, Any]], is_last: bool) -> Night:
     nothing: dict[str, Any] = {}
-    finished, evaluated = found.get("finished", nothing), found.get("evaluated", nothing)
-    chosen = found.get("selected") or found.get("none_selected") or nothing
-    why = next((found[event]["why"] for event in ("no_new_data", "not_pushed") if event in found), None)
-    first = found.get("started") or next(iter(found.values()))
+    finished, evaluated = events.get("finished", nothing), events.get("evaluated", nothing)
+    chosen = events.get("selected") or events.get("none_selected") or nothing
+    why = next((events[event]["why"] for event in ("no_new_data", "not_pushed") if event in events), None)
+    first = events.get("started") or next(iter(events.values()))
     return Night(
         run,
         datetime.datetime.fromisoformat(first["time"]),
         finished.get("seconds"),
         finished.get("exit_code"),
-        _verdict(found, is_last),
+        _verdict(events, is_last),
         chosen.get("name") or chosen.get("closest"),
         **{key: chosen.get(key) for key in ("metric", "value", "drop", "bytes", "zlib_bytes")},
         **{key: evaluated.get(key) for key in ("examples", "candidates", "blessed")},
-        pushed=found.get("pushed", nothing).get("version"),
+        pushed=events.get("pushed", nothing).get("version"),
         why=finished.get("error") or why,
         mlmd_run=finished.get("mlmd_run"),
     )
 
 
-def _verdict(found: dict[str, dict[str, Any]], is_last: bool) -> str:
-    if "finished" not in found:
-        return "running" if is_last and _runs(found.get("started")) else "killed"
-    code = found["finished"]["exit_code"]
+def _verdict(events: dict[str, dict[str, Any]], is_last: bool) -> str:
+    if "finished" not in events:
+        return "running" if is_last and _runs(events.get("started")) else "killed"
+    code = events["finished"]["exit_code"]
     if code != ExitCode.DONE:
         return {
             ExitCode.NOTHING_FITS: "nothing fits",
             ExitCode.USERS_MISTAKE: "refused",
             ExitCode.INTERRUPTED: "interrupted",
         }.get(code, "failed")
-    if "pushed" in found:
+    if "pushed" in events:
         return "pushed"
-    return "no new data" if "no_new_data" in found else "not pushed"
+    return "no new data" if "no_new_data" in events else "not pushed"
 
 
 def _runs(started: dict[str, Any] | None) -> bool:

@@ -279,8 +279,8 @@ def _brief(error: BaseException) -> str:
 
 def _artifact_by_id(store: metadata_store.MetadataStore, root: Root, wanted: int) -> Any:
     # protobuf refuses what does not fit into 64 bits
-    if wanted < 2**63 and (found := store.get_artifacts_by_id([wanted])):
-        return found[0]
+    if wanted < 2**63 and (artifacts := store.get_artifacts_by_id([wanted])):
+        return artifacts[0]
     last = max((artifact.id for artifact in store.get_artifacts()), default=None)
     known = "it has none yet" if last is None else f"its ids go up to {last}"
     raise UserError(
@@ -340,14 +340,14 @@ def _walk(store: metadata_store.MetadataStore, execution: Any, finished: dict[in
 
 def _producer(store: metadata_store.MetadataStore, artifact_id: int) -> Any | None:
     events = store.get_events_by_artifact_ids([artifact_id])
-    made = [event.execution_id for event in events if event.type == metadata_store_pb2.Event.OUTPUT]
-    return min(_executed(store, made), key=lambda execution: execution.id, default=None)
+    producers = [event.execution_id for event in events if event.type == metadata_store_pb2.Event.OUTPUT]
+    return min(_executed(store, producers), key=lambda execution: execution.id, default=None)
 
 
 def _executed(store: metadata_store.MetadataStore, ids: Iterable[int]) -> list[Any]:
     """Returns the executions without the cached ones, which have events of their own to the same artifacts."""
-    found = store.get_executions_by_id(sorted(set(ids)))
-    return [e for e in found if e.last_known_state != metadata_store_pb2.Execution.CACHED]
+    executions = store.get_executions_by_id(sorted(set(ids)))
+    return [e for e in executions if e.last_known_state != metadata_store_pb2.Execution.CACHED]
 
 
 def _made_from(
@@ -357,15 +357,15 @@ def _made_from(
     taken = [e for e in store.get_events_by_artifact_ids(artifact_ids) if e.type == metadata_store_pb2.Event.INPUT]
     for execution in _executed(store, [e.execution_id for e in taken]):
         events = store.get_events_by_execution_ids([execution.id])
-        made = [e.artifact_id for e in events if e.type == metadata_store_pb2.Event.OUTPUT]
+        outputs = [e.artifact_id for e in events if e.type == metadata_store_pb2.Event.OUTPUT]
         run = _context_names(store, execution.id).get("pipeline_run", "")
-        for artifact in store.get_artifacts_by_id(made):
+        for artifact in store.get_artifacts_by_id(outputs):
             if artifact.type == kind:
                 yield from ((event, artifact, run) for event in taken if event.execution_id == execution.id)
 
 
 def _verdicts(store: metadata_store.MetadataStore, exports: list[int]) -> tuple[Verdict, ...]:
-    found = [
+    verdicts = [
         Verdict(
             run,
             _time(blessing.create_time_since_epoch),
@@ -376,16 +376,16 @@ def _verdicts(store: metadata_store.MetadataStore, exports: list[int]) -> tuple[
         for port in _ports(event)
         if port != "baseline"  # what the candidates are compared with is not judged
     ]
-    return tuple(sorted(found, key=lambda verdict: verdict.time))
+    return tuple(sorted(verdicts, key=lambda verdict: verdict.time))
 
 
 def _pushes(store: metadata_store.MetadataStore, copies: list[int]) -> tuple[Push, ...]:
-    found = [
+    pushes = [
         Push(run, _time(pushed.create_time_since_epoch), str(value(pushed, "pushed_destination")))
         for _, pushed, run in _made_from(store, copies, "PushedModel")
         if value(pushed, "pushed")
     ]
-    return tuple(sorted(found, key=lambda push: push.time))
+    return tuple(sorted(pushes, key=lambda push: push.time))
 
 
 def _context_names(store: metadata_store.MetadataStore, execution_id: int) -> dict[str, str]:
@@ -422,10 +422,10 @@ _NOISE = {
 
 def _worth_reading(proto: Any) -> dict[str, Value]:
     noise = _NOISE - {"input_fingerprint"} if isinstance(proto, metadata_store_pb2.Artifact) else _NOISE
-    found = {name: value(proto, name) for name in sorted({*proto.properties, *proto.custom_properties})}
+    properties = {name: value(proto, name) for name in sorted({*proto.properties, *proto.custom_properties})}
     return {
         name: value
-        for name, value in found.items()
+        for name, value in properties.items()
         if value not in (None, "", "null", "{}", "[]", "none")
         # runs of earlier versions have -1 where no limit was set
         and not (name in noise or name.startswith("__") or (name.startswith("max_") and value == -1))
@@ -442,18 +442,18 @@ def render(trace: Trace) -> RenderableType:
     values = {name: {s.parameters[name] for s in trace.steps if name in s.parameters} for name in _COMMON}
     common = {name: str(found.pop()) for name, found in values.items() if len(found) == 1}
 
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(no_wrap=True, style="dim")
-    facts.add_column(overflow="fold")
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
     for label, text, style in (*_of_file(trace), *_of_data(trace, steps)):
-        facts.add_row(label, Text(text, style))
+        grid.add_row(label, Text(text, style))
     for name, text in common.items():
-        facts.add_row(name.replace("_", " "), Text(text))
+        grid.add_row(name.replace("_", " "), Text(text))
 
     tree = Tree(_label("", trace.artifact, steps.get(trace.producer or 0), trace.root, common), guide_style="dim")
     if trace.producer:
         _grow(tree, steps[trace.producer], steps, {trace.producer}, trace.root, common)
-    return Group(facts, "", tree)
+    return Group(grid, "", tree)
 
 
 def _of_file(trace: Trace) -> Iterator[tuple[str, str, str]]:

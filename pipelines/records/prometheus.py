@@ -38,8 +38,8 @@ def write(root: Root) -> None:
 
 def _version(root: Root) -> str | None:
     with contextlib.suppress(UserError):
-        found = pointer_file.latest(str(root.pushed))
-        return found.version if found else None
+        deployed = pointer_file.latest(str(root.pushed))
+        return deployed.version if deployed else None
     return None
 
 
@@ -84,16 +84,16 @@ def _samples(log: list[dict[str, Any]], version: str | None) -> Iterator[tuple[s
 
 def _measured(log: list[dict[str, Any]]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Returns by version the metric's name, and value and zlib_bytes as they were measured last."""
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    measured: dict[str, tuple[str, dict[str, Any]]] = {}
     selected: dict[str, Any] = {}
     for event in log:
         if event["event"] == "evaluated" and event["deployed"]:
-            found[event["deployed"]["version"]] = (event["metric"], event["deployed"])
+            measured[event["deployed"]["version"]] = (event["metric"], event["deployed"])
         elif event["event"] == "selected":
             selected = event
         elif event["event"] == "pushed" and selected.get("run") == event["run"]:
-            found[event["version"]] = (selected["metric"], selected)
-    return found
+            measured[event["version"]] = (selected["metric"], selected)
+    return measured
 
 
 def _seconds(event: dict[str, Any]) -> float:

@@ -194,7 +194,7 @@ def _producers_of(
     spec: pipeline_pb2.InputSpec, node: pipeline_pb2.PipelineNode, producers: Mapping[str, str]
 ) -> set[str]:
     """Returns the ids of the nodes of this pipeline that an input's artifacts come from."""
-    found = {
+    names = {
         producers[query.name.field_value.string_value]
         for channel in spec.channels
         for query in channel.context_queries
@@ -204,7 +204,7 @@ def _producers_of(
     if graph_id := spec.input_graph_ref.graph_id:  # of a resolver function
         graph = node.inputs.input_graphs[graph_id]
         parts += [n.input_node.input_key for n in graph.nodes.values() if n.WhichOneof("kind") == "input_node"]
-    return found.union(*(_producers_of(node.inputs.inputs[key], node, producers) for key in parts))
+    return names.union(*(_producers_of(node.inputs.inputs[key], node, producers) for key in parts))
 
 
 @contextlib.contextmanager

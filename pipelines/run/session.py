@@ -118,8 +118,8 @@ def run(
 
 
 def _drifted(result: RunResult) -> tuple[str, ...]:
-    found = result.outputs("DataGate", "drift")
-    return tuple(json.loads(found[0].get_string_custom_property("drifted"))) if found else ()
+    drift = result.outputs("DataGate", "drift")
+    return tuple(json.loads(drift[0].get_string_custom_property("drifted"))) if drift else ()
 
 
 def _plain(error: BaseException | None) -> str:
@@ -138,12 +138,12 @@ def _nodes(result: RunResult, pipeline: tfx.dsl.Pipeline) -> tuple[NodeReport, .
 
 def _publish(result: RunResult, root: Root, run: RunReport) -> Report | None:
     """Copies the latest report to its lasting place, each file at once, adds the run to it, and returns it."""
-    if not (found := result.outputs("Evaluator", "evaluation")):
+    if not (evaluations := result.outputs("Evaluator", "evaluation")):
         return None
     folder = root.report
     folder.mkdir(exist_ok=True)
     for name in (layout.REPORT_FILE, layout.REPORT_PAGE):
-        files.write_bytes(folder / name, Path(found[0].uri, name).read_bytes())
+        files.write_bytes(folder / name, Path(evaluations[0].uri, name).read_bytes())
     report = dataclasses.replace(report_file.read(folder / layout.REPORT_FILE), run=run)
     try:
         write_report(report, folder)
@@ -167,21 +167,22 @@ def _in_the_field(pushed: Path | None, report: Report, push_to: Path) -> tuple[P
     """
     again = f"{report.selected} is not pushed again (cached); use --no-cache to push it"
     try:
-        found = pointer_file.latest(str(push_to))
+        deployed = pointer_file.latest(str(push_to))
     except UserError as error:
         return None, f"{error}\n{again}"
-    if found is None:
+    if deployed is None:
         return None, f"no model is deployed in {push_to}, {again}"
     # another version may have the same content
     selected = report.candidate(report.selected)
     sha256 = selected.sha256 if selected and selected.sha256 else ""
-    if found.sha256 == sha256 or (pushed and found.version == pushed.parent.name):
-        return Path(found.path), None
+    if deployed.sha256 == sha256 or (pushed and deployed.version == pushed.parent.name):
+        return Path(deployed.path), None
     if entry := versions.withdrawal(str(push_to), sha256):
         return None, (
-            f"{found.name or 'another model'} (version {found.version}) is deployed, {report.selected} is version "
+            f"{deployed.name or 'another model'} (version {deployed.version}) is deployed, {report.selected} is "
+            f"version "
             f"{entry['version']}, which {entry['by']} rolled back on {entry['at'][:10]}"
             f"{': ' + entry['why'] if entry['why'] else ''}; `edgeline push --root {push_to.parent} --rollback "
             f"{entry['version']}` deploys it again"
         )
-    return None, f"{found.name or 'another model'} (version {found.version}) is deployed, {again}"
+    return None, f"{deployed.name or 'another model'} (version {deployed.version}) is deployed, {again}"

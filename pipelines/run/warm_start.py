@@ -67,15 +67,15 @@ def _behind_the_pushed(root: Root) -> Path:
     """
     from edgeline.pipelines.records import lineage
 
-    found = pointer_file.latest(str(root.pushed))
-    if found is None:
+    deployed = pointer_file.latest(str(root.pushed))
+    if deployed is None:
         raise UserError("nothing was pushed yet")
-    steps = lineage.trace(found.path, root).steps
+    steps = lineage.trace(deployed.path, root).steps
     sources = {step.id for step in steps if step.component in _SOURCES}
     folders = [i.artifact.uri for step in steps for i in step.inputs if i.port == "model" and i.producer in sources]
     path = Path(folders[0], layout.KERAS_FILE) if folders else None
     if path is None or not path.is_file():
         raise UserError(
-            f"the float model behind version {found.version} is not there any more ({path or 'it has no layers'})"
+            f"the float model behind version {deployed.version} is not there any more ({path or 'it has no layers'})"
         )
     return path

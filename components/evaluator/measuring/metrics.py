@@ -114,13 +114,13 @@ class CompiledMetrics:
         if state.sums is None or state.totals is None:
             raise ValueError("no examples were evaluated")
         with np.errstate(invalid="ignore", divide="ignore"):  # all weights of a slice may be 0
-            found = dict(zip(("loss", *self._means), map(float, state.sums / state.totals), strict=True))
+            results = dict(zip(("loss", *self._means), map(float, state.sums / state.totals), strict=True))
         values = iter(state.others)
         for metric in self._others:
             for variable in metric.variables:
                 variable.assign(tf.cast(next(values), variable.dtype))
-            found[metric.name] = float(metric.result())
-        return {name: found[name] for name in ("loss", *self._order)}
+            results[metric.name] = float(metric.result())
+        return {name: results[name] for name in ("loss", *self._order)}
 
     def prepare(self, label: Any, outputs: list[np.ndarray]) -> None:
         """Builds the metrics from one batch, for a process that only calls `result`."""

@@ -76,8 +76,10 @@ def _check_features(names: Iterable[str], module: ModelModule) -> None:
 
 
 def _distinct(values: np.ndarray) -> tuple[list[str | int], np.ndarray]:
-    found, numbers = np.unique(values, return_inverse=True)
-    return [v.decode("utf-8", "backslashreplace") if isinstance(v, bytes) else int(v) for v in found.tolist()], numbers
+    distinct, numbers = np.unique(values, return_inverse=True)
+    return [
+        v.decode("utf-8", "backslashreplace") if isinstance(v, bytes) else int(v) for v in distinct.tolist()
+    ], numbers
 
 
 def _cross(names: tuple[str, ...], columns: list[tuple[list[str | int], np.ndarray]]) -> tuple[np.ndarray, list[Key]]:

@@ -188,9 +188,9 @@ class EvaluateShards(beam.DoFn):
 
     def _add(self, models: dict[str, Evaluated | str], group: _Group) -> None:
         live = [name for name, so_far in models.items() if not isinstance(so_far, str)]
-        made = self._pool.map(functools.partial(self._run, group.inputs), live)
+        outcomes = self._pool.map(functools.partial(self._run, group.inputs), live)
         ran: dict[str, _Ran] = {}
-        for name, outputs in zip(live, made, strict=True):
+        for name, outputs in zip(live, outcomes, strict=True):
             found: Evaluated | str
             try:
                 found = outputs if isinstance(outputs, str) else self._judge(name, outputs, group, ran)
@@ -214,26 +214,26 @@ class EvaluateShards(beam.DoFn):
         scores = self._metrics.scores(group.label, outputs, group.weight)
         own = _Ran(outputs, scores)
         others = self._metrics.others(group.label, outputs, group.weight)
-        found = Evaluated(State(len(scores.values), scores.values.sum(0), scores.weights.sum(0), others))
+        evaluated = Evaluated(State(len(scores.values), scores.values.sum(0), scores.weights.sum(0), others))
         if self._task is not None:
             own.labels, probabilities, own.predicted = self._task.read(group.label, outputs[0])
-            found.classes = Classification.of(self._task, own.labels, probabilities, own.predicted)
+            evaluated.classes = Classification.of(self._task, own.labels, probabilities, own.predicted)
         if name in (self._plan.baseline, self._plan.deployed):
             ran[name] = own
         for numbers, keys in group.slices:
-            found.slices.update(self._parts(numbers, keys, own, group))
+            evaluated.slices.update(self._parts(numbers, keys, own, group))
         if self._metrics.has_others and self._plan.metric not in scores.names:
             dealt = (group.digests % GROUPS).astype(np.int64)
-            found.groups = self._parts(dealt, list(range(GROUPS)), own, group)
+            evaluated.groups = self._parts(dealt, list(range(GROUPS)), own, group)
         for other in (self._plan.baseline, self._plan.deployed):
             if other is not None and other != name and other in ran and self._plan.metric in scores.names:
                 column = scores.names.index(self._plan.metric)
-                found.paired[other] = Paired.of(
+                evaluated.paired[other] = Paired.of(
                     scores.values[:, column], ran[other].scores.values[:, column], scores.weights[:, column]
                 )
         if name != self._plan.baseline and self._plan.baseline in ran:
-            found.comparison, found.flips = self._compare(own, ran[self._plan.baseline], group)
-        return found
+            evaluated.comparison, evaluated.flips = self._compare(own, ran[self._plan.baseline], group)
+        return evaluated
 
     def _parts(self, numbers: np.ndarray, keys: list[Any], own: _Ran, group: _Group) -> dict[Any, State]:
         """Returns the State of each part of a group; `numbers` says which key each example belongs to."""
@@ -259,14 +259,14 @@ class EvaluateShards(beam.DoFn):
     def _compare(self, own: _Ran, reference: _Ran, group: _Group) -> tuple[Comparison, list[Flip]]:
         pairs = zip(self._plan.outputs, own.outputs, reference.outputs, strict=True)
         errors = {name: OutputError.of(a, b) for name, a, b in pairs if a.shape == b.shape}
-        found = Comparison(len(own.scores.values), errors)
+        comparison = Comparison(len(own.scores.values), errors)
         if own.predicted is None or own.labels is None or reference.predicted is None:
-            return found, []
+            return comparison, []
         right, was_right = own.predicted == own.labels, reference.predicted == own.labels
         flipped = {"right_to_wrong": was_right & ~right, "wrong_to_right": ~was_right & right}
-        found.classified = True
-        found.agreed = int((own.predicted == reference.predicted).sum())
-        found.broken, found.mended = (int(rows.sum()) for rows in flipped.values())
+        comparison.classified = True
+        comparison.agreed = int((own.predicted == reference.predicted).sum())
+        comparison.broken, comparison.mended = (int(rows.sum()) for rows in flipped.values())
         flips = []
         for kind, mask in flipped.items():
             rows = np.flatnonzero(mask)
@@ -274,7 +274,7 @@ class EvaluateShards(beam.DoFn):
                 features = dict(pair for numbers, keys in group.slices for pair in keys[numbers[row]])
                 classes = (int(own.labels[row]), int(reference.predicted[row]), int(own.predicted[row]))
                 flips.append(Flip(int(group.digests[row]), kind, *classes, _thumbnail(group.inputs, row), features))
-        return found, flips
+        return comparison, flips
 
 
 def _joined(*parts: tf.Tensor | None) -> tf.Tensor | None:
