@@ -92,11 +92,11 @@ def _check_toolchain(parameters: Json, executor: str) -> None:
         return
     compiled, here = parameters["toolchain"], toolchain(executor.rpartition(".")[0])
     if compiled != here:
-        expected, differing = set(compiled.split()), set(here.split())
+        expected, present = set(compiled.split()), set(here.split())
         raise UserError(
             f"the image has not what this pipeline was compiled with: expected "
-            f"{' '.join(sorted(expected - differing))}, "
-            f"found {' '.join(sorted(differing - expected))}; compile with the image's versions, or "
+            f"{' '.join(sorted(expected - present))}, "
+            f"found {' '.join(sorted(present - expected))}; compile with the image's versions, or "
             "build the image anew"
         )
 
