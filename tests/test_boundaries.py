@@ -6,6 +6,7 @@ import ast
 import functools
 import sys
 from collections.abc import Callable, Iterable
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +99,15 @@ def test_a_room_imports_from_earlier_rooms_alone() -> None:
         return None not in (own, used) and used not in ORDER[: ORDER.index(own) + 1]
 
     assert not breaking(MODULES, is_later)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    own = {module_of(path): path for path in MODULES}
+    within_rooms = {
+        name: {used if used in own else used.rpartition(".")[0] for used in imports(path)} & own.keys() - {name}
+        for name, path in own.items()
+    }
+    TopologicalSorter(within_rooms).prepare()  # raises CycleError, which names the circle
 
 
 def test_only_the_command_line_knows_its_parser() -> None:

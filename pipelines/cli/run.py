@@ -14,7 +14,7 @@ from edgeline.pipelines import console
 from edgeline.pipelines.cli import config_file, options, verdict
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.root import DEFAULT_ROOT, Root
-from edgeline.pipelines.run import execution, new_data, warm_start
+from edgeline.pipelines.run import execution, warm_start
 from edgeline.pipelines.run.journal import Journal, recorded
 from edgeline.pipelines.run.live_view import LiveView
 from edgeline.pipelines.run.request import DIGITS_MODULE, Prepared, Request, prepare
@@ -110,7 +110,7 @@ def _work(arguments: argparse.Namespace, command: str) -> int:
     with recorded(root, command, **asked) as journal:
         # all that can be wrong with what was given is found here, before anything slow is imported
         prepared = prepare(_request(arguments, root))
-        if (why := new_data.nothing_new(prepared)) is not None:
+        if (why := prepared.nothing_new()) is not None:
             journal.write("no_new_data", why=why)
             journal.exit_code = _nothing_new(why, prepared, arguments)
         else:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgeline import toolchain
 from edgeline.data import data_folder, spans
@@ -18,9 +18,6 @@ from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.job import Job
 from edgeline.pipelines.records import events
 from edgeline.pipelines.root import Root
-
-if TYPE_CHECKING:
-    from edgeline.pipelines.run.request import Prepared
 
 
 def window(data: Path | None, length: int | None) -> spans.Window | None:
@@ -89,17 +86,20 @@ def facts(data: Path, found: spans.Window | None, requested: str) -> dict[str, A
     }
 
 
-def nothing_new(prepared: Prepared) -> str | None:
-    """Says why a run has nothing to do, None where it has, and where it was not asked to find out.
+def why_nothing_is_new(root: Root, data: Path, found: spans.Window | None, requested: str) -> str | None:
+    """Says since when neither the data nor what is asked of them have changed, None where one has.
+
+    Args:
+      root: of the pipeline.
+      data: the data folder, or a pattern of spans.
+      found: the spans; None for a data folder.
+      requested: what `digest` returns.
 
     Raises:
       UserError: a folder of the data is missing or holds something else.
     """
-    asked, found, data = prepared.request, prepared.window, prepared.request.data
-    if not asked.use_cache or data is None or (found is None and not asked.only_new_data):
-        return None
-    last = last_finished(asked.root)
-    now = facts(data, found, prepared.digest)
+    last = last_finished(root)
+    now = facts(data, found, requested)
     if last is None or any(last.get(key) != now[key] for key in ("fingerprint", "request")):
         return None
     where = f"{found.base}, {_range(now['spans'])}" if found else str(data)

@@ -95,6 +95,17 @@ class Prepared:
     window: Window | None
     digest: str
 
+    def nothing_new(self) -> str | None:
+        """Says why the run has nothing to do, None where it has, and where it was not asked to find out.
+
+        Raises:
+          UserError: a folder of the data is missing or holds something else.
+        """
+        asked = self.request
+        if not asked.use_cache or asked.data is None or (self.window is None and not asked.only_new_data):
+            return None
+        return new_data.why_nothing_is_new(asked.root, asked.data, self.window, self.digest)
+
 
 def prepare(request: Request) -> Prepared:
     """Checks a request; makes nothing.

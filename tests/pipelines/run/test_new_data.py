@@ -114,32 +114,32 @@ def test_spans_are_new_until_a_run_has_finished_with_them(tmp_path: Path) -> Non
     write_span(tmp_path / "day-1", [0])
     window = spans.resolve(pattern, 2)
     again = functools.partial(prepared, root, pattern, window=2)
-    assert new_data.nothing_new(again("request")) is None
+    assert again("request").nothing_new() is None
     finish(root, new_data.facts(pattern, window, "request"), code=3)
-    assert new_data.nothing_new(again("request")) is None
+    assert again("request").nothing_new() is None
     finish(root, new_data.facts(pattern, window, "request"), code=1)
-    why = new_data.nothing_new(again("request"))
+    why = again("request").nothing_new()
     assert why is not None
     assert why.startswith("no new data since the run of 2")
     nothing = f"({tmp_path}, day-1): nothing trained, nothing pushed"
     assert why.endswith(f"{nothing}; of that run no candidate met the budget")
     finish(root, new_data.facts(pattern, window, "request"), code=0)
-    assert (new_data.nothing_new(again("request")) or "").endswith(nothing)
+    assert (again("request").nothing_new() or "").endswith(nothing)
     # another request, a repaired file, one more span, and --no-cache are all something to do
-    assert new_data.nothing_new(again("other")) is None
-    assert new_data.nothing_new(again("request", use_cache=False)) is None
+    assert again("other").nothing_new() is None
+    assert again("request", use_cache=False).nothing_new() is None
     before = again("request")
     write_span(tmp_path / "day-2", [0])
-    assert new_data.nothing_new(again("request")) is None
+    assert again("request").nothing_new() is None
     os.utime(tmp_path / "day-1" / "train" / "data.tfrecord.gz", (1, 1))
-    assert new_data.nothing_new(before) is None
+    assert before.nothing_new() is None
 
 
 def test_a_data_folder_is_left_to_the_cache_unless_asked(tmp_path: Path) -> None:
     folder, root = write_span(tmp_path / "data", [0]), tmp_path / "root"
     finish(root, new_data.facts(folder, None, "request"))
-    assert new_data.nothing_new(prepared(root, folder, "request")) is None
-    why = new_data.nothing_new(prepared(root, folder, "request", only_new_data=True))
+    assert prepared(root, folder, "request").nothing_new() is None
+    why = prepared(root, folder, "request", only_new_data=True).nothing_new()
     assert why is not None
     assert f"({folder})" in why
 

@@ -21,7 +21,7 @@ from edgeline.pipelines import recipes
 from edgeline.pipelines.cli import main, run
 from edgeline.pipelines.records import events
 from edgeline.pipelines.root import CACHE, Root
-from edgeline.pipelines.run import execution, new_data
+from edgeline.pipelines.run import execution
 from edgeline.pipelines.run.journal import Journal, recorded
 from edgeline.pipelines.run.live_view import LiveView
 from edgeline.pipelines.run.request import DIGITS_MODULE, Request, prepare
@@ -118,7 +118,7 @@ def test_a_run_from_python(digits_data: Path, tmp_path: Path) -> None:
     shown, notes = io.StringIO(), []
     with recorded(root, "run") as journal:
         prepared = prepare(asked)
-        assert new_data.nothing_new(prepared) is None
+        assert prepared.nothing_new() is None
         outcome = execution.execute(prepared, LiveView(Console(file=shown)), journal, note=notes.append)
         journal.exit_code = 0
     assert outcome.pushed is not None
@@ -132,4 +132,4 @@ def test_a_run_from_python(digits_data: Path, tmp_path: Path) -> None:
     assert root.metrics.is_file()
     # the same again is nothing new, for whom it is asked
     again = prepare(dataclasses.replace(asked, only_new_data=True))
-    assert "nothing trained" in str(new_data.nothing_new(again))
+    assert "nothing trained" in str(again.nothing_new())
