@@ -152,7 +152,7 @@ def _pipeline(arguments: argparse.Namespace) -> tuple[CompiledPipeline, dict[str
 
 def _check_budget(compiled: CompiledPipeline, parameters: dict[str, Any]) -> None:
     """Checks the budget's parameters, of a pipeline that has them all, before the cluster's last step does."""
-    if not Budget.field_types().keys() <= compiled.parameters.keys():
+    if not Budget.encoded_types().keys() <= compiled.parameters.keys():
         return
     defaults = {name: parameter.default for name, parameter in compiled.parameters.items()}
     try:
