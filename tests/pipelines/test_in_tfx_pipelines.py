@@ -79,14 +79,15 @@ from pathlib import Path
 import keras_tuner
 from tfx.components.tuner.component import TunerFnResult
 
-from edgeline import data, model_module
+from edgeline.data import reading
+from edgeline.model_module import hooks
 
 MODULE = str(Path(__file__).with_name("model.py"))
 
 
 class Tuner(keras_tuner.RandomSearch):
     def run_trial(self, trial, examples):
-        code = model_module.load(MODULE, hyperparameters=trial.hyperparameters)
+        code = hooks.load(MODULE, hyperparameters=trial.hyperparameters)
         model = code.build_model()
         code.compile_model(model)
         return model.fit(examples, verbose=0).history["loss"][-1]
@@ -94,7 +95,7 @@ class Tuner(keras_tuner.RandomSearch):
 
 def tuner_fn(fn_args):
     files = [str(path) for pattern in fn_args.train_files for path in Path(pattern).parent.glob("*")]
-    examples = data.evaluation_data(files, model_module.load(MODULE), batch_size=32).dataset
+    examples = reading.evaluation_data(files, hooks.load(MODULE), batch_size=32).dataset
     objective = keras_tuner.Objective("default_objective", "min")
     tuner = Tuner(objective=objective, max_trials=2, directory=fn_args.working_dir, seed=1)
     return TunerFnResult(tuner=tuner, fit_kwargs={"examples": examples})
@@ -103,15 +104,16 @@ def tuner_fn(fn_args):
 TRAINING = """
 from pathlib import Path
 
-from edgeline import data, model_module
+from edgeline.data import reading
+from edgeline.model_module import hooks
 
 
 def run_fn(fn_args):
-    code = model_module.load("edgeline.pipelines.examples.digits.model")
+    code = hooks.load("edgeline.pipelines.examples.digits.model")
     files = [str(path) for pattern in fn_args.train_files for path in Path(pattern).parent.glob("*")]
     model = code.build_model()
     code.compile_model(model)
-    model.fit(data.evaluation_data(files, code, batch_size=32).dataset, epochs=3, verbose=0)
+    model.fit(reading.evaluation_data(files, code, batch_size=32).dataset, epochs=3, verbose=0)
     model.save(fn_args.serving_model_dir, save_format="tf")
 """
 
