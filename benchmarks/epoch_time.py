@@ -92,7 +92,16 @@ def benchmark(arguments: argparse.Namespace, folder: Path) -> None:
         clock = Clock()
         splits = loop.open_splits(str(examples), module, config)
         logs = tempfile.mkdtemp(dir=folder)
-        loop.fit(module.build_model(), module, splits, config, step="Trainer", log_dir=logs, callbacks=[clock])
+        loop.fit(
+            module.build_model(),
+            module,
+            splits,
+            config,
+            step="Trainer",
+            technique=__name__,
+            log_dir=logs,
+            callbacks=[clock],
+        )
         return clock.epochs()
 
     def keras() -> list[float]:

@@ -94,7 +94,7 @@ def report(
         "benchmark": name,
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {**machine(), "load_average": os.getloadavg()},
+        "machine": {**dataclasses.asdict(machine()), "load_average": os.getloadavg()},
         "versions": versions(),
         "settings": dict(settings),
         "ratios": [
