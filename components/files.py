@@ -9,6 +9,7 @@ import os
 import posixpath
 import shutil
 import uuid
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,32 @@ def write_arrays(path: str | Path, arrays: dict[str, np.ndarray], *, compress: b
     content: dict[str, Any] = arrays
     with Path(path).open("wb") as file:
         (np.savez_compressed if compress else np.savez)(file, **content)
+
+
+#: How many times the size of its file a stranger's may take in memory, where it is more than that.
+MAX_INFLATION, UNSUSPICIOUS_BYTES = 100, 256 * 2**20
+
+
+def most_bytes(packed: int) -> int:
+    """Returns how many bytes what a stranger packed into this many may take when it is unpacked."""
+    return max(UNSUSPICIOUS_BYTES, MAX_INFLATION * packed)
+
+
+def read_strangers_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Returns the arrays of a file of an unknown author by name.
+
+    Raises:
+      ValueError: it would take far more memory than its size lets expect, has an array twice, or is damaged.
+    """
+    packed = Path(path).stat().st_size
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    total = sum(member.file_size for member in members)
+    if total > most_bytes(packed):
+        raise ValueError(f"{packed:,} bytes would take {total:,} when unpacked, allowed are {most_bytes(packed):,}")
+    if len({member.filename for member in members}) < len(members):
+        raise ValueError("an array is there twice")
+    return read_arrays(path)
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:

@@ -145,7 +145,7 @@ def _golden(
     if metadata is not None and metadata.get("not_run"):
         return "golden", [], f"nothing to run: {metadata['not_run']}", False
     try:
-        stored = files.read_arrays(folder / layout.GOLDEN_FILE)
+        stored = files.read_strangers_arrays(folder / layout.GOLDEN_FILE)
     except FileNotFoundError:
         return "golden", ["golden.npz is missing"], "", True
     except Exception as error:  # a damaged archive makes anything of its reader

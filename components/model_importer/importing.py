@@ -15,11 +15,11 @@ from edgeline import layout
 from edgeline.conversion import float_tflite
 from edgeline.errors import UserError
 from edgeline.model_importer.config import GRAPHS, Import, digest_of
-from edgeline.model_io import keras_file
+from edgeline.model_io import keras_file, saved_model
 from edgeline.model_io.graph_model import GraphModel, TFLiteGraph
 from edgeline.model_module.hooks import ModelModule
 from edgeline.tflite import litert
-from edgeline.untrusted import keras_files
+from edgeline.untrusted import graph_operators, keras_files
 from edgeline.untrusted.keras_files import first_line
 
 _MANY = 20
@@ -98,6 +98,7 @@ def _describe(graph: GraphModel, module: ModelModule) -> None:
 
 
 def _saved_model(path: Path, config: Import) -> GraphModel:
+    graph_operators.check_saved_model(path, config.signature or _only_signature(path))
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:
@@ -117,9 +118,19 @@ def _saved_model(path: Path, config: Import) -> GraphModel:
     except ValueError as error:
         raise UserError(f"model {path} cannot be used: {error}; choose one with --signature") from None
     function = signatures[name]
+    # what is going to be called, whatever the file said of it
+    graph_operators.check_graph(function.graph.as_graph_def(), path, allowed=graph_operators.LOADED)
     inputs = {key: spec for key, spec in function.structured_input_signature[1].items()}
     io = {"inputs": _ports(path, inputs), "outputs": _ports(path, dict(function.structured_outputs))}
     return GraphModel(function, io, loaded)
+
+
+def _only_signature(path: Path) -> str:
+    """Returns the signature that is used where none is asked for; empty: it is not clear yet which."""
+    try:
+        return litert.default_signature(entry["name"] for entry in saved_model.signatures(path)) or ""
+    except (UserError, ValueError):
+        return ""
 
 
 def _ports(path: Path, specs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -141,6 +152,7 @@ def _graph_def(path: Path, config: Import) -> GraphModel:
         raise UserError(f"model {path} is no frozen GraphDef: truncated, or another kind of .pb file")
     if any(node.op in ("VariableV2", "VarHandleOp") for node in definition.node):
         raise UserError(f"model {path} holds variables without their values: freeze the graph first")
+    graph_operators.check_graph(definition, path)
     nodes = {node.name: node for node in definition.node}
     read = {name.lstrip("^").split(":")[0] for node in definition.node for name in node.input}
     placeholders = [node.name for node in definition.node if node.op == "Placeholder"]

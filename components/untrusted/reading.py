@@ -13,18 +13,12 @@ from typing import Any
 import h5py
 
 from edgeline.errors import UserError
+from edgeline.files import most_bytes
 
 #: Of a config: the largest of Keras' applications has 1 MB, and JSON takes twenty times its size in memory.
 MAX_CONFIG_BYTES = 64 * 2**20
-#: How many times the size of its file something may take when it is unpacked, where it is more than that.
-MAX_INFLATION, UNSUSPICIOUS_BYTES = 100, 256 * 2**20
 #: Groups in groups of an HDF5 file; a layer in a model in a model has a dozen.
 _MAX_GROUPS = 200
-
-
-def most_bytes(packed: int) -> int:
-    """Returns how many bytes something of this packed size may take when it is unpacked."""
-    return max(UNSUSPICIOUS_BYTES, MAX_INFLATION * packed)
 
 
 def json_of(content: bytes | str, what: str) -> Any:

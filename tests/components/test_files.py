@@ -4,8 +4,10 @@ import errno
 import hashlib
 import os
 import stat
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeline import files
@@ -116,3 +118,25 @@ def test_a_folder_appears_complete_or_not_at_all(tmp_path: Path) -> None:
         (folder / "a").write_text("3")
     assert list(out.parent.iterdir()) == [out]
     assert (out / "a").read_text() == "1"
+
+
+def test_strangers_arrays_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    files.write_arrays(path, {"a": np.arange(4)})
+    assert list(files.read_strangers_arrays(path)["a"]) == [0, 1, 2, 3]
+    files.write_arrays(path, {"a": np.zeros(270 * 2**20, np.uint8)}, compress=True)
+    with pytest.raises(ValueError, match=r"bytes would take 283,115,\d+ when unpacked, allowed are 268,435,456"):
+        files.read_strangers_arrays(path)
+    # an array that says it is far larger than what is stored of it
+    header = np.lib.format.MAGIC_PREFIX + b"\1\0" + (118).to_bytes(2, "little")
+    header += b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}".ljust(117) + b"\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", header)
+    with pytest.raises((ValueError, MemoryError)):
+        files.read_strangers_arrays(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", header)
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a.npy", header)
+    with pytest.raises(ValueError, match="twice"):
+        files.read_strangers_arrays(path)
