@@ -98,7 +98,7 @@ def benchmark(arguments: argparse.Namespace, folder: Path) -> None:
             splits,
             config,
             step="Trainer",
-            technique=__name__,
+            technique="edgeline.trainer.phases",
             log_dir=logs,
             callbacks=[clock],
         )
