@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import tfx.v1 as tfx
 import yaml
 from google.protobuf import json_format
 from kfp import components as kfp_components
@@ -32,6 +31,7 @@ from tfx.dsl.components.common.importer import Importer
 from tfx.dsl.components.common.resolver import Resolver
 from tfx.orchestration.data_types import RuntimeParameter
 from tfx.orchestration.kubeflow.v2 import compiler_utils, kubeflow_v2_dag_runner
+from tfx.orchestration.pipeline import Pipeline
 from tfx.types import standard_artifacts
 from tfx.types.artifact import Artifact, PropertyType
 from tfx.types.channel import Channel
@@ -114,7 +114,7 @@ def compile_run(
     _parameterise(nodes, job)
     [evaluator] = [node for node in nodes if node.id == "Evaluator"]
     evaluator.exec_properties["deployed"] = deployment.deployed
-    pipeline = tfx.dsl.Pipeline(
+    pipeline = Pipeline(
         pipeline_name=name,
         pipeline_root=deployment.pipeline_root,
         components=nodes,
@@ -145,9 +145,7 @@ def _parameterise(nodes: list[BaseNode], job: Job) -> None:
         node.exec_properties.update({name: value for name, value in parameters.items() if name in node.exec_properties})
 
 
-def compile_pipeline(
-    pipeline: tfx.dsl.Pipeline, deployment: Deployment, *, exit_handler: BaseComponent | None = None
-) -> str:
+def compile_pipeline(pipeline: Pipeline, deployment: Deployment, *, exit_handler: BaseComponent | None = None) -> str:
     """Compiles any TFX pipeline.
 
     Args:

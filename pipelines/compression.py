@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tfx.v1 as tfx
 from google.protobuf import wrappers_pb2
 from tfx.components import ExampleValidator, ImportExampleGen, StatisticsGen
 from tfx.components.schema_gen.import_schema_gen.component import ImportSchemaGen
 from tfx.dsl.components.base.base_component import BaseComponent
 from tfx.dsl.components.base.base_node import BaseNode
+from tfx.orchestration import metadata
+from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import example_gen_pb2, pusher_pb2
 from tfx.types.channel import BaseChannel
 from tfx.utils import proto_utils
@@ -74,7 +75,7 @@ def create_pipeline(
     schema: BaseNode | None = None,
     beam_args: Sequence[str] = (),
     enable_cache: bool = True,
-) -> tfx.dsl.Pipeline:
+) -> Pipeline:
     """Builds the DAG of a run on this machine.
 
     Args:
@@ -86,14 +87,14 @@ def create_pipeline(
       beam_args: for the nodes that use Beam.
       enable_cache: whether nodes with equal inputs and parameters are served from earlier runs.
     """
-    return tfx.dsl.Pipeline(
+    return Pipeline(
         pipeline_name=name,
         pipeline_root=str(root.artifacts),
         components=create_components(
             name, job, examples=examples, schema=schema, push_to=str(root.pushed), beam_args=beam_args
         ),
         enable_cache=enable_cache,
-        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(root.metadata_db)),
+        metadata_connection_config=metadata.sqlite_metadata_connection_config(str(root.metadata_db)),
         beam_pipeline_args=list(beam_args),
     )
 

@@ -25,7 +25,7 @@ if "PYTEST_XDIST_WORKER" in os.environ or "-n" not in sys.argv:
         import tensorflow  # noqa: F401
         import tensorflow_model_optimization  # noqa: F401
         import tf_keras  # noqa: F401
-        import tfx.v1  # noqa: F401
+        import tfx.components  # noqa: F401
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import tfx.v1 as tfx
 from tfx.dsl.components.base.base_node import BaseNode
+from tfx.orchestration.pipeline import Pipeline
 
 from edgeline import files, layout
 from edgeline.deployed import pointer_file, versions
@@ -127,7 +127,7 @@ def _plain(error: BaseException | None) -> str:
     return re.sub(r" \[while running .*\]$", "", str(error).strip(), flags=re.DOTALL) or type(error).__name__
 
 
-def _nodes(result: RunResult, pipeline: tfx.dsl.Pipeline) -> tuple[NodeReport, ...]:
+def _nodes(result: RunResult, pipeline: Pipeline) -> tuple[NodeReport, ...]:
     """Returns the steps as the report says them, in the order they ran in."""
     upstream = {node.id: sorted(before.id for before in node.upstream_nodes) for node in pipeline.components}
     return tuple(

@@ -14,7 +14,6 @@ import pytest
 pytest.importorskip("kfp")
 
 import recorder
-import tfx.v1 as tfx
 import toysteps
 import yaml
 from launcher import Cluster, Json, RefusedError, Result, in_container, stock
@@ -22,6 +21,7 @@ from tfx.components import Pusher
 from tfx.dsl.components.common.importer import Importer
 from tfx.dsl.experimental.conditionals import conditional
 from tfx.orchestration.data_types import RuntimeParameter
+from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import pusher_pb2
 from tfx.types.standard_artifacts import Examples
 
@@ -49,7 +49,7 @@ IMAGE = "registry.example/edgeline@sha256:" + "a" * 64
 ROOTS = {"minio": "minio://mlpipeline/v2/artifacts", "s3": "s3://bucket/edgeline", "gs": "gs://bucket/edgeline"}
 
 
-def toy_pipeline(root: str, *, bless: int = 1) -> tfx.dsl.Pipeline:
+def toy_pipeline(root: str, *, bless: int = 1) -> Pipeline:
     """Importer → Count → Score if there are two words or more → Pusher, if it is blessed."""
     examples = Importer(
         source_uri=RuntimeParameter("data", str, f"{root}/data"), artifact_type=Examples, output_key="examples"
@@ -72,7 +72,7 @@ def toy_pipeline(root: str, *, bless: int = 1) -> tfx.dsl.Pipeline:
             filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=SCRATCH)
         ),
     )
-    return tfx.dsl.Pipeline(
+    return Pipeline(
         pipeline_name="toy", pipeline_root=root, components=[examples, count, score, pusher], enable_cache=True
     )
 

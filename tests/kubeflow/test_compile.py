@@ -12,7 +12,6 @@ import yaml
 
 pytest.importorskip("kfp")
 
-import tfx.v1 as tfx
 import toysteps
 from tfx.components import CsvExampleGen, InfraValidator
 from tfx.components import Trainer as StockTrainer
@@ -22,6 +21,7 @@ from tfx.dsl.components.common.importer import Importer
 from tfx.dsl.components.common.resolver import Resolver
 from tfx.dsl.input_resolution.strategies.latest_artifact_strategy import LatestArtifactStrategy
 from tfx.orchestration.kubeflow.v2 import compiler_utils
+from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import infra_validator_pb2, trainer_pb2
 from tfx.types import artifact, channel
 from tfx.types.standard_artifacts import Examples, Model
@@ -299,7 +299,7 @@ def _union() -> BaseNode:
 )
 @pytest.mark.filterwarnings("ignore:Node .* depends on the output of node")
 def test_what_cannot_work_is_refused(make: Callable[[], BaseNode], message: str) -> None:
-    pipeline = tfx.dsl.Pipeline(pipeline_name="p", pipeline_root=ROOT, components=[make()])
+    pipeline = Pipeline(pipeline_name="p", pipeline_root=ROOT, components=[make()])
     with pytest.raises(UserError, match=message):
         compiler.compile_pipeline(pipeline, Deployment("oss", IMAGE, ROOT))
 

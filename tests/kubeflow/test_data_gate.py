@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import tensorflow as tf
-import tfx.v1 as tfx
 from launcher import Cluster
 from tfx.dsl.components.common.importer import Importer
+from tfx.orchestration.pipeline import Pipeline
 from tfx.types.standard_artifacts import Examples, Schema
 
 from edgeline.data_gate.config import Gate
@@ -52,7 +52,7 @@ def compiled(last_statistics: Path) -> str:
         "digits", run, examples=examples, schema=schema, push_to="/tmp/none", beam_args=BEAM_ARGS
     )
     checks = nodes[: [node.id for node in nodes].index("DataGate") + 1]
-    pipeline = tfx.dsl.Pipeline(pipeline_name="digits", pipeline_root=ROOT, components=checks)
+    pipeline = Pipeline(pipeline_name="digits", pipeline_root=ROOT, components=checks)
     return compiler.compile_pipeline(pipeline, Deployment("oss", IMAGE, ROOT))
 
 

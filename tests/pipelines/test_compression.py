@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-import tfx.v1 as tfx
 from google.protobuf import wrappers_pb2
 from tfx.dsl.compiler.compiler import Compiler
+from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import example_gen_pb2
 from tfx.proto.orchestration import pipeline_pb2
 from tfx.utils import proto_utils
@@ -20,7 +20,7 @@ from edgeline.toolchain import toolchain
 NAMES = ("float32", "int8", "prune80_int8", "prune80_cluster16_int8", "qat8")
 
 
-def build(root: Path, chosen: tuple[Recipe, ...]) -> tfx.dsl.Pipeline:
+def build(root: Path, chosen: tuple[Recipe, ...]) -> Pipeline:
     run = Job(module_source.locate("edgeline.pipelines.examples.digits.model"), chosen)
     return compression.create_pipeline(
         "digits", run, root=Root(root), examples=compression.import_examples(root / "data")

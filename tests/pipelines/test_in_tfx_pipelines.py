@@ -11,8 +11,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-import tfx.v1 as tfx
 from tensorflow_serving.apis import prediction_log_pb2
+from tfx import components as stock
+from tfx.dsl.components.common.resolver import Resolver
+from tfx.dsl.input_resolution.strategies.latest_blessed_model_strategy import LatestBlessedModelStrategy
+from tfx.orchestration import metadata
+from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+from tfx.orchestration.pipeline import Pipeline
+from tfx.proto import bulk_inferrer_pb2, trainer_pb2, transform_pb2
+from tfx.types import Channel
 from tfx.types.standard_artifacts import Model, ModelBlessing
 
 import edgeline
@@ -137,15 +144,13 @@ def serialized(values: np.ndarray, kind: bytes | None) -> bytes:
 
 
 def run(root: Path, name: str, components: list[Any]) -> None:
-    tfx.orchestration.LocalDagRunner().run(
-        tfx.dsl.Pipeline(
+    LocalDagRunner().run(
+        Pipeline(
             pipeline_name=name,
             pipeline_root=str(root / "artifacts"),
             components=components,
             enable_cache=True,
-            metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
-                str(root / "metadata.db")
-            ),
+            metadata_connection_config=metadata.sqlite_metadata_connection_config(str(root / "metadata.db")),
         )
     )
 
@@ -188,22 +193,21 @@ def transformed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def behind_transform(root: Path) -> list[Any]:
-    components = tfx.components
     ingest = compression.import_examples(root / "data")
     examples = ingest.outputs["examples"]
-    statistics = components.StatisticsGen(examples)
-    schema = components.SchemaGen(statistics.outputs["statistics"], infer_feature_shape=True)
-    transform = components.Transform(
+    statistics = stock.StatisticsGen(examples)
+    schema = stock.SchemaGen(statistics.outputs["statistics"], infer_feature_shape=True)
+    transform = stock.Transform(
         examples=examples,
         schema=schema.outputs["schema"],
         preprocessing_fn="stock_transforming.preprocessing_fn",
-        splits_config=tfx.proto.SplitsConfig(analyze=["train"], transform=list(SIZES)),
+        splits_config=transform_pb2.SplitsConfig(analyze=["train"], transform=list(SIZES)),
     )
-    tuner = components.Tuner(
+    tuner = stock.Tuner(
         examples=transform.outputs["transformed_examples"],
         tuner_fn="stock_tuning.tuner_fn",
-        train_args=tfx.proto.TrainArgs(splits=["train"]),
-        eval_args=tfx.proto.EvalArgs(splits=["validation"]),
+        train_args=trainer_pb2.TrainArgs(splits=["train"]),
+        eval_args=trainer_pb2.EvalArgs(splits=["validation"]),
     )
     asked = Job(
         module_source.locate(str(root / "code" / "model.py")),
@@ -220,10 +224,10 @@ def behind_transform(root: Path) -> list[Any]:
         push_to=str(root / "pushed"),
     )
     [trainer] = [node for node in nodes if node.id == "Trainer"]
-    inferrer = components.BulkInferrer(
+    inferrer = stock.BulkInferrer(
         examples=examples,
         model=trainer.outputs["model"],
-        data_spec=tfx.proto.DataSpec(example_splits=["eval"]),
+        data_spec=bulk_inferrer_pb2.DataSpec(example_splits=["eval"]),
     )
     return [ingest, statistics, schema, transform, tuner, *nodes, inferrer]
 
@@ -311,10 +315,10 @@ def test_labels_of_one_column_are_counted_as_labels(transformed: Path) -> None:
 
 @pytest.mark.slow
 def test_the_resolver_finds_the_blessed_model(transformed: Path) -> None:
-    latest = tfx.dsl.Resolver(
-        strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
-        model=tfx.dsl.Channel(type=Model),
-        model_blessing=tfx.dsl.Channel(type=ModelBlessing),
+    latest = Resolver(
+        strategy_class=LatestBlessedModelStrategy,
+        model=Channel(type=Model),
+        model_blessing=Channel(type=ModelBlessing),
     ).with_id("LatestBlessed")
     with importable(transformed / "code"):
         run(transformed, "transformed", [*behind_transform(transformed), latest])
@@ -357,11 +361,11 @@ def in_parts(digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     root = tmp_path_factory.mktemp("parts")
     (root / "stock_training.py").write_text(TRAINING)
     examples = compression.import_examples(digits_data)
-    trainer = tfx.components.Trainer(
+    trainer = stock.Trainer(
         run_fn="stock_training.run_fn",
         examples=examples.outputs["examples"],
-        train_args=tfx.proto.TrainArgs(splits=["train"]),
-        eval_args=tfx.proto.EvalArgs(splits=["validation"]),
+        train_args=trainer_pb2.TrainArgs(splits=["train"]),
+        eval_args=trainer_pb2.EvalArgs(splits=["validation"]),
     )
     names: dict[str, Any] = {"examples": examples, "trainer": trainer, "PUSH_TO": str(root / "pushed")}
     exec(code_blocks()[0], names)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import tensorflow as tf
-import tfx.v1 as tfx
 from tfx.components import Pusher as StockPusher
 from tfx.dsl.components.common.importer import Importer
+from tfx.orchestration import metadata
 from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import pusher_pb2
 from tfx.types import channel
 from tfx.types.standard_artifacts import Model, ModelBlessing, PushedModel
@@ -228,7 +229,7 @@ def test_a_uri_that_fails(push: Push, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_in_a_pipeline(runner: type, tmp_path: Path) -> None:
     """Under TFX's own runner and ours: cached, found by the command line, traced by its content."""
 
-    def pipeline() -> tfx.dsl.Pipeline:
+    def pipeline() -> Pipeline:
         def imported(name: str, kind: type, **properties: Any) -> Importer:
             node = Importer(source_uri=str(tmp_path / name), artifact_type=kind, custom_properties=properties)
             return node.with_id(name)
@@ -243,8 +244,8 @@ def test_in_a_pipeline(runner: type, tmp_path: Path) -> None:
                 filesystem=pusher_pb2.PushDestination.Filesystem(base_directory=str(tmp_path / "pushed"))
             ),
         )
-        connection = tfx.orchestration.metadata.sqlite_metadata_connection_config(str(tmp_path / "metadata.db"))
-        return tfx.dsl.Pipeline(
+        connection = metadata.sqlite_metadata_connection_config(str(tmp_path / "metadata.db"))
+        return Pipeline(
             "p",
             str(tmp_path / "artifacts"),
             components=[export, selected, blessing, pusher],

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tfx.v1 as tfx
 from ml_metadata.proto import metadata_store_pb2
 from tfx.dsl.components.base import base_component, base_executor, executor_spec
+from tfx.orchestration import metadata
+from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import pusher_pb2
 from tfx.types import Channel, ComponentSpec, component_spec
 from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation
@@ -113,15 +114,13 @@ def night(tmp_path: Path) -> Night:
         log.parent.mkdir(exist_ok=True)
         log.write_text("log")
         result = LocalRunner().run(
-            tfx.dsl.Pipeline(
+            Pipeline(
                 "p",
                 str(tmp_path / "artifacts"),
                 components=[data, train, *exports.values(), judged, pusher],
                 enable_cache=True,
                 beam_pipeline_args=list(BEAM_ARGS),
-                metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
-                    str(tmp_path / "metadata.db")
-                ),
+                metadata_connection_config=metadata.sqlite_metadata_connection_config(str(tmp_path / "metadata.db")),
             )
         )
         # as a run that writes to its log until it ends

@@ -10,8 +10,9 @@ import pytest
 from ml_metadata import metadata_store
 from ml_metadata.proto import metadata_store_pb2 as pb
 from rich.console import Console
-from tfx import v1 as tfx
 from tfx.dsl.components.base import base_component, base_executor, executor_spec
+from tfx.orchestration import metadata
+from tfx.orchestration.pipeline import Pipeline
 from tfx.types import Channel, ComponentSpec, component_spec, standard_artifacts
 
 from edgeline.errors import UserError
@@ -442,11 +443,11 @@ class _Step(base_component.BaseComponent):
 
 
 def test_what_tfx_writes(tmp_path):
-    connection = tfx.orchestration.metadata.sqlite_metadata_connection_config(str(tmp_path / "metadata.db"))
+    connection = metadata.sqlite_metadata_connection_config(str(tmp_path / "metadata.db"))
 
     def run() -> str:
         one = _Step("one")
-        pipeline = tfx.dsl.Pipeline(
+        pipeline = Pipeline(
             "real",
             str(tmp_path / "artifacts"),
             components=[one, _Step("two", left=one.outputs["model"], right=one.outputs["model"])],

@@ -11,10 +11,15 @@ from typing import Any
 import apache_beam as beam
 import pytest
 import tensorflow as tf
-from tfx import v1 as tfx
 from tfx.dsl.compiler import compiler
 from tfx.dsl.components.base import base_beam_executor, base_component, base_executor, executor_spec
-from tfx.orchestration.pipeline import RunOptions
+from tfx.dsl.components.common.importer import Importer
+from tfx.dsl.components.common.resolver import Resolver
+from tfx.dsl.experimental.conditionals.conditional import Cond
+from tfx.dsl.input_resolution.strategies.latest_artifact_strategy import LatestArtifactStrategy
+from tfx.orchestration import metadata
+from tfx.orchestration.local.local_dag_runner import LocalDagRunner
+from tfx.orchestration.pipeline import Pipeline, RunOptions
 from tfx.types import Channel, ComponentSpec, component_spec, standard_artifacts
 from tfx.types.channel import UnionChannel
 from tfx.utils import dependency_utils
@@ -92,13 +97,13 @@ def _fail():
 
 
 def _pipeline(root: Path, steps, beam_args=BEAM_ARGS):
-    return tfx.dsl.Pipeline(
+    return Pipeline(
         "test",
         str(root),
         components=steps,
         enable_cache=True,
         beam_pipeline_args=list(beam_args),
-        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(str(root / "mlmd.db")),
+        metadata_connection_config=metadata.sqlite_metadata_connection_config(str(root / "mlmd.db")),
     )
 
 
@@ -163,7 +168,7 @@ def test_compiled_pipeline_can_be_run_again_and_stock_runner_continues(tmp_path)
     assert ir.SerializeToString(deterministic=True) == before
     assert _states(LocalRunner().run_with_ir(ir)) == {"one": "cached", "two": "cached", "three": "cached"}
     RAN.clear()
-    tfx.orchestration.LocalDagRunner().run(_pipeline(tmp_path, _chain()))
+    LocalDagRunner().run(_pipeline(tmp_path, _chain()))
     assert RAN == []
 
 
@@ -271,7 +276,7 @@ def test_inputs_that_cannot_be_resolved_are_a_failure(tmp_path):
 
 def test_condition_that_does_not_hold_skips(tmp_path):
     one = Step("one")
-    with tfx.dsl.Cond(one.outputs["model"].future()[0].custom_property("stage") == "zero"):
+    with Cond(one.outputs["model"].future()[0].custom_property("stage") == "zero"):
         two = Step("two", {"source": one.outputs["model"]})
     result = LocalRunner().run(_pipeline(tmp_path, [one, two, Step("three", {"source": two.outputs["model"]})]))
     assert _states(result) == {"one": "done", "two": "skipped", "three": "skipped"}
@@ -279,9 +284,9 @@ def test_condition_that_does_not_hold_skips(tmp_path):
 
 
 def _imported(given: Path) -> list:
-    importer = tfx.dsl.Importer(source_uri=str(given), artifact_type=Model).with_id("importer")
-    strategy = tfx.dsl.experimental.LatestArtifactStrategy
-    latest = tfx.dsl.Resolver(strategy_class=strategy, model=tfx.dsl.Channel(type=Model)).with_id("latest")
+    importer = Importer(source_uri=str(given), artifact_type=Model).with_id("importer")
+    strategy = LatestArtifactStrategy
+    latest = Resolver(strategy_class=strategy, model=Channel(type=Model)).with_id("latest")
     latest.add_upstream_node(importer)
     return [importer, latest, Step("step", {"source": latest.outputs["model"]})]
 

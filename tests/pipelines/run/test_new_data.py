@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import tensorflow as tf
-import tfx.v1 as tfx
 from google.protobuf import text_format
 from tensorflow_metadata.proto.v0 import schema_pb2
+from tfx.orchestration import metadata
+from tfx.orchestration.pipeline import Pipeline
 
 from edgeline.budget import Budget
 from edgeline.data import reading, spans
@@ -53,10 +54,10 @@ def write_span(folder: Path, labels: Sequence[int], first: int = 0) -> Path:
 
 
 def ingest(root: Path, window: spans.Window | Path) -> tuple[str, Any]:
-    metadata = tfx.orchestration.metadata.sqlite_metadata_connection_config(str(root / "metadata.db"))
+    connection = metadata.sqlite_metadata_connection_config(str(root / "metadata.db"))
     make = compression.import_examples if isinstance(window, Path) else compression.import_spans
     node = make(window).with_beam_pipeline_args(list(BEAM_ARGS))
-    pipeline = tfx.dsl.Pipeline("p", str(root / "artifacts"), metadata, [node], enable_cache=True)
+    pipeline = Pipeline("p", str(root / "artifacts"), connection, [node], enable_cache=True)
     result = LocalRunner().run(pipeline)
     [artifact] = result.outputs(node.id, "examples")
     return result.nodes[node.id].state, artifact

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tfx.v1 as tfx
 from rich.console import Console
 from tfx.dsl.components.base import base_component, base_executor, executor_spec
+from tfx.orchestration import metadata
+from tfx.orchestration.pipeline import Pipeline
 from tfx.proto import pusher_pb2
 from tfx.types import Channel, ComponentSpec, component_spec
 from tfx.types.standard_artifacts import Model, ModelBlessing, ModelEvaluation
@@ -126,7 +127,7 @@ class Evaluator(base_component.BaseComponent):
     EXECUTOR_SPEC = executor_spec.ExecutorClassSpec(EvaluatorExecutor)
 
 
-def pipeline(root: Path, asked: dict[str, Any]) -> tfx.dsl.Pipeline:
+def pipeline(root: Path, asked: dict[str, Any]) -> Pipeline:
     data = Data(DataSpec(model=Channel(Model)))
     outputs = {"evaluation": Channel(ModelEvaluation), "model": Channel(Model), "blessing": Channel(ModelBlessing)}
     evaluator = Evaluator(EvaluatorSpec(asked=json.dumps(asked), data=data.outputs["model"], **outputs))
@@ -136,15 +137,13 @@ def pipeline(root: Path, asked: dict[str, Any]) -> tfx.dsl.Pipeline:
         model_blessing=evaluator.outputs["blessing"],
         push_destination=pusher_pb2.PushDestination(filesystem=filesystem),
     )
-    return tfx.dsl.Pipeline(
+    return Pipeline(
         "digits",
         str(root / "artifacts"),
         components=[data, evaluator, pusher],
         enable_cache=True,
         beam_pipeline_args=list(BEAM_ARGS),
-        metadata_connection_config=tfx.orchestration.metadata.sqlite_metadata_connection_config(
-            str(root / "metadata.db")
-        ),
+        metadata_connection_config=metadata.sqlite_metadata_connection_config(str(root / "metadata.db")),
     )
 
 
