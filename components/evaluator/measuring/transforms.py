@@ -120,7 +120,7 @@ class EvaluateShards(beam.DoFn):
 
     def _evaluate(self, shards: list[str]) -> Results:
         # parsing runs ahead in tf.data's threads while LiteRT works in ours
-        batches = reading.mapped_batches(shards, self._parse_batch, self._batch)
+        batches = reading.mapped_batches(shards, self._parse, self._batch)
         try:
             return self._add_up(iter(batches))
         except tf.errors.OpError as error:
