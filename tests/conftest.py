@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -31,6 +32,12 @@ if "PYTEST_XDIST_WORKER" in os.environ or "-n" not in sys.argv:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # whole runs come first: a long file must not be what one worker still has to do at the end
     items.sort(key=lambda item: "pipelines" not in item.path.parts)
+
+
+def pytest_collection_finish() -> None:
+    # what has been imported, half a million objects, will never be garbage: each full collection, one of which the
+    # TFLite converter asks for in every conversion, would look at all of them
+    gc.freeze()
 
 
 DIGITS_MODULE = "edgeline.pipelines.examples.digits.model"
