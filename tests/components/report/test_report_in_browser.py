@@ -12,8 +12,6 @@ import pytest
 from edgeline.report.rendering import render
 from edgeline.report.report_file import parse
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
-
 CHROMIUM = Path("/usr/bin/chromium")
 PHONE, DESK = 360, 1280
 
@@ -25,6 +23,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    # here, since the fast tests need not wait for it
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
     with playwright.sync_playwright() as started:
         # Chromium's sandbox needs rights that a container, and root, does not have.
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
