@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import json
@@ -290,3 +291,11 @@ def test_all_exports_exist() -> None:
     assert set(edgeline.__all__) <= set(dir(edgeline))
     with pytest.raises(AttributeError, match="module 'edgeline' has no attribute 'Pruned'"):
         edgeline.Pruned  # noqa: B018
+
+
+def test_type_checkers_are_told_of_the_same_exports() -> None:
+    imports = [
+        node for node in ast.walk(ast.parse(Path(edgeline.__file__).read_text())) if isinstance(node, ast.ImportFrom)
+    ]
+    told = {alias.name: node.module for node in imports for alias in node.names}
+    assert edgeline._EXPORTS.items() <= told.items()
