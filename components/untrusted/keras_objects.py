@@ -146,6 +146,7 @@ def objects_of(package: str) -> KerasObjects:
     """Returns what may be named in the config of a model of `tf_keras` or `keras` (3)."""
     classes: dict[tuple[str | None, str], type] = {}
     functions: dict[tuple[str | None, str], Any] = {}
+    registered_name = importlib.import_module(f"{package}.saving").get_registered_name
 
     def modules(name: str) -> set[str]:
         # tf-keras calls itself keras or tf_keras, by the release that wrote the file
@@ -174,6 +175,8 @@ def objects_of(package: str) -> KerasObjects:
             value = getattr(module, name, None)
             if isinstance(value, type):
                 add(classes, place, name, value)
+                # an HDF5 file calls a class of the applications by what it is registered as
+                classes.setdefault((None, registered_name(value)), value)
     for name, now in _FORMER.items():
         classes[None, name] = classes[None, now]
     activations = _module(f"{package}.activations")

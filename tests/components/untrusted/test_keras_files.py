@@ -288,41 +288,45 @@ def test_json_that_is_too_long() -> None:
 
 # what people have -----------------------------------------------------------------------------------------------------
 
+# one of each family: its larger ones have the same layers
 APPLICATIONS = (
-    "MobileNet", "MobileNetV2", "MobileNetV3Small", "MobileNetV3Large", "EfficientNetB0", "DenseNet121", "ResNet50",
-    "ResNet50V2", "EfficientNetV2B0", "EfficientNetB1", "EfficientNetV2B1", "EfficientNetB2", "EfficientNetV2B2",
-    "EfficientNetB3", "EfficientNetV2S", "ResNet101", "DenseNet169", "EfficientNetB4", "DenseNet201", "ResNet152",
-    "EfficientNetB5", "EfficientNetV2M", "EfficientNetB6", "EfficientNetV2L", "EfficientNetB7",
+    "MobileNet", "MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0", "EfficientNetV2S",
+    "DenseNet121", "ResNet50", "ResNet50V2", "ConvNeXtTiny", "InceptionResNetV2",
 )  # fmt: skip
+#: What the Keras that wrote a file cannot read again itself.
+UNREADABLE = {
+    ("MobileNetV3Small", keras, "h5"),
+    ("ConvNeXtTiny", tf_keras, "keras"),
+    ("ConvNeXtTiny", tf_keras, "h5"),
+    ("ConvNeXtTiny", keras, "h5"),
+    ("InceptionResNetV2", keras, "h5"),
+}
+#: What has layers of Keras 3 that tf-keras lacks.
+WITHOUT_A_TWIN = {("ConvNeXtTiny", keras, "keras"), ("InceptionResNetV2", keras, "keras")}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(600)
+@pytest.mark.filterwarnings("ignore:The `keras.initializers.serialize")
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 @pytest.mark.parametrize("library", [tf_keras, keras], ids=lambda library: library.__name__)
-@pytest.mark.parametrize("name", [*APPLICATIONS, "ConvNeXtTiny", "InceptionResNetV2"])
+@pytest.mark.parametrize("name", APPLICATIONS)
 def test_an_application_loads(tmp_path: Path, name: str, library: Any) -> None:
     # 75 is the smallest that InceptionResNetV2 takes
     size = 96 if name == "InceptionResNetV2" else 64
     model = getattr(library.applications, name)(input_shape=(size, size, 3), weights=None, classes=10)
     image = np.random.default_rng(0).uniform(0, 1, [1, size, size, 3]).astype("float32")
     expected = np.asarray(model(image))
-    convnext = name.startswith("ConvNeXt") and library is keras
     for suffix in ("keras", "h5"):
         path = tmp_path / f"m.{suffix}"
-        if suffix == "h5" and library is tf_keras:
-            save(model, path)
-        else:
-            model.save(path)
-        if convnext or (name == "InceptionResNetV2" and library is keras):
-            # layers without a twin in tf-keras are not this check's business
+        model.save(path)
+        if (name, library, suffix) in UNREADABLE:
+            with pytest.raises((ValueError, TypeError)):
+                library.models.load_model(path, compile=False)
+            with pytest.raises(UserError, match="cannot be loaded by"):
+                load(path)
+        elif (name, library, suffix) in WITHOUT_A_TWIN:
             with pytest.raises(UserError, match="without a twin in tf-keras"):
                 load(path)
-            continue
-        np.testing.assert_allclose(load(path)(image), expected, atol=1e-5)
-        path.unlink()
-
-
-def test_the_applications_are_those_of_the_benchmark() -> None:
-    benchmark = Path(__file__).parents[3] / "benchmarks" / "applications.py"
-    assert all(f'"{name}"' in benchmark.read_text() for name in APPLICATIONS)
-    assert len(APPLICATIONS) == 25
+        else:
+            np.testing.assert_allclose(load(path)(image), expected, atol=1e-5)
