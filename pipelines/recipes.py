@@ -251,15 +251,15 @@ def chosen(names: Sequence[str] | None, target: str, file: Path | None = None) -
       UserError: a name is unknown, the file has no recipes, or the target can run none of what they make.
     """
     known = catalog(file)
-    with_integers = {name: made for name, recipe in known.recipes.items() if (made := _with_integers(recipe))}
-    by_name = {made.name: made for made in with_integers.values()}
-    found = find(names or known.default, known.recipes | by_name | known.recipes)
+    with_integers = {name: variant for name, recipe in known.recipes.items() if (variant := _with_integers(recipe))}
+    by_name = {variant.name: variant for variant in with_integers.values()}
+    recipes = find(names or known.default, known.recipes | by_name | known.recipes)
     needed = targets.TARGETS[target]
     if needed is not None and needed.integers_only and not names:
-        found = [with_integers.get(recipe.name) or recipe for recipe in found]
-        found = [recipe for recipe in found if _io_type(recipe) in needed.io] or found
-    check_target(found, target)
-    return found
+        recipes = [with_integers.get(recipe.name) or recipe for recipe in recipes]
+        recipes = [recipe for recipe in recipes if _io_type(recipe) in needed.io] or recipes
+    check_target(recipes, target)
+    return recipes
 
 
 def check_target(chosen: Sequence[Recipe], target: str) -> None:
@@ -271,7 +271,7 @@ def check_target(chosen: Sequence[Recipe], target: str) -> None:
     needed = targets.TARGETS[target]
     if needed is None or not needed.integers_only or any(_io_type(recipe) in needed.io for recipe in chosen):
         return
-    possible = [made.name for recipe in chosen if (made := _with_integers(recipe))] or ["int8_io"]
+    possible = [variant.name for recipe in chosen if (variant := _with_integers(recipe))] or ["int8_io"]
     raise UserError(
         f"target {target} takes integers only, but of {', '.join(recipe.name for recipe in chosen)} none has integer "
         f"inputs and outputs; choose {', '.join(possible)}"

@@ -39,24 +39,26 @@ class Executor(base_beam_executor.BaseBeamExecutor):
     def Do(self, input_dict: dict[str, Any], output_dict: dict[str, Any], exec_properties: dict[str, Any]) -> None:
         """Evaluates all candidates; see TFX's BaseExecutor."""
         self._log_startup(input_dict, output_dict, exec_properties)
-        budget, asked = Budget.decoded(exec_properties), Evaluation.decoded(exec_properties)
+        budget, config = Budget.decoded(exec_properties), Evaluation.decoded(exec_properties)
         names = json.loads(exec_properties["candidates"])
         examples_uri = artifact_utils.get_single_uri(input_dict["examples"])
         baseline = _open("baseline", artifact_utils.get_single_uri(input_dict["baseline"]))
-        found = {name: artifact_utils.get_single_instance(input_dict[name]) for name in names if input_dict.get(name)}
-        candidates = [_open(name, artifact.uri) for name, artifact in found.items()]
+        artifacts = {
+            name: artifact_utils.get_single_instance(input_dict[name]) for name in names if input_dict.get(name)
+        }
+        candidates = [_open(name, artifact.uri) for name, artifact in artifacts.items()]
         if baseline.metadata is None:
             raise ValueError(f"the float32 baseline could not be exported: {baseline.passport.failure}")
 
         form = _form(input_dict, baseline.passport)
         code = hooks.load(exec_properties["module"], exec_properties["module_digest"], form)
-        unconverted = _keras(input_dict, code) if asked.check_keras else None
+        unconverted = _keras(input_dict, code) if config.check_keras else None
         files = reading.split_files(examples_uri, "eval")
         folder = Path(artifact_utils.get_single_uri(output_dict["evaluation"]))
         with contextlib.ExitStack() as stack:
             compared = budget.max_deployed_drop is not None
-            pushed = pointer_file.latest(exec_properties["deployed"]) if compared or asked.like == DEPLOYED else None
-            like = (DEPLOYED, pushed.contract) if pushed and asked.like == DEPLOYED else asked.given_contract
+            pushed = pointer_file.latest(exec_properties["deployed"]) if compared or config.like == DEPLOYED else None
+            like = (DEPLOYED, pushed.contract) if pushed and config.like == DEPLOYED else config.given_contract
             field = pushed if compared else None
             field_path = stack.enter_context(field.local()) if field else None
             # the candidates were proved by the TFLiteExporter; this one perhaps by another version of the runtime
@@ -67,7 +69,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 exec_properties["module"],
                 form,
                 budget,
-                asked,
+                config,
             )
             progress.report(0, 2, f"evaluating {len(plan.models)} models")
             path = str(folder / "results")
@@ -89,7 +91,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             budget=budget,
             baseline=baseline,
             candidates=candidates,
-            missing=[name for name in names if name not in found],
+            missing=[name for name in names if name not in artifacts],
             findings=found_out.renamed(unique),
             deployed=reporting.deployed_report(field, refusal) if field else None,
             like=like,
@@ -114,14 +116,19 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         _bless(
             report.selected,
             budget.target,
-            found,
+            artifacts,
             artifact_utils.get_single_instance(output_dict["selected"]),
             artifact_utils.get_single_instance(output_dict["blessing"]),
         )
 
 
 def _plan(
-    sound: list[Candidate], field: Path | None, module: str, form: ModelForm | None, budget: Budget, asked: Evaluation
+    sound: list[Candidate],
+    field: Path | None,
+    module: str,
+    form: ModelForm | None,
+    budget: Budget,
+    config: Evaluation,
 ) -> tuple[Plan, dict[str, str]]:
     """Returns what is evaluated, and for each name the one under which its file is: each file is run and timed once."""
     unique = {c.model_path: c.name for c in reversed(sound)}
@@ -137,7 +144,7 @@ def _plan(
         sound[0].name,
         findings.DEPLOYED if field is not None else None,
         budget.metric,
-        asked.max_bad_records,
+        config.max_bad_records,
         form,
     )
     return plan, {c.name: unique[c.model_path] for c in sound}

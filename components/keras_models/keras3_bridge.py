@@ -513,7 +513,7 @@ def _copy_weights(original: Any, twin: Any) -> None:
         # else Keras 3 has another name for one, such as a DepthwiseConv2D's kernel, and the order is the same
         mine.sort(key=lambda pair: pair[0])
         theirs.sort(key=lambda pair: pair[0])
-    shapes = [[(name, tuple(weight.shape)) for name, weight in found] for found in (mine, theirs)]
+    shapes = [[(name, tuple(weight.shape)) for name, weight in weights] for weights in (mine, theirs)]
     if [shape for _, shape in shapes[0]] != [shape for _, shape in shapes[1]]:
         raise UserError(
             f"layer {original.name} ({type(original).__name__}) has the weights {dict(shapes[0])} in Keras 3 and "

@@ -31,8 +31,8 @@ _EXAMPLES = 20_000
 
 def needs_model(config: Quantize) -> bool:
     """Returns whether the request can be answered only by looking at the calibrated model."""
-    asked = config.keep_float or config.keep_float_ops or config.sensitivity_layers
-    return bool(SCHEMES[config.scheme].ladder or (asked and not config.trains))
+    wishes = config.keep_float or config.keep_float_ops or config.sensitivity_layers
+    return bool(SCHEMES[config.scheme].ladder or (wishes and not config.trains))
 
 
 def select(
@@ -73,7 +73,7 @@ def select(
     scheme: dict[str, Any] = {"scheme": config.scheme}
     kept = kept_float(config, calibrated)
     why = "keep_float"
-    facts: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     damages: tuple[sensitivity.Damage, ...] = ()
     rungs = SCHEMES[config.scheme].ladder
     looked_at = config.sensitivity_layers or (_SUSPECTS if rungs else 0)
@@ -83,20 +83,20 @@ def select(
             walked = ladder.walk(
                 rungs, model, io, samples, calibrated, scorer, max_drop=config.auto_max_drop, suspects=looked_at
             )
-            facts["ladder_walked"] = [rung.facts() for rung in walked.rungs]
+            record["ladder_walked"] = [rung.facts() for rung in walked.rungs]
             damages, why = walked.sensitivity, config.scheme
             scheme["scheme"] = walked.rungs[-1].scheme
             kept = {"layers": list(walked.rungs[-1].keep_float), "ops": []}
         else:
             damages = tuple(sensitivity.analyse(calibrated, samples, scorer, looked_at))
     if damages:
-        facts["sensitivity"] = sensitivity.facts(damages)
+        record["sensitivity"] = sensitivity.facts(damages)
         sensitivity.write(damages, run_uri)
     if kept["layers"] or kept["ops"]:
         scheme["keep_float"] = kept
     if isinstance(model, tf_keras.Model):
-        facts["layers"] = layers.facts(model, _notes(calibrated, scheme["scheme"], kept, why))
-    return scheme, facts
+        record["layers"] = layers.facts(model, _notes(calibrated, scheme["scheme"], kept, why))
+    return scheme, record
 
 
 def _calibrate(

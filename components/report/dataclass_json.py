@@ -131,9 +131,9 @@ class _Faults:
     wrong: list[str] = dataclasses.field(default_factory=list)
 
     def expected(self, what: str, place: _Place, content: Any) -> None:
-        found = json.dumps(content, ensure_ascii=False, default=str)
-        found = found if len(found) <= 60 else f"{found[:59]}…"
-        self.wrong.append(f"{_spelled(place) or 'the whole'}: expected {what}, found {found}")
+        text = json.dumps(content, ensure_ascii=False, default=str)
+        text = text if len(text) <= 60 else f"{text[:59]}…"
+        self.wrong.append(f"{_spelled(place) or 'the whole'}: expected {what}, found {text}")
 
 
 _Reader = Callable[[Any, _Place, _Faults], Any]

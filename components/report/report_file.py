@@ -80,25 +80,25 @@ def _damaged(where: str, faults: list[str]) -> UserError:
 
 def _contradictions(report: Report) -> list[str]:
     """Returns what no Evaluator writes, though every value is of its kind."""
-    found = []
+    contradictions = []
     try:
         datetime.datetime.fromisoformat(report.created)
     except ValueError:
-        found.append(f"created: expected a time as in ISO 8601, found {report.created!r}")
+        contradictions.append(f"created: expected a time as in ISO 8601, found {report.created!r}")
     named = [(f"candidates[{i}]", candidate) for i, candidate in enumerate(report.candidates)]
     for place, model in (("baseline", report.baseline), *named):
         if not (scores := model.classification):
             continue
         if scores.confusion and {len(scores.confusion), *map(len, scores.confusion)} != {scores.classes}:
-            found.append(f"{place}.classification.confusion: expected {scores.classes} rows and columns")
+            contradictions.append(f"{place}.classification.confusion: expected {scores.classes} rows and columns")
         if scores.per_class and len(scores.per_class) != scores.classes:
-            found.append(f"{place}.classification.per_class: expected {scores.classes} classes")
+            contradictions.append(f"{place}.classification.per_class: expected {scores.classes} classes")
     nodes = report.run.nodes if report.run else ()
     try:
         graphlib.TopologicalSorter({node.id: node.upstream for node in nodes}).prepare()
     except graphlib.CycleError as error:
-        found.append(f"run.nodes: expected no step to wait for itself, found {' → '.join(error.args[1])}")
-    return found
+        contradictions.append(f"run.nodes: expected no step to wait for itself, found {' → '.join(error.args[1])}")
+    return contradictions
 
 
 # older versions -------------------------------------------------------------------------------------------------------

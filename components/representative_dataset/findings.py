@@ -241,7 +241,7 @@ def about(
     scores = stability(samples)
     taken = Counter(item.stratum for item in summary.drawn)
     in_eval = np.isin([item.key for item in summary.drawn], selection.keys(known.fingerprints, config.seed))
-    facts: dict[str, Any] = {
+    manifest: dict[str, Any] = {
         "strategy": config.strategy,
         "seed": config.seed,
         "asked": config.parameters(),
@@ -264,18 +264,18 @@ def about(
         "stability": {"score": sum(scores.values()) / len(scores) if scores else None, "inputs": scores},
     }
     if config.strategy == "stratified":
-        facts["strata"] = {
+        manifest["strata"] = {
             name: {"examples": count, "samples": taken[name]} for name, count in sorted(summary.strata.items())
         }
     if choice is not None:
         numeric = [name for name, values in samples.items() if values.dtype.kind in "fiu"]
-        facts["left_out"]["outliers"] = choice.left_out
-        facts["pool"] = choice.pool
-        facts["winsorised"] = {
+        manifest["left_out"]["outliers"] = choice.left_out
+        manifest["pool"] = choice.pool
+        manifest["winsorised"] = {
             name: {"range": choice.ranges[:, i].tolist(), "below": int(below), "above": int(above)}
             for i, (name, below, above) in enumerate(zip(numeric, *choice.outliers, strict=True))
         }
-    return facts
+    return manifest
 
 
 def _by_label(counts: Counter[int]) -> dict[str, int]:

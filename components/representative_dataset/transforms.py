@@ -104,8 +104,8 @@ class _Reader:
           UserError: they cannot be read, or do not fit the module.
         """
         try:
-            for found in reading.mapped_batches(shards, self._parse, self.batch_size).as_numpy_iterator():
-                yield self._batch(*found)
+            for batch in reading.mapped_batches(shards, self._parse, self.batch_size).as_numpy_iterator():
+                yield self._batch(*batch)
         except tf.errors.OpError as error:
             raise reading.explain(error, shards, self.module) from error
 
@@ -403,8 +403,7 @@ class DrawSamples(beam.PTransform):
             train
             | "FetchShards" >> beam.ParDo(FetchShards(plan), as_one(choice))
             | "MergeFetched" >> beam.CombineGlobally(MergeSummaries(plan.config.samples))
-            | "Complete"
-            >> beam.Map(lambda found, whole: dataclasses.replace(whole, drawn=found.drawn), as_one(summary))
+            | "Complete" >> beam.Map(lambda draw, whole: dataclasses.replace(whole, drawn=draw.drawn), as_one(summary))
             | "Write" >> beam.Map(write, as_one(known), as_one(choice), plan)
         )
 

@@ -41,12 +41,12 @@ def begin(model: tf_keras.Model, module: ModelModule, config: Train) -> dict[str
       UserError: the file is not the one that the pipeline was built with.
     """
     path, expected = config.warm_start or "", config.warm_start_digest
-    facts: dict[str, Any] = {"from": path, "sha256": None, "taken": False}
+    record: dict[str, Any] = {"from": path, "sha256": None, "taken": False}
     try:
-        facts["sha256"] = files.sha256_of(path)
-        if expected is not None and expected != facts["sha256"]:
+        record["sha256"] = files.sha256_of(path)
+        if expected is not None and expected != record["sha256"]:
             raise _ChangedError(
-                f"warm start: {path} is not the file this run began with (digest {facts['sha256'][:12]}, expected "
+                f"warm start: {path} is not the file this run began with (digest {record['sha256'][:12]}, expected "
                 f"{expected[:12]}): start the run again"
             )
         source = _load(path, module)
@@ -57,8 +57,8 @@ def begin(model: tf_keras.Model, module: ModelModule, config: Train) -> dict[str
     else:
         reason = _take(source, model)
     if reason:
-        return {**facts, "note": f"starts from scratch because {reason}"}
-    return {**facts, "taken": True, "note": f"starts from the weights of {path}"}
+        return {**record, "note": f"starts from scratch because {reason}"}
+    return {**record, "taken": True, "note": f"starts from the weights of {path}"}
 
 
 def _load(path: str, module: ModelModule) -> tf_keras.Model:
@@ -79,15 +79,15 @@ def _take(source: tf_keras.Model, model: tf_keras.Model) -> str:
         ours, theirs = _weights(layer), _weights(there[name])
         if len(ours) != len(theirs):
             return f"layer {name}: {len(ours)} weights here, {len(theirs)} there"
-        for weight, found in zip(ours, theirs, strict=True):
-            if weight.shape != found.shape:
+        for weight, their_weight in zip(ours, theirs, strict=True):
+            if weight.shape != their_weight.shape:
                 kind = weight.name.rsplit("/", 1)[-1].partition(":")[0]
-                return f"layer {name}: {kind} {tuple(weight.shape)} here, {tuple(found.shape)} there"
+                return f"layer {name}: {kind} {tuple(weight.shape)} here, {tuple(their_weight.shape)} there"
     if extra := [name for name in there if name not in here]:
         return f"layer {extra[0]} is only there"
     for name, layer in here.items():
-        for weight, found in zip(_weights(layer), _weights(there[name]), strict=True):
-            weight.assign(found)
+        for weight, their_weight in zip(_weights(layer), _weights(there[name]), strict=True):
+            weight.assign(their_weight)
         if isinstance(layer, tf_keras.layers.Normalization):
             layer.finalize_state()  # what it computes with was made of its weights when it was built
     return ""

@@ -140,7 +140,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         raise UserError(f"--name must have small letters, digits and hyphens only, received {name!r}")
     if not arguments.output.parent.is_dir():
         raise UserError(f"--output {arguments.output}: the folder {arguments.output.parent} does not exist")
-    asked = {
+    fields = {
         "budget": options.budget(arguments),
         "evaluation": options.evaluation(arguments),
         "export": options.export(arguments),
@@ -150,7 +150,7 @@ def _compile(arguments: argparse.Namespace) -> int:
     if arguments.schema:
         deployment.check_uri("--schema", arguments.schema, arguments.target)
     if arguments.warm_start:
-        asked["train"] = warm_start.on_cluster(asked["train"], arguments.warm_start, target.target, target.settings)
+        fields["train"] = warm_start.on_cluster(fields["train"], arguments.warm_start, target.target, target.settings)
 
     try:
         import kfp.kubernetes  # noqa: F401
@@ -159,7 +159,7 @@ def _compile(arguments: argparse.Namespace) -> int:
     from edgeline.kubeflow import compile as compiler
     from edgeline.pipelines.compression import check
 
-    job = Job(source, chosen, **asked)
+    job = Job(source, chosen, **fields)
     check(job)
     text = compiler.compile_run(
         job,

@@ -39,7 +39,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         epilog="exit codes: 0 all files were measured, 2 a file or an option was wrong; the other files are measured",
     )
     bench.set_defaults(command=_bench)
-    bench.add_argument("files", nargs="+", type=Path, metavar="FILE.tflite")
+    bench.add_argument("files", nargs="+", type=Path, metavar="FILE.tflite", help="what to measure")
     bench.add_argument(
         "--seconds", type=float, default=2.0, metavar="S", help="how long to time each file (default: %(default)s)"
     )

@@ -42,7 +42,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         epilog="exit codes: 0 the file was read, 1 the target cannot run it, 2 it is missing, damaged or no TFLite",
     )
     inspect.set_defaults(command=_inspect)
-    inspect.add_argument("file", type=Path, metavar="FILE.tflite|SAVEDMODEL")
+    inspect.add_argument("file", type=Path, metavar="FILE.tflite|SAVEDMODEL", help="what to look at")
     options.add_target(inspect, default=None)
     options.add_output(inspect)
 

@@ -60,8 +60,8 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         description=f"Compare the reports of two runs. Each RUN is {where}.",
     )
     both.set_defaults(command=_compare)
-    both.add_argument("a", type=Path, metavar="RUN_A")
-    both.add_argument("b", type=Path, metavar="RUN_B")
+    both.add_argument("a", type=Path, metavar="RUN_A", help="the run that the other is compared to")
+    both.add_argument("b", type=Path, metavar="RUN_B", help="the run that is compared")
     options.add_output(both)
 
 

@@ -43,11 +43,11 @@ class Judge:
         self._baseline = baseline
         self.baseline_quality = self.quality(baseline)
         self._slices = {key: self._value(state) for key, state in baseline.slices.items()}
-        for asked in budget.max_slice_drops:
-            if not any(matches(key, asked) for key in baseline.slices):
-                hint = did_you_mean(asked, map(slices.spell, baseline.slices))
+        for named in budget.max_slice_drops:
+            if not any(matches(key, named) for key in baseline.slices):
+                hint = did_you_mean(named, map(slices.spell, baseline.slices))
                 raise UserError(
-                    f"the budget limits the drop in slices by {asked!r}{hint}, but the eval split has no example in one"
+                    f"the budget limits the drop in slices by {named!r}{hint}, but the eval split has no example in one"
                 )
         if budget.max_slice_drops and not any(
             state.examples >= budget.min_slice_examples and slice_limit(key, budget.max_slice_drops) is not None

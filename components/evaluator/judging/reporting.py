@@ -190,13 +190,13 @@ def _misfits(
     budget: Budget, candidate: Candidate, metadata: dict[str, Any], like: tuple[str, dict[str, Any]] | None
 ) -> list[str]:
     """Returns why the target cannot run a candidate, and how it differs from the model whose place it is to take."""
-    found = targets.misfits(budget.target, metadata)
+    reasons = targets.misfits(budget.target, metadata)
     if like is not None:
         own = contract.of(metadata, candidate.passport.io["labels"], budget.target)
         changed = contract.differences(own, like[1], like[0])
         # said once, with the last of them
-        found += [*changed[:-1], *(f"{last} (--like none allows a new contract)" for last in changed[-1:])]
-    return found
+        reasons += [*changed[:-1], *(f"{last} (--like none allows a new contract)" for last in changed[-1:])]
+    return reasons
 
 
 def _latency(device: DeviceCost | None) -> Latency | None:

@@ -86,53 +86,53 @@ def reasons(budget: Budget, baseline: float, candidate: Measured) -> list[str]:
       baseline: the reference's value of the budget's metric.
       candidate: what is judged.
     """
-    found = list(candidate.misfits)
+    texts = list(candidate.misfits)
     lost = drop(budget, baseline, candidate.quality)
     if exceeds(lost, budget.max_drop):
-        found.append(f"{budget.metric} drop {lost:.4g} exceeds {budget.max_drop:g}")
+        texts.append(f"{budget.metric} drop {lost:.4g} exceeds {budget.max_drop:g}")
     elif budget.drop_bound == "upper":
         if candidate.drop_interval is None:
-            found.append(f"the interval of the {budget.metric} drop, which --drop-bound upper asks for, is not known")
+            texts.append(f"the interval of the {budget.metric} drop, which --drop-bound upper asks for, is not known")
         elif exceeds(candidate.drop_interval[1], budget.max_drop):
-            found.append(
+            texts.append(
                 f"{budget.metric} drop {lost:.4g} may be up to {candidate.drop_interval[1]:.4g} (95% interval), which "
                 f"exceeds {budget.max_drop:g}; more eval examples would narrow it"
             )
     if budget.value_threshold is not None and exceeds(drop(budget, budget.value_threshold, candidate.quality), 0.0):
-        found.append(
+        texts.append(
             f"{budget.metric} {candidate.quality:.4g} is worse than {budget.value_threshold:g} (--value-threshold); "
             f"the baseline has {baseline:.4g}"
         )
-    found += _slice_reasons(budget, candidate.slices)
+    texts += _slice_reasons(budget, candidate.slices)
     if (
         candidate.deployed_drop is not None
         and budget.max_deployed_drop is not None
         and exceeds(candidate.deployed_drop, budget.max_deployed_drop)
     ):
         worse = f"; worse in {_list(candidate.worse_slices)}" if candidate.worse_slices else ""
-        found.append(
+        texts.append(
             f"{budget.metric} is {candidate.deployed_drop:.4g} worse than the deployed model's, which exceeds "
             f"{budget.max_deployed_drop:g} (--max-deployed-drop){worse}"
         )
     for name, allowed in budget.limits.items():
         limit, value = LIMITS[name], candidate.costs.get(name)
         if value is None:
-            found.append(f"{limit.words} could not be measured, and the budget limits it")
+            texts.append(f"{limit.words} could not be measured, and the budget limits it")
         elif value > allowed:
             spelled = f"{value:,.0f}" if limit.is_whole or value >= 1000 else f"{value:.3g}"
-            found.append(f"{limit.words} {spelled} {limit.unit} exceeds {allowed:,.15g} {limit.unit}")
-    return found
+            texts.append(f"{limit.words} {spelled} {limit.unit} exceeds {allowed:,.15g} {limit.unit}")
+    return texts
 
 
 def _slice_reasons(budget: Budget, judged: Sequence[SliceDrop]) -> list[str]:
     over = sorted((s for s in judged if exceeds(s.drop, s.limit)), key=lambda s: (s.limit - s.drop, s.name))
-    found = [
+    texts = [
         f"{budget.metric} drop {s.drop:.4g} in {s.name} ({s.examples:,} examples) exceeds {s.limit:g}"
         for s in over[:_NAMED]
     ]
     if len(over) > _NAMED:
-        found.append(f"{budget.metric} drop exceeds its limit in {_more(len(over) - _NAMED)}")
-    return found
+        texts.append(f"{budget.metric} drop exceeds its limit in {_more(len(over) - _NAMED)}")
+    return texts
 
 
 def _list(slices: Sequence[SliceDrop]) -> str:

@@ -142,8 +142,8 @@ class CompiledMetrics:
         placed = [
             (place, weighted, metric)
             for place, (plain, weighting) in enumerate(zip(metrics._metrics, metrics._weighted_metrics, strict=True))
-            for weighted, found in ((False, plain), (True, weighting))
-            for metric in found
+            for weighted, group in ((False, plain), (True, weighting))
+            for metric in group
             if metric is not None
         ]
         self._means = {metric.name: (place, w, metric) for place, w, metric in placed if _is_mean(metric)}

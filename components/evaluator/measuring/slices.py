@@ -32,12 +32,12 @@ class Slicer:
     """
 
     def __init__(self, module: ModelModule, classes: int | None):
-        asked = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in module.slice_features()]
-        if classes is not None and classes <= MOST_SLICES and (LABEL,) not in asked:
-            asked.append((LABEL,))
-        self.crosses: tuple[tuple[str, ...], ...] = tuple(dict.fromkeys(asked))
-        self.features = sorted({name for cross in asked for name in cross if name != LABEL})
-        if classes is None and any(LABEL in cross for cross in asked):
+        crosses = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in module.slice_features()]
+        if classes is not None and classes <= MOST_SLICES and (LABEL,) not in crosses:
+            crosses.append((LABEL,))
+        self.crosses: tuple[tuple[str, ...], ...] = tuple(dict.fromkeys(crosses))
+        self.features = sorted({name for cross in crosses for name in cross if name != LABEL})
+        if classes is None and any(LABEL in cross for cross in crosses):
             raise UserError(
                 f"slice_features() of {module.source.reference} names {LABEL!r}, but the model is no classifier with "
                 f"one output"
@@ -107,11 +107,11 @@ def spell(key: Key) -> str:
     return ",".join(f"{name}={value}" for name, value in key)
 
 
-def check_asked(asked: Iterable[str], module: ModelModule, labelled: bool = True) -> None:
+def check_asked(limited: Iterable[str], module: ModelModule, labelled: bool = True) -> None:
     """Checks before any training that the examples can be sliced, and that a budget's slices will be made.
 
     Args:
-      asked: keys of `max_slice_drops`.
+      limited: keys of `max_slice_drops`.
       module: whose `slice_features` says which are.
       labelled: whether the label slices too.
 
@@ -120,11 +120,11 @@ def check_asked(asked: Iterable[str], module: ModelModule, labelled: bool = True
     """
     entries = [(entry,) if isinstance(entry, str) else entry for entry in module.slice_features()]
     _check_features(sorted({name for entry in entries for name in entry} - {LABEL}), module)
-    made = [*entries, (LABEL,)] if labelled else entries
-    for key in asked:
+    crosses = [*entries, (LABEL,)] if labelled else entries
+    for key in limited:
         names = sorted(part.split("=")[0].strip() for part in key.split(","))
-        if names not in [sorted(cross) for cross in made]:
-            known = "; ".join(",".join(cross) for cross in dict.fromkeys(made)) or "none"
+        if names not in [sorted(cross) for cross in crosses]:
+            known = "; ".join(",".join(cross) for cross in dict.fromkeys(crosses)) or "none"
             raise UserError(
                 f"the budget limits the drop in slices by {key!r}, but the slices are by: {known}; name one of them, "
                 f"or add it to slice_features() of {module.source.reference}"

@@ -191,13 +191,13 @@ class EvaluateShards(beam.DoFn):
         outcomes = self._pool.map(functools.partial(self._run, group.inputs), live)
         ran: dict[str, _Ran] = {}
         for name, outputs in zip(live, outcomes, strict=True):
-            found: Evaluated | str
+            evaluated: Evaluated | str
             try:
-                found = outputs if isinstance(outputs, str) else self._judge(name, outputs, group, ran)
+                evaluated = outputs if isinstance(outputs, str) else self._judge(name, outputs, group, ran)
             except (ValueError, tf.errors.InvalidArgumentError) as error:
-                found = f"{type(error).__name__}: {error}"
+                evaluated = f"{type(error).__name__}: {error}"
             before = models[name]
-            models[name] = found if isinstance(found, str) or isinstance(before, str) else before + found
+            models[name] = evaluated if isinstance(evaluated, str) or isinstance(before, str) else before + evaluated
             check_slices(models[name])
 
     def _run(self, inputs: list[dict[str, np.ndarray]], name: str) -> list[np.ndarray] | str:
