@@ -8,6 +8,7 @@ import hashlib
 import os
 import posixpath
 import shutil
+import stat
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -51,6 +52,27 @@ def read_strangers_arrays(path: str | Path) -> dict[str, np.ndarray]:
     if len({member.filename for member in members}) < len(members):
         raise ValueError("an array is there twice")
     return read_arrays(path)
+
+
+def read_bounded(path: str | Path, most: int) -> bytes:
+    """Returns the content of a file of an unknown author.
+
+    Args:
+      path: of the file; a link is followed.
+      most: how many bytes it may have.
+
+    Raises:
+      ValueError: it has more bytes, or is a folder, a pipe or a device.
+      OSError: it cannot be opened.
+    """
+    # a pipe would wait for somebody to write into it
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no plain file")
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has {Path(path).stat().st_size:,} bytes, allowed are {most:,}")
+    return content
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:

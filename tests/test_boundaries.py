@@ -18,7 +18,7 @@ STEPS = {path.parent.name for path in LIBRARY.glob("*/component.py")}
 #: import from the rooms before it, a step from all that come before the steps.
 ORDER = (
     *("errors", "config", "files", "layout", "targets", "schemes", "progress", "artifacts", "passport", "toolchain"),
-    *("budget",),
+    *("budget", "isolation"),
     *("step", "keras_models", "model_module", "tflite", "data", "model_io", "conversion", "untrusted"),
     *("deployed", "report", "training", "steps", "recipe"),
     *("pipelines.exit_codes", "pipelines.root", "pipelines.console", "pipelines.recipes", "pipelines.job"),

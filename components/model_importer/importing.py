@@ -19,7 +19,7 @@ from edgeline.model_io import keras_file, saved_model
 from edgeline.model_io.graph_model import GraphModel, TFLiteGraph
 from edgeline.model_module.hooks import ModelModule
 from edgeline.tflite import litert
-from edgeline.untrusted import graph_operators, keras_files
+from edgeline.untrusted import graph_operators, sandbox
 from edgeline.untrusted.keras_files import first_line
 
 _MANY = 20
@@ -70,13 +70,7 @@ def load(config: Import, module: ModelModule) -> tuple[tf_keras.Model | GraphMod
         _describe(graph, module)
         return graph, graph.io
     tf_keras.backend.clear_session()
-    model = keras_files.load(
-        path,
-        kind,
-        module.custom_objects(),
-        where=module.source.reference,
-        allow_lambda=config.allow_lambda,
-    )
+    model = sandbox.load(path, kind, module, allow_lambda=config.allow_lambda)
     return model, keras_file.describe_io(model, module)
 
 

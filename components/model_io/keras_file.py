@@ -35,14 +35,18 @@ def save(model: tf_keras.Model, folder: str) -> None:
     path = Path(folder, KERAS_FILE)
     path.parent.mkdir(parents=True, exist_ok=True)
     # a copy that was never compiled: the format always keeps the optimizer's state of a compiled model
-    with tf_keras.utils.custom_object_scope(_functions(model)):
+    with tf_keras.utils.custom_object_scope(functions_of(model)):
         plain = tf_keras.models.clone_model(model)
     plain.set_weights(model.get_weights())
     plain.save(path, save_format="keras")
 
 
-def _functions(model: tf_keras.Model) -> dict[str, Any]:
-    """Returns the functions that layers compute with, by name: a layer's config holds the name alone."""
+def functions_of(model: tf_keras.Model) -> dict[str, Any]:
+    """Returns the functions that layers compute with, by name: a layer's config holds the name alone.
+
+    Raises:
+      UserError: one has no name.
+    """
     functions = {}
     for layer in model._flatten_layers():
         for value in vars(layer).values():

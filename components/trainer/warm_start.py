@@ -14,7 +14,7 @@ from edgeline import files
 from edgeline.errors import UserError
 from edgeline.model_module.hooks import ModelModule
 from edgeline.trainer.config import Train
-from edgeline.untrusted import keras_files
+from edgeline.untrusted import sandbox
 from edgeline.untrusted.keras_files import first_line
 
 
@@ -67,7 +67,7 @@ def _load(path: str, module: ModelModule) -> tf_keras.Model:
             copy = str(Path(folder, "model.keras"))
             tf.io.gfile.copy(path, copy)
             path = copy
-        return keras_files.load(Path(path), "keras", module.custom_objects(), where=module.source.reference)
+        return sandbox.load(Path(path), "keras", module)
 
 
 def _take(source: tf_keras.Model, model: tf_keras.Model) -> str:

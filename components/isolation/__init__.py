@@ -1,0 +1,1 @@
+"""Limits processes that handle what may be hostile or broken; imports nothing slow."""

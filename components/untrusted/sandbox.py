@@ -1,0 +1,158 @@
+"""Opens strangers' Keras models in a process of its own.
+
+That process checks and loads the model and leaves its config as JSON and its weights as arrays. The process that asked
+checks that config once more, and builds the model from it and the arrays alone: it never opens the stranger's file.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from edgeline import files
+from edgeline.errors import UserError
+from edgeline.isolation import fork_server
+from edgeline.model_io import keras_file
+from edgeline.model_module import hooks
+from edgeline.model_module.hooks import ModelModule
+from edgeline.untrusted import keras_files, keras_objects, reading
+from edgeline.untrusted.keras_config import Checker, RefusedError
+
+#: Seconds that a model may take.
+TIMEOUT = 1800.0
+_CONFIG, _WEIGHTS = "config.json", "weights.npz"
+#: What the header of an array takes in its file, generously.
+_HEADER_BYTES = 1000
+#: Of an array of no fixed size: the ranges from which a Discretization makes its bins.
+_OPEN_BYTES = 2**20
+
+
+def load(
+    path: Path, kind: str, module: ModelModule, *, allow_lambda: bool = False, timeout: float = TIMEOUT
+) -> tf_keras.Model:
+    """Loads a model as `keras_files.load`, in a process of its own.
+
+    Args:
+      path: of the file or folder.
+      kind: `keras`, `h5` or `keras_saved_model`.
+      module: whose custom objects the model needs; its code is trusted, and runs in both processes.
+      allow_lambda: whether to run the Python code of Lambda layers, in the child.
+      timeout: seconds after which the child is killed.
+
+    Raises:
+      UserError: as `keras_files.load`; or the child crashed, or took more memory or time than it may.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeline-", ignore_cleanup_errors=True) as folder:
+        arguments = {
+            "path": str(path.absolute()), "kind": kind, "module": module.source.reference,
+            "digest": module.source.digest, "allow_lambda": allow_lambda,
+        }  # fmt: skip
+        fork_server.call(
+            f"{__name__}:{take_apart.__name__}", arguments, Path(folder), what=f"model {path}", timeout=timeout
+        )
+        return _built(path, Path(folder), module, allow_lambda)
+
+
+def _built(path: Path, answer: Path, module: ModelModule, allow_lambda: bool) -> tf_keras.Model:
+    """Builds a model from what the child left, which is trusted no more than the file."""
+    custom_objects = module.custom_objects()
+    try:
+        reading.check_folder(answer)
+        content = files.read_bounded(answer / _CONFIG, reading.MAX_CONFIG_BYTES)
+        # whose author may run code may call any function
+        checker = Checker(keras_objects.objects_of("tf_keras"), custom_objects, code=allow_lambda)
+        checked = checker.checked(reading.json_of(content, f"the config of {path}"))
+    except (RefusedError, RecursionError, ValueError, OSError) as error:
+        raise UserError(f"model {path} is refused: {keras_files.first_line(error)}") from None
+    if checker.lambdas:
+        raise UserError(f"model {path} is refused: it still holds the Lambda layers {', '.join(checker.lambdas)}")
+    try:
+        model = tf_keras.saving.deserialize_keras_object(checked, custom_objects)
+        _assign(list(_variables(model)), answer / _WEIGHTS)
+    except Exception as error:  # whatever a custom layer does
+        raise UserError(f"model {path} cannot be built: {keras_files.first_line(error)}") from error
+    for layer in model._flatten_layers():
+        if isinstance(layer, tf_keras.layers.Normalization | tf_keras.layers.Discretization):
+            layer.finalize_state()  # what it computes with was made of its weights when it was built
+    return model
+
+
+def _assign(variables: list[tf.Variable], path: Path) -> None:
+    """Gives variables the values in a file, one at a time.
+
+    Raises:
+      ValueError: the file has other arrays than those, or would take more memory.
+    """
+    with zipfile.ZipFile(path) as archive:
+        total = sum(member.file_size for member in archive.infolist())
+    expected = sum(
+        variable.shape.num_elements() * _stored(variable).itemsize if variable.shape.is_fully_defined() else _OPEN_BYTES
+        for variable in variables
+    )
+    if total > expected + _HEADER_BYTES * len(variables):
+        raise ValueError(f"its weights are {total:,} bytes, the model's are {expected:,}")
+    with path.open("rb") as file, np.load(file) as values:
+        if len(values.files) != len(variables):
+            raise ValueError(f"it has {len(values.files)} weights, the model has {len(variables)}")
+        for index, variable in enumerate(variables):
+            value = values[_key(index)]
+            if not variable.shape.is_compatible_with(value.shape) or value.dtype != _stored(variable):
+                raise ValueError(
+                    f"{variable.name} is {value.dtype} {value.shape}, expected {_stored(variable)} "
+                    f"{tuple(variable.shape)}"
+                )
+            variable.assign(tf.cast(value, variable.dtype))
+
+
+def _variables(model: tf_keras.Model) -> Iterator[tf.Variable]:
+    """Yields a model's weights in an order that does not depend on what is trainable."""
+    for layer in model._flatten_layers():
+        for weight in layer._trainable_weights + layer._non_trainable_weights:
+            if isinstance(weight, tf.Variable):
+                yield weight
+
+
+def _stored(variable: tf.Variable) -> np.dtype[Any]:
+    """Returns the number type in which a variable's values are kept: its own, or one that NumPy's files know."""
+    own = np.dtype(variable.dtype.as_numpy_dtype)
+    return np.dtype(np.float32) if own.kind == "V" else own  # bfloat16
+
+
+def _key(index: int) -> str:
+    return f"{index:06d}"
+
+
+# the child ------------------------------------------------------------------------------------------------------------
+
+
+def take_apart(folder: Path, *, path: str, kind: str, module: str, digest: str, allow_lambda: bool) -> None:
+    """Loads a model and leaves what it is made of: in a process of its own."""
+    code = hooks.load(module, digest)
+    model = keras_files.load(
+        Path(path), kind, code.custom_objects(), where=code.source.reference, allow_lambda=allow_lambda
+    )
+    keras_file.functions_of(model)  # whether all of them have names
+    _keep_vocabularies(model)
+    config = json.dumps(tf_keras.saving.serialize_keras_object(model))
+    values = {
+        _key(index): np.asarray(variable).astype(_stored(variable), copy=False)
+        for index, variable in enumerate(_variables(model))
+    }
+    files.write_arrays(folder / _WEIGHTS, values)
+    (folder / _CONFIG).write_text(config)
+
+
+def _keep_vocabularies(model: tf_keras.Model) -> None:
+    """Puts the vocabulary that a lookup layer read from the file's assets into its config."""
+    for layer in model._flatten_layers():
+        if hasattr(layer, "input_vocabulary") and layer.input_vocabulary is None and layer.vocabulary_size() > 0:
+            words = layer.get_vocabulary(include_special_tokens=False)
+            layer.input_vocabulary = list(words) or None
