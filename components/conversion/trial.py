@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeline import files, layout
+from edgeline.isolation import limits
 from edgeline.tflite import device_cost
 from edgeline.tflite.litert import TFLiteModel
 
@@ -121,6 +122,7 @@ def main(model: str, inputs: str, outputs: str, batch: str, timeout_seconds: str
       batch: of `run`.
       timeout_seconds: of `run`.
     """
+    limits.limit_this_process(limits.memory_bytes())
     samples = files.read_arrays(inputs)
 
     def first(count: int, start: int = 0) -> dict[str, np.ndarray]:

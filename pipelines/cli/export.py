@@ -12,6 +12,7 @@ from edgeline import schemes
 from edgeline.conversion import onnx
 from edgeline.data.data_folder import SHARD_SUFFIX
 from edgeline.errors import UserError
+from edgeline.isolation import limits
 from edgeline.model_importer.config import Import
 from edgeline.model_module import module_source
 from edgeline.pipelines.cli import options
@@ -58,6 +59,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         help="of the train split, for calibration (default: %(default)s)",
     )
     options.add_target(export)
+    options.add_memory_limit(export)
     output = export.add_mutually_exclusive_group(required=True)
     output.add_argument("-o", "--output", type=Path, metavar="OUT.tflite", help="the file to write")
     output.add_argument("--onnx", type=Path, metavar="OUT.onnx", help="write a float ONNX file (needs edgeline[onnx])")
@@ -85,14 +87,15 @@ def _export(arguments: argparse.Namespace) -> int:
     if not shards:
         raise UserError(f"--data {arguments.data} has no files train/*{SHARD_SUFFIX} (see: edgeline data --help)")
 
-    if arguments.onnx:
-        facts = _export_onnx(source, located.reference, shards, output, arguments.samples, arguments.opset)
-        size = f"{facts['bytes']:,} bytes, opset {facts['opset']}"
-    else:
-        facts = export_file.export(
-            source, scheme, located.reference, shards, output, samples=arguments.samples, target=arguments.runs_on
-        )
-        size = f"{facts['bytes']:,} bytes, {facts['zlib_bytes']:,} zlib bytes"
+    with limits.memory(arguments.memory_limit):
+        if arguments.onnx:
+            facts = _export_onnx(source, located.reference, shards, output, arguments.samples, arguments.opset)
+            size = f"{facts['bytes']:,} bytes, opset {facts['opset']}"
+        else:
+            facts = export_file.export(
+                source, scheme, located.reference, shards, output, samples=arguments.samples, target=arguments.runs_on
+            )
+            size = f"{facts['bytes']:,} bytes, {facts['zlib_bytes']:,} zlib bytes"
     shown = Console(soft_wrap=True, highlight=False)
     shown.print(f"{output}: {size}", markup=False)
     for name, closeness in facts["parity"].items():

@@ -16,6 +16,7 @@ from edgeline.config import NONE, FineTuning
 from edgeline.data_gate.config import Gate
 from edgeline.errors import UserError
 from edgeline.evaluator.config import Evaluation
+from edgeline.isolation import limits
 from edgeline.model_importer.config import KINDS, WITH_SIGNATURES, Import, digest_of, kind_of
 from edgeline.pipelines import recipes
 from edgeline.pipelines.root import Root
@@ -89,6 +90,17 @@ def _or_none(of: type) -> Callable[[str], Any]:
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Adds the option that chooses between output for people and for machines."""
     parser.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
+
+
+def add_memory_limit(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that limits what a process may take which opens a stranger's file."""
+    parser.add_argument(
+        "--memory-limit",
+        type=float,
+        metavar="GIB",
+        help="that a process may take which opens a stranger's model, at least "
+        f"{limits.LEAST_GIB:g} (default: {limits.MEMORY_LIMIT}, else half of the machine's memory)",
+    )
 
 
 def add_data(parser: argparse.ArgumentParser, *, required: bool) -> None:

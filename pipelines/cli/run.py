@@ -84,6 +84,7 @@ def _add_run_options(parser: argparse.ArgumentParser, *, needs_data: bool) -> No
     options.add_budget(parser)
     options.add_evaluation(parser)
     options.add_export(parser)
+    options.add_memory_limit(parser)
     parser.add_argument(
         "--cache",
         action=argparse.BooleanOptionalAction,
@@ -152,6 +153,7 @@ def _request(arguments: argparse.Namespace, root: Root) -> Request:
         schema=arguments.schema,
         only_new_data=arguments.only_new_data,
         use_cache=arguments.cache,
+        memory_limit=arguments.memory_limit,
     )
 
 

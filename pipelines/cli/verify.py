@@ -10,6 +10,7 @@ from typing import Any
 from edgeline import layout
 from edgeline.conversion import verification
 from edgeline.errors import UserError
+from edgeline.isolation import limits
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
 from edgeline.pipelines.exit_codes import ExitCode
@@ -36,6 +37,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "path", type=Path, metavar="FILE_OR_FOLDER", help="a .tflite file with its bundle beside it, or the folder"
     )
+    options.add_memory_limit(verify)
     options.add_output(verify)
 
 
@@ -48,7 +50,8 @@ def _verify(arguments: argparse.Namespace) -> int:
         inside = sorted(path.glob(f"*/{layout.TFLITE_FILE}")) if path.is_dir() else []
         hint = f"give {inside[-1].parent}" if inside else "give the folder that a model was exported to"
         raise UserError(f"there is no {model}; {hint}")
-    checks = verification.check(model)
+    with limits.memory(arguments.memory_limit):
+        checks = verification.check(model)
     differences = [f"{name}: {text}" for name, found in checks.items() for text in found["differences"]]
     code = ExitCode.USERS_MISTAKE if differences else ExitCode.DONE
     out = console.for_tables()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from edgeline.errors import UserError
+from edgeline.isolation import limits
 from edgeline.pipelines import console
 from edgeline.pipelines.datasets import mnist
 from edgeline.pipelines.records import events
@@ -61,7 +62,10 @@ def execute(prepared: Prepared, view: LiveView, journal: Journal, *, note: Calla
     compression.check(job)
     examples = compression.import_spans(window) if window else compression.import_examples(data)
     schema = compression.import_schema(request.schema, root) if request.schema else None
-    outcome = session.run(job, root, examples, view, schema=schema, enable_cache=request.use_cache, listen=journal.step)
+    with limits.memory(request.memory_limit):
+        outcome = session.run(
+            job, root, examples, view, schema=schema, enable_cache=request.use_cache, listen=journal.step
+        )
     journal.outcome(outcome)
     return outcome
 

@@ -18,6 +18,7 @@ from edgeline.data.spans import Window
 from edgeline.data_gate.config import Gate
 from edgeline.errors import UserError
 from edgeline.evaluator.config import Evaluation
+from edgeline.isolation import limits
 from edgeline.model_importer.config import GRAPHS, KINDS, Import
 from edgeline.model_module import module_source
 from edgeline.pipelines import recipes
@@ -58,6 +59,8 @@ class Request:
       only_new_data: whether to do nothing where data, module and options are those of the last finished run; of spans
         every run does so.
       use_cache: whether steps with equal inputs and parameters are served from earlier runs.
+      memory_limit: GiB that a process may take which opens a stranger's model; None: see `edgeline.isolation.limits`.
+        It decides nothing of what is made.
     """
 
     root: Root
@@ -77,6 +80,7 @@ class Request:
     schema: Path | None = None
     only_new_data: bool = False
     use_cache: bool = True
+    memory_limit: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,8 +116,10 @@ def prepare(request: Request) -> Prepared:
 
     Raises:
       UserError: what of it is wrong: the module, a recipe that the target or the model does not allow, the pattern of
-        the spans, the schema, the weights to begin with.
+        the spans, the schema, the weights to begin with, the memory limit.
     """
+    if request.memory_limit is not None:
+        limits.checked_gib(request.memory_limit)
     root, data = request.root.absolute(), request.data and request.data.absolute()
     request = dataclasses.replace(request, root=root, data=data, schema=request.schema and request.schema.absolute())
     target = request.budget.target

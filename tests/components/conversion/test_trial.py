@@ -12,6 +12,7 @@ import tensorflow as tf
 from edgeline import files
 from edgeline.conversion import trial
 from edgeline.conversion.trial import BatchError, ExportError
+from edgeline.isolation import limits
 
 
 def convert(function: Any, spec: tf.TensorSpec) -> bytes:
@@ -101,6 +102,18 @@ def test_a_crash_says_what_ran(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(kind, match=rf"^LiteRT crashed on the model with SIGSEGV \({said}\)$") as caught:
         trial.run(b"", samples(1), batch=16, timeout_seconds=60)
     assert type(caught.value) is kind
+
+
+def test_hunger_is_the_candidates_error() -> None:
+    # 8 GB, where 5 are allowed
+    hungry = convert(
+        lambda x: {"y": tf.reduce_sum(tf.fill([1, tf.cast(x[0, 0], tf.int32)], x[0, 1]), -1)},
+        tf.TensorSpec([1, 2], tf.float32, name="x"),
+    )
+    with limits.memory(5):
+        trial.run(hungry, {"x": np.float32([[1e3, 1]])}, batch=1, timeout_seconds=60)
+        with pytest.raises(ExportError, match=r"LiteRT (cannot run the model|crashed)"):
+            trial.run(hungry, {"x": np.float32([[2e9, 1]])}, batch=1, timeout_seconds=60)
 
 
 def test_a_hang_is_the_candidates_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ root = "root"
 recipes = ["int8", "qat8"]
 warm_start = "latest"
 cache = false
+memory_limit = 6.5
 
 [data]
 window = 2
@@ -82,7 +83,7 @@ def test_a_file_asks_what_the_command_line_does(file: Path) -> None:
         *("--finetune-epochs", 1, "--non-deterministic", "--calibration", "diverse", "--winsor-percent", 1.5),
         *("--max-drop", 0.02, "--max-bytes", 100_000, "--max-slice-drop", "label", 0.03),
         *("--max-slice-drop", "camera,label", 0, "--direction", "max", "--target", "gpu", "--check-keras"),
-        *("--like", "none", "--allow-custom-ops"),
+        *("--like", "none", "--allow-custom-ops", "--memory-limit", 6.5),
     ]
     assert asked("run", "--config", file) == asked("run", *words)
 

@@ -168,6 +168,12 @@ def test_a_promise_that_does_not_hold(bundle: Path, verify: Verify) -> None:
 
 
 @pytest.mark.slow
+def test_a_memory_limit(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["verify", str(bundle), "--memory-limit", "4"]) == 0
+    assert main.main(["verify", str(bundle), "--memory-limit", "0.5"]) == 2
+    assert "the memory limit must be at least 4 GiB, received 0.5" in capfd.readouterr().err
+
+
 def test_golden_outputs(bundle: Path, verify: Verify) -> None:
     golden = files.read_arrays(bundle / "golden.npz")
     step = 0.05  # of the output's own quantization, at least

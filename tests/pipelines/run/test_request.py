@@ -46,12 +46,13 @@ def test_a_command_and_python_ask_the_same(tmp_path: Path) -> None:
         *("run", "--root", f"{tmp_path}/root", "--module", "m.py", "--data", "day-{SPAN}", "--recipe", "int8"),
         *("--epochs", "3", "--finetune-epochs", "1", "--max-drop", "0.5", "--check-keras", "--window", "2"),
         *("--schema", "s.pbtxt", "--max-drift", "0.5", "--warm-start", "latest", "--no-cache", "--only-new-data"),
+        *("--memory-limit", "6.5"),
     )
     assert given == Request(
         Root(tmp_path / "root"), "m.py", Path("day-{SPAN}"), (recipes.int8(),),
         train=Train(epochs=3), finetune=FineTuning(epochs=1), budget=Budget(max_drop=0.5),
         evaluation=Evaluation(check_keras=True), gate=Gate(max_drift=0.5), warm_start="latest", window=2,
-        schema=Path("s.pbtxt"), only_new_data=True, use_cache=False,
+        schema=Path("s.pbtxt"), only_new_data=True, use_cache=False, memory_limit=6.5,
     )  # fmt: skip
 
 
@@ -72,6 +73,7 @@ def test_what_a_request_becomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         ({"module": "edgeline.none", "data": Path("data")}, "edgeline.none"),
         ({"module": "edgeline.recipe"}, "--module needs --data"),
+        ({"memory_limit": 1.0}, "the memory limit must be at least 4 GiB, received 1"),
         ({"data": Path("day-{SPN}")}, "did you mean {SPAN}?"),
         ({"window": 3}, "--window needs spans"),
         ({"gate": Gate(max_drift=0.5)}, "give --schema"),
