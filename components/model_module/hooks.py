@@ -74,7 +74,15 @@ class ModelModule:
 
     def _call(self, name: str, *arguments: Any, default: Any = None, **named: Any) -> Any:
         hook = self._hook(name)
-        return default if hook is None else hook(*arguments, **named)
+        if hook is None:
+            return default
+        try:
+            return hook(*arguments, **named)
+        except SystemExit as error:
+            raise UserError(
+                f"{name}() of {self.source.reference} calls sys.exit({error.code!r}), which would end the run without "
+                "a verdict; raise an exception there"
+            ) from error
 
     def _tuned(self, name: str) -> dict[str, Any]:
         """Returns the hyperparameters as a hook takes them: by name, or not at all."""
@@ -305,6 +313,12 @@ def load(
                 code = _import(name, source)
             except UserError:
                 raise
+            except SystemExit as error:
+                sys.modules.pop(name, None)
+                raise UserError(
+                    f"model module {reference} calls sys.exit({error.code!r}) on import, which would end the run "
+                    'without a verdict; do so only under `if __name__ == "__main__":`'
+                ) from error
             except Exception as error:
                 sys.modules.pop(name, None)
                 raise UserError(f"model module {reference} fails on import: {type(error).__name__}: {error}") from error

@@ -199,6 +199,19 @@ def test_a_module_that_fails_on_import(tiny_module: Path) -> None:
             hooks.load(path)
 
 
+def test_a_module_that_exits_on_import(tiny_module: Path) -> None:
+    path = add(tiny_module, "import sys\nsys.exit(0)\n")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"calls sys.exit\(0\) on import"):
+            hooks.load(path)
+
+
+def test_a_hook_that_exits(tiny_module: Path) -> None:
+    path = edit(tiny_module, "def build_model():", "def build_model():\n    raise SystemExit('done')\n")
+    with pytest.raises(UserError, match=r"build_model\(\) of .* calls sys.exit\('done'\)"):
+        hooks.load(path).build_model()
+
+
 def test_an_edit_is_another_module_and_another_digest(tiny_module: Path) -> None:
     before = hooks.load(str(tiny_module))
     edit(tiny_module, "Dense(8,", "Dense(9,")
