@@ -179,11 +179,31 @@ def _parse(pointer: str, text: bytes) -> dict[str, Any]:
     try:
         content = json.loads(text)
         version = content["schema_version"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _not_a_pointer(pointer, error) from error
     if version != SCHEMA_VERSION:
         raise _broken(pointer, f"has schema_version {version!r}; this version of Edgeline reads {SCHEMA_VERSION}")
+    try:
+        _check(content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _not_a_pointer(pointer, error) from error
     return dict(content)
+
+
+def _check(content: dict[str, Any]) -> None:
+    """Raises where what is read of a pointer is missing or of another type: anybody may have edited the file."""
+    contract = content["contract"]
+    for side in ("inputs", "outputs"):
+        if not _are_ports(contract[side]):
+            raise TypeError(f"its {side} are no list of ports")
+    texts = [content[key] for key in ("version", "model", "sha256", "pushed_at")]
+    texts += [text for text in (content["name"], content.get("previous"), contract.get("target")) if text is not None]
+    texts += contract["labels"]
+    for entry in content.get("withdrawn", []):
+        texts += [entry[key] for key in ("version", "sha256", "at", "by", "why")]
+        texts += [text for text in (entry["name"],) if text is not None]
+    if odd := [text for text in texts if not isinstance(text, str)]:
+        raise TypeError(f"expected a text, received {odd[0]!r}")
 
 
 def _not_a_pointer(pointer: str, error: Exception) -> UserError:

@@ -14,6 +14,9 @@ from edgeline.deployed import pointer_file
 from edgeline.deployed.pointer_file import POINTER_FILE
 from edgeline.errors import UserError
 
+#: The year 5138, in seconds; no name of a date and a time is before it.
+_LAST_TIME = 10**11
+
 
 @dataclasses.dataclass(frozen=True)
 class Version:
@@ -50,7 +53,7 @@ def versions(push_to: str) -> list[Version]:
     pointer = pointer_file.path_of(push_to)
     withdrawn = {entry["sha256"]: entry for entry in pointer.get("withdrawn", [])}
     listed = []
-    for version in sorted(filter(str.isdecimal, _names(push_to)), key=int, reverse=True):
+    for version in sorted(filter(is_version, _names(push_to)), key=int, reverse=True):
         folder, sha256, size, problem = posixpath.join(push_to, version), None, None, None
         try:
             content = files.read_bytes(posixpath.join(folder, layout.TFLITE_FILE))
@@ -127,6 +130,11 @@ def withdrawal(push_to: str, sha256: str) -> dict[str, Any] | None:
     return next(
         (entry for entry in pointer_file.path_of(push_to).get("withdrawn", []) if entry["sha256"] == sha256), None
     )
+
+
+def is_version(name: str) -> bool:
+    """Returns whether a folder's name can be the time of a push; one called 20260131093000 is somebody's own."""
+    return name.isascii() and name.isdecimal() and int(name) < _LAST_TIME
 
 
 def _listed(there: list[Version]) -> str:

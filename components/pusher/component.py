@@ -67,7 +67,7 @@ class Executor(executor.Executor):
 def _deliver(staged: Path, push_to: str) -> str:
     """Moves a folder to where versions lie, as a new one; returns its name."""
     there = [name.rstrip("/") for name in fileio.listdir(push_to)] if fileio.isdir(push_to) else []
-    version = max([int(time.time()), *(int(name) + 1 for name in there if name.isdecimal())])
+    version = max([int(time.time()), *(int(name) + 1 for name in there if versions.is_version(name))])
     if files.is_uri(push_to):
         try:
             io_utils.copy_dir(str(staged), f"{push_to}/{version}")
