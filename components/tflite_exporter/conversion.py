@@ -264,7 +264,8 @@ def _write_golden(
     files.write_arrays(serving / layout.GOLDEN_FILE, inputs | outputs, compress=True)
     raw = Path(calibration_uri, calibration_set.RAW_FILE)
     if raw.is_file():
-        (serving / layout.GOLDEN_RAW_FILE).write_text("".join(raw.read_text().splitlines(keepends=True)[:count]))
+        lines = raw.read_text().removesuffix("\n").split("\n")[:count]
+        (serving / layout.GOLDEN_RAW_FILE).write_text("".join(f"{line}\n" for line in lines))
     return count
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from edgeline.data import data_folder
 from edgeline.data.data_folder import SHARD_SUFFIX
+from edgeline.deployed import contract
 
 #: Longer values on average are no names of anything: images, texts.
 _LONGEST_CATEGORY = 64
@@ -36,7 +37,7 @@ def infer_schema(data: Path) -> tuple[str, list[str]]:
         if found.string_stats.avg_length > _LONGEST_CATEGORY or not all(map(str.isprintable, values)):
             feature.ClearField("domain")
         elif feature.type == schema_pb2.INT and feature.name == "label" and classes.is_file():
-            feature.int_domain.min, feature.int_domain.max = 0, len(classes.read_text().splitlines()) - 1
+            feature.int_domain.min, feature.int_domain.max = 0, len(contract.read_labels(classes.read_bytes())) - 1
         elif feature.type == schema_pb2.INT:
             feature.int_domain.min, feature.int_domain.max = int(found.num_stats.min), int(found.num_stats.max)
     used = {feature.domain for feature in schema.feature}

@@ -29,11 +29,15 @@ import datetime
 import json
 import os
 import socket
+import stat
+import time
+import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from edgeline.errors import UserError
-from edgeline.pipelines.exit_codes import ExitCode
+from edgeline.pipelines.exit_codes import STOPPED, ExitCode
 from edgeline.pipelines.root import Root
 
 
@@ -42,8 +46,12 @@ def append(root: Root, event: str, run: str | None = None, /, **facts: Any) -> N
 
     A log that cannot be written stops nothing: what is logged has happened, and matters more.
     """
-    line = json.dumps({"time": now(), "run": run, "event": event, **facts}, ensure_ascii=False)
-    append_lines(root, [line])
+    append_lines(root, [line({"time": now(), "run": run, "event": event, **facts})])
+
+
+def line(event: dict[str, Any]) -> str:
+    """Returns the line of an event; what UTF-8 does not hold, such as a part of a file's name, stands escaped there."""
+    return json.dumps(event, ensure_ascii=False).encode(errors="backslashreplace").decode()
 
 
 def now() -> str:
@@ -73,7 +81,8 @@ def read(root: Root) -> list[dict[str, Any]]:
     """
     path = root.events
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        # a reason may hold U+2028 and the like, at which `splitlines` splits too
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if _is_file(path) else []
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f"there is no {path}, to which every run of a pipeline appends; give the root of a pipeline, the same as "
@@ -84,13 +93,72 @@ def read(root: Root) -> list[dict[str, Any]]:
     return list(_parsed(lines))
 
 
+def _is_file(path: Path) -> bool:
+    """Returns whether there is a file at a path, and raises where something else is: a device may have no end."""
+    if not stat.S_ISREG(mode := path.stat().st_mode) and not stat.S_ISDIR(mode):
+        raise UserError(f"{path} is no file, expected an event log; move it away, a new one is begun")
+    return True
+
+
+_TEXT, _MAYBE_TEXT = (str,), (str, types.NoneType)
+_COUNT, _NUMBER, _MAYBE_NUMBER = (int,), (int, float), (int, float, types.NoneType)
+_CHOSEN: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("metric", "sha256"), _MAYBE_TEXT),
+    **dict.fromkeys(("value", "drop", "bytes", "zlib_bytes"), _MAYBE_NUMBER),
+}
+#: What events must hold to be read, by their names: fields and their types; one that may be None may be absent too.
+_FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "started": {"host": _MAYBE_TEXT, "pid": (int, types.NoneType), "version": _MAYBE_TEXT},
+    "data": {"fingerprint": _MAYBE_TEXT, "request": _MAYBE_TEXT, "spans": (list, types.NoneType)},
+    "step": {"step": _MAYBE_TEXT, "state": _MAYBE_TEXT},
+    "evaluated": {
+        "metric": _TEXT,
+        **dict.fromkeys(("examples", "candidates", "blessed"), _COUNT),
+        "deployed": (dict, types.NoneType),
+    },
+    "selected": {"name": _TEXT, **_CHOSEN},
+    "none_selected": {"closest": _MAYBE_TEXT, **_CHOSEN},
+    "pushed": {"version": _TEXT, "name": _MAYBE_TEXT},
+    "not_pushed": {"why": _MAYBE_TEXT},
+    "no_new_data": {"why": _MAYBE_TEXT},
+    "finished": {"exit_code": _COUNT, "seconds": _NUMBER, "error": _MAYBE_TEXT, "mlmd_run": _MAYBE_TEXT},
+    "rollback": {"from": _MAYBE_TEXT, **dict.fromkeys(("to", "by", "why"), _TEXT)},
+}
+#: No number in the log comes near it; neither NaN nor infinity is less.
+_MOST = 1e18
+_DEPLOYED: dict[str, tuple[type, ...]] = {
+    "version": _TEXT, "value": _MAYBE_NUMBER, "zlib_bytes": _MAYBE_NUMBER
+}  # fmt: skip
+
+
 def _parsed(lines: list[str]) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            event = json.loads(line)
-            if isinstance(event, dict) and {"time", "run", "event"} <= event.keys():
-                datetime.datetime.fromisoformat(event["time"])
-                yield event
+    for text in lines:
+        with contextlib.suppress(ValueError, OverflowError, RecursionError):
+            event = json.loads(text)
+            if _is_event(event):
+                if "\\u" in text:  # half a pair of surrogates, which no file and no terminal takes
+                    event = json.loads(json.dumps(event, ensure_ascii=False).encode(errors="replace"))
+                yield dict.fromkeys(_FIELDS.get(event["event"], {})) | event
+
+
+def _is_event(event: Any) -> bool:
+    """Returns whether a line holds an event: anybody may have written into the log, and no odd line may stop a run."""
+    if not isinstance(event, dict) or not _has(event, {"time": _TEXT, "run": _MAYBE_TEXT, "event": _TEXT}):
+        return False
+    moment = datetime.datetime.fromisoformat(event["time"])
+    if "run" not in event or moment.tzinfo is None:
+        return False
+    moment.astimezone().timestamp()  # raises where no clock can have shown it
+    deployed = event.get("deployed") if event["event"] == "evaluated" else None
+    return _has(event, _FIELDS.get(event["event"], {})) and (deployed is None or _has(deployed, _DEPLOYED))
+
+
+def _has(content: dict[str, Any], fields: dict[str, tuple[type, ...]]) -> bool:
+    values = ((content.get(name), kinds) for name, kinds in fields.items())
+    return all(
+        isinstance(value, kinds) and (not isinstance(value, int | float) or abs(value) < _MOST)
+        for value, kinds in values
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +204,7 @@ def nights(events: list[dict[str, Any]]) -> list[Night]:
     """Returns the runs of a log, oldest first."""
     by_run: dict[str, dict[str, dict[str, Any]]] = {}
     for event in events:
-        if event["run"] is not None and event["event"] != "step":
+        if event["run"] is not None and (event["event"] != "step" or event["state"] == "running"):
             by_run.setdefault(event["run"], {})[event["event"]] = event
     last = next(reversed(by_run), None)
     return [_night(run, events_of_run, run == last) for run, events_of_run in by_run.items()]
@@ -147,13 +215,17 @@ def _night(run: str, events: dict[str, dict[str, Any]], is_last: bool) -> Night:
     finished, evaluated = events.get("finished", nothing), events.get("evaluated", nothing)
     chosen = events.get("selected") or events.get("none_selected") or nothing
     why = next((events[event]["why"] for event in ("no_new_data", "not_pushed") if event in events), None)
+    verdict = _verdict(events, is_last)
+    if verdict == "killed":
+        step = f" while {events['step']['step']} ran" if "step" in events else ""
+        why = f"it ended without a word{step}: it was killed, native code crashed, or the machine stopped"
     first = events.get("started") or next(iter(events.values()))
     return Night(
         run,
         datetime.datetime.fromisoformat(first["time"]),
         finished.get("seconds"),
         finished.get("exit_code"),
-        _verdict(events, is_last),
+        verdict,
         chosen.get("name") or chosen.get("closest"),
         **{key: chosen.get(key) for key in ("metric", "value", "drop", "bytes", "zlib_bytes")},
         **{key: evaluated.get(key) for key in ("examples", "candidates", "blessed")},
@@ -171,7 +243,7 @@ def _verdict(events: dict[str, dict[str, Any]], is_last: bool) -> str:
         return {
             ExitCode.NOTHING_FITS: "nothing fits",
             ExitCode.USERS_MISTAKE: "refused",
-            ExitCode.INTERRUPTED: "interrupted",
+            **dict.fromkeys(STOPPED, "interrupted"),
         }.get(code, "failed")
     if "pushed" in events:
         return "pushed"
@@ -179,15 +251,22 @@ def _verdict(events: dict[str, dict[str, Any]], is_last: bool) -> str:
 
 
 def _runs(started: dict[str, Any] | None) -> bool:
-    """Whether the process of a run is still there; one on another machine is taken to be."""
-    if started is None:
+    """Returns whether the process of a run is still there; one on another machine is taken to be."""
+    if started is None or started["pid"] is None:
         return False
     if started.get("host") != socket.gethostname():
         return True
+    began = _began(started["pid"])
+    # another process may have got the number since, in a container even every time
+    return began is not None and began < datetime.datetime.fromisoformat(started["time"]).timestamp() + 5
+
+
+def _began(pid: int) -> float | None:
+    """Returns when a process on this machine began, in seconds since 1970; None where there is none of that number."""
     try:
-        os.kill(started["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # another user's
-    return True
+        # the name, in brackets, may hold anything; the 20th word after it is the time since the machine started
+        ticks = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+    return time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
