@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import hashlib
 import re
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,13 @@ from rich.text import Text
 from rich.tree import Tree
 
 from edgeline.errors import UserError
-from edgeline.pipelines.console import format_seconds
+from edgeline.pipelines.console import Console, format_seconds, say
 from edgeline.pipelines.root import DEFAULT_ROOT, Root
 
 Value = str | int | float
+
+#: How long to wait for a locked database before that is said, and after.
+LOCKED_SECONDS = (2, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +260,7 @@ def open_store(root: Root, *, write: bool = False) -> Iterator[metadata_store.Me
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if not is_database:
         raise UserError(f"{path} is not an sqlite database: it is broken, or not of a pipeline; {other}.")
+    wait_until_unlocked(path, write=write)
     config = metadata_store_pb2.ConnectionConfig()
     config.sqlite.filename_uri = str(path)
     modes = metadata_store_pb2.SqliteMetadataSourceConfig
@@ -270,6 +275,38 @@ def open_store(root: Root, *, write: bool = False) -> Iterator[metadata_store.Me
         yield store
     except errors.StatusError as error:
         raise UserError(f"Reading {path} failed ({_brief(error)}); if a run is writing it, try again.") from error
+
+
+def wait_until_unlocked(path: Path, *, write: bool = False) -> None:
+    """Waits for who holds the lock of an sqlite database; ML Metadata would wait for most of a minute, in silence.
+
+    Args:
+      path: of the file.
+      write: whether it is to be changed.
+
+    Raises:
+      UserError: it is locked for longer than `LOCKED_SECONDS`.
+    """
+    said = sum(LOCKED_SECONDS)
+    for seconds in LOCKED_SECONDS:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={'rw' if write else 'ro'}", seconds, uri=True)
+        try:
+            connection.execute("BEGIN IMMEDIATE" if write else "SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
+            connection.rollback()
+        except sqlite3.Error as error:
+            if "locked" not in str(error):
+                return  # ML Metadata says what else is wrong with it
+        else:
+            return
+        finally:
+            connection.close()
+        if seconds == LOCKED_SECONDS[0]:
+            waits = f"edgeline: {path} is locked by another process, waiting up to {said:g} s for it"
+            say(Console(stderr=True), waits, "yellow")
+    raise UserError(
+        f"{path} is locked by another process for more than {said:g} s: a run does so for moments only. `fuser {path}` "
+        "says who does; stop it, or try again"
+    )
 
 
 def _brief(error: BaseException) -> str:
