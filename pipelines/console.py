@@ -11,14 +11,67 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import IO, NamedTuple, TextIO
+
+import rich.console
 
 # Imported before anything asks for the logger "absl": absl breaks when that logger exists and is not of its own class.
 from absl import logging as absl_logging
-from rich.console import Console, ConsoleDimensions
+from rich.console import ConsoleDimensions
 
 #: Columns where the output is not a terminal: wide enough for whole paths, names and digests.
 FILE_WIDTH = 220
+
+
+class Console(rich.console.Console):
+    """A console whose reader may go away, as `head` does: the command goes on, and its verdict counts."""
+
+    def on_broken_pipe(self) -> None:
+        """Shows no more; rich would end the process with exit code 1."""
+        self.quiet = True
+        _discard(self.file)
+
+
+def open_streams() -> None:
+    """Opens the standard streams that the caller has closed, on nothing, and lets the others write any text.
+
+    Else the next file that is opened would get the number of one, and with it what libraries print.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # for as long as the process
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def flush_output() -> OSError | None:
+    """Empties the buffer of stdout; returns what kept it from that, if it is not a reader that has gone away.
+
+    Python would try again at its end, and set an exit code of its own.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard(sys.stdout)
+    except OSError as error:
+        _discard(sys.stdout)
+        return error
+    return None
+
+
+def _discard(file: IO[str]) -> None:
+    """Sends what is written to a file, and what is in its buffer, to nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, file.fileno())
+        os.close(nothing)
+        file.flush()
 
 
 def for_tables() -> Console:
@@ -36,6 +89,21 @@ class Terminal(NamedTuple):
 
     out: Console
     err: Console
+
+
+class _Lasting(io.TextIOWrapper):
+    """The user's own output, for as long as a run lasts: a full disk or a closed pager there ends no run."""
+
+    def write(self, text: str) -> int:
+        """Writes what can be written."""
+        with contextlib.suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flushes what can be written."""
+        with contextlib.suppress(OSError):
+            super().flush()
 
 
 class _SavedConsole(Console):
@@ -93,7 +161,7 @@ def capture_output(log_path: str | os.PathLike[str], verbose: bool = False) -> I
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     absl_logging.set_verbosity(absl_logging.INFO)
-    files = [os.fdopen(fd, "w", encoding="utf-8", errors="replace") for fd in users]
+    files = [_Lasting(os.fdopen(fd, "wb"), encoding="utf-8", errors="replace") for fd in users]
     try:
         # within `quiet`, Python's stderr is still the user's
         with contextlib.redirect_stderr(os.fdopen(2, "w", buffering=1, errors="replace", closefd=False)):

@@ -11,13 +11,19 @@ class ExitCode(enum.IntEnum):
     Attributes:
       DONE: it did what was asked; of a run: a model was selected and is deployed.
       NOTHING_FITS: no candidate met the budget; of `inspect`: the target cannot run the file.
-      USERS_MISTAKE: what was given is wrong; nothing was changed.
-      STEP_FAILED: a step of a run failed.
-      INTERRUPTED: Ctrl-C; as shells report a process that SIGINT ended.
+      USERS_MISTAKE: the user can mend it: what was given is wrong, a disk is full, a folder is closed to this user.
+      STEP_FAILED: a step of a run failed, or a command met an error that nobody expected.
+      HUNG_UP, INTERRUPTED, TERMINATED: stopped by SIGHUP, by Ctrl-C, by SIGTERM; as shells report such a process.
     """
 
     DONE = 0
     NOTHING_FITS = 1
     USERS_MISTAKE = 2
     STEP_FAILED = 3
+    HUNG_UP = 129
     INTERRUPTED = 130
+    TERMINATED = 143
+
+
+#: What a command ends with that was stopped from outside.
+STOPPED = frozenset({ExitCode.HUNG_UP, ExitCode.INTERRUPTED, ExitCode.TERMINATED})

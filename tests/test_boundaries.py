@@ -21,7 +21,15 @@ ORDER = (
     *("budget", "isolation"),
     *("step", "keras_models", "model_module", "tflite", "data", "model_io", "conversion", "untrusted"),
     *("deployed", "report", "training", "steps", "recipe"),
-    *("pipelines.exit_codes", "pipelines.root", "pipelines.console", "pipelines.recipes", "pipelines.job"),
+    *(
+        "pipelines.exit_codes",
+        "pipelines.stopping",
+        "pipelines.endings",
+        "pipelines.root",
+        "pipelines.console",
+        "pipelines.recipes",
+        "pipelines.job",
+    ),
     "pipelines.compression",
     *("pipelines.datasets", "pipelines.records", "pipelines.run", "pipelines.cli", "kubeflow", "kubeflow.cli"),
 )

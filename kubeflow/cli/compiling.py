@@ -11,7 +11,9 @@ from edgeline import files
 from edgeline.errors import UserError
 from edgeline.kubeflow import data, deployment, settings, warm_start
 from edgeline.model_module import module_source
+from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
+from edgeline.pipelines.console import Console
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.job import Job
 from edgeline.pipelines.root import LAST_STATISTICS, pipeline_name
@@ -118,7 +120,7 @@ def _lay_out(arguments: argparse.Namespace) -> int:
         "Upload it by one of these, which also delete what only the bucket's folder has, and give its URI to compile:",
         *(f"  --data {uri:20} {command}" for uri, command in data.upload_commands(arguments.out).items()),
     ]
-    print("\n".join(lines))  # noqa: T201
+    console.say(Console(), "\n".join(lines))
     return ExitCode.DONE
 
 
@@ -171,7 +173,9 @@ def _compile(arguments: argparse.Namespace) -> int:
         enable_cache=not arguments.no_cache,
     )
     files.write_text(arguments.output, text)
-    print(f"{arguments.output}: pipeline {name} for --target {arguments.target}, {len(chosen)} candidates")  # noqa: T201
+    console.say(
+        Console(), f"{arguments.output}: pipeline {name} for --target {arguments.target}, {len(chosen)} candidates"
+    )
     return ExitCode.DONE
 
 

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from edgeline.budget import Budget
@@ -18,6 +17,7 @@ from edgeline.kubeflow import compiled_file, cron, kfp_server
 from edgeline.kubeflow.compiled_file import CompiledPipeline
 from edgeline.kubeflow.cron import Trigger
 from edgeline.kubeflow.deployment import check_uri
+from edgeline.pipelines.console import Console
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.run.live_view import LiveView
 

@@ -6,12 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from edgeline import files
 from edgeline.data import data_folder
 from edgeline.errors import UserError
 from edgeline.pipelines import console
+from edgeline.pipelines.console import Console
 from edgeline.pipelines.datasets import data_schema, images, imdb, mnist, writing
 from edgeline.pipelines.exit_codes import ExitCode
 
@@ -98,5 +97,5 @@ def _schema(arguments: argparse.Namespace) -> int:
     data_folder.check_readable(arguments.data)
     text, names = data_schema.infer_schema(arguments.data)
     files.write_text(arguments.output, text)
-    print(f"{arguments.output}: {', '.join(names)}")  # noqa: T201
+    console.say(Console(), f"{arguments.output}: {', '.join(names)}")
     return ExitCode.DONE

@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from edgeline import schemes
 from edgeline.conversion import onnx
 from edgeline.data.data_folder import SHARD_SUFFIX
@@ -16,6 +14,7 @@ from edgeline.isolation import limits
 from edgeline.model_importer.config import Import
 from edgeline.model_module import module_source
 from edgeline.pipelines.cli import options
+from edgeline.pipelines.console import Console
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.run import export_file
 from edgeline.quantizer.config import Quantize

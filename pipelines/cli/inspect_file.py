@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from edgeline import layout, targets
 from edgeline.errors import UserError
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
+from edgeline.pipelines.console import Console
 from edgeline.pipelines.exit_codes import ExitCode
 
 #: Constants with fewer values are biases, shapes and lookup tables.

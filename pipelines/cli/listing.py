@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,6 +16,7 @@ from edgeline import files
 from edgeline.errors import UserError
 from edgeline.pipelines import console, recipes
 from edgeline.pipelines.cli import options
+from edgeline.pipelines.console import Console
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import events
 from edgeline.pipelines.root import DEFAULT_ROOT, Root

@@ -11,12 +11,11 @@ import traceback
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from rich.console import Console
-
 import edgeline
 from edgeline.errors import UserError
-from edgeline.pipelines import console
+from edgeline.pipelines import console, endings, stopping
 from edgeline.pipelines.cli import config_file
+from edgeline.pipelines.console import Console
 from edgeline.pipelines.exit_codes import ExitCode
 
 
@@ -67,21 +66,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     # no option of `edgeline` itself takes a value, so that the first word is the command
     names = [word for word in given if not word.startswith("-")][:1]
+    console.open_streams()
+    with stopping.signals_raise():
+        try:
+            code = _ended(given, names)
+        except SystemExit:  # argparse has said what it had to
+            if problem := console.flush_output():
+                return _fail(endings.of(problem))
+            raise
+        if problem := console.flush_output():
+            code = _fail(endings.of(problem))
+    return code
+
+
+def _ended(given: list[str], names: list[str]) -> int:
+    """Runs a command, whatever it raises; returns the exit code.
+
+    Raises:
+      SystemExit: the parser's, after a mistake in the options or `--help`.
+    """
+    parsed = False
     try:
+        for word in given:
+            if problem := endings.not_utf8(word):
+                raise UserError(problem)
         arguments = parser(names).parse_args(config_file.expanded(given, lambda: _parsers(names)[1]))
+        parsed = True
         with contextlib.nullcontext() if arguments.debug else console.quiet():
             return int(arguments.command(arguments))
-    except UserError as error:
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not parsed:
+            raise
+        ending = endings.of(error)
         if "--debug" in given:
-            traceback.print_exc()
-        return _fail(str(error), ExitCode.USERS_MISTAKE)
-    except KeyboardInterrupt:
-        return _fail("interrupted; finished steps are kept, run the same command again to go on", ExitCode.INTERRUPTED)
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
+        if ending.code == ExitCode.STEP_FAILED:
+            ending = endings.Ending(ending.code, f"{ending.text}; {endings.keep_traceback(error)}")
+        return _fail(ending)
 
 
-def _fail(message: str, code: ExitCode) -> int:
-    console.say(Console(stderr=True), f"edgeline: {message}", "red")
-    return code
+def _fail(ending: endings.Ending) -> int:
+    # where nobody can be told, the exit code still says it
+    with contextlib.suppress(OSError, ValueError):
+        console.say(Console(stderr=True), f"edgeline: {ending.text}", "red")
+    return ending.code
 
 
 class _Version(argparse.Action):

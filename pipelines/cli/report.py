@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +19,7 @@ from edgeline import files, layout
 from edgeline.errors import UserError, nearest
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
+from edgeline.pipelines.console import Console
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import compare
 from edgeline.pipelines.records.compare import Comparison, Part

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from pathlib import Path
 from typing import Any, cast
 
-from rich.console import Console
-
 from edgeline.errors import UserError
-from edgeline.pipelines import console
+from edgeline.pipelines import console, endings, stopping
 from edgeline.pipelines.cli import config_file, options, verdict
+from edgeline.pipelines.console import Console
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.root import DEFAULT_ROOT, Root
 from edgeline.pipelines.run import execution, warm_start
@@ -21,7 +21,7 @@ from edgeline.pipelines.run.request import DIGITS_MODULE, Prepared, Request, pre
 
 _EPILOG = """\
 exit codes: 0 a model was selected, and pushed unless an earlier run had pushed it, 1 no candidate met the budget,
-2 a mistake in what was given, 3 a step failed"""
+2 a mistake in what was given, 3 a step failed, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM"""
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -122,7 +122,10 @@ def _work(arguments: argparse.Namespace, command: str) -> int:
 def _root(arguments: argparse.Namespace) -> Root:
     """Returns the root, by the rules of the command's help."""
     if arguments.root is not None:
-        return cast(Root, arguments.root).absolute()
+        root = cast(Root, arguments.root).absolute()
+        if problem := endings.not_utf8(str(root)):  # of the folder that it was given in
+            raise UserError(f"--root {problem}")
+        return root
     is_digits = arguments.module == DIGITS_MODULE
     if arguments.data is None and not is_digits:
         raise UserError("--module needs --data: a folder with train, validation and eval (see: edgeline data --help)")
@@ -172,11 +175,13 @@ def _execute(prepared: Prepared, journal: Journal, arguments: argparse.Namespace
         except UserError:
             raise
         except Exception as error:
+            stopping.check()
             if arguments.debug:
                 terminal.err.print_exception()
-            journal.error = f"{type(error).__name__}: {error}"
-            terminal.err.print(f"edgeline: {journal.error}\nfull log: {log}", markup=False)
-            return ExitCode.STEP_FAILED
+            logging.exception("The run failed.")
+            code, journal.error = endings.of(error)
+            console.say(terminal.err, f"edgeline: {journal.error}\nfull log: {log}", "red")
+            return code
         return verdict.show(outcome, log, arguments, terminal)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from edgeline.errors import UserError
 from edgeline.pipelines import console
+from edgeline.pipelines.console import Console
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.report.schema import CandidateReport, DeployedReport, Latency, MeasuredReport, Report
 

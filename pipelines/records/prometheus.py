@@ -18,7 +18,7 @@ from edgeline.pipelines.root import Root
 
 _HELP = {
     "edgeline_last_run_timestamp_seconds": "When the last run ended.",
-    "edgeline_last_run_exit_code": "0 pushed or nothing to push, 1 nothing met the budget, 2 refused, 3 a step failed.",
+    "edgeline_last_run_exit_code": "0 deployed or nothing new, 1 nothing fits, 2 refused, 3 failed, over 100 stopped.",
     "edgeline_last_run_duration_seconds": "How long the last run took.",
     "edgeline_last_push_timestamp_seconds": "When a run last pushed a model.",
     "edgeline_deployed_metric": "The deployed model's metric, as it was last measured.",

@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from edgeline.errors import UserError
 from edgeline.isolation import limits
 from edgeline.pipelines import console
+from edgeline.pipelines.console import Console
 from edgeline.pipelines.datasets import mnist
 from edgeline.pipelines.records import events
 from edgeline.pipelines.root import CACHE, Root

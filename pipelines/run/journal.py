@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
-import json
 import os
 import secrets
 import socket
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from edgeline.errors import UserError
+from edgeline.pipelines import endings
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import events, prometheus
 from edgeline.pipelines.root import Root
@@ -73,8 +72,7 @@ class Journal:
 
     def write(self, event: str, **facts: Any) -> None:
         """Appends an event of this run."""
-        line = {"time": events.now(), "run": self.run, "event": event, **facts}
-        self._waiting.append(json.dumps(line, ensure_ascii=False))
+        self._waiting.append(events.line({"time": events.now(), "run": self.run, "event": event, **facts}))
         if self.root.path.is_dir():
             events.append_lines(self.root, self._waiting)
             self._waiting = []
@@ -132,11 +130,7 @@ class Journal:
     ) -> None:
         """Ends it: with the exit code that was set, or with that of the error."""
         if error is not None:
-            codes = {UserError: ExitCode.USERS_MISTAKE, KeyboardInterrupt: ExitCode.INTERRUPTED}
-            self.exit_code = next(
-                (code for each, code in codes.items() if isinstance(error, each)), ExitCode.STEP_FAILED
-            )
-            self.error = str(error) or type(error).__name__
+            self.exit_code, self.error = endings.of(error)
         self.write(
             "finished",
             exit_code=self.exit_code,

@@ -26,7 +26,9 @@ from tfx.orchestration.portable.mlmd import execution_lib
 from tfx.proto.orchestration import pipeline_pb2
 
 from edgeline.errors import UserError
+from edgeline.pipelines import endings, stopping
 from edgeline.pipelines import root as roots
+from edgeline.pipelines.records import lineage
 from edgeline.pipelines.run.node_events import Event, Listener, NodeResult, RunResult
 from edgeline.report import formats
 
@@ -79,6 +81,8 @@ class LocalRunner(tfx_runner.IrBasedRunner):
 
         try:
             with roots.lock(root, _REFUSAL), _hidden_command_line():
+                if (database := Path(connection.sqlite.filename_uri)).is_file():
+                    lineage.wait_until_unlocked(database, write=True)
                 _cancel_abandoned(ir, root, connection)
                 nodes = self._run_nodes(ir, root, deployment, connection)
         except Exception as error:
@@ -107,7 +111,7 @@ class LocalRunner(tfx_runner.IrBasedRunner):
                 self._listener(Event(node_id, "running"))
                 start = time.monotonic()
                 try:
-                    result = _launch(node, ir, deployment, connection)
+                    result = _launch_or_stop(node, ir, deployment, connection)
                 except Exception as error:
                     logging.exception("Step %s failed.", node_id)
                     result = _failure(error, time.monotonic() - start)
@@ -121,6 +125,24 @@ class LocalRunner(tfx_runner.IrBasedRunner):
             results[node_id] = result
             self._listener(Event(node_id, result.state, result.seconds, result.detail))
         return results
+
+
+def _launch_or_stop(
+    node: pipeline_pb2.PipelineNode,
+    ir: pipeline_pb2.Pipeline,
+    deployment: message.Message,
+    connection: message.Message,
+) -> NodeResult:
+    """Launches a node; raises `Stopped` where a signal came meanwhile, whatever Beam or TensorFlow have made of it."""
+    try:
+        result = _launch(node, ir, deployment, connection)
+    except SystemExit as error:  # of code that the node calls: the process is not its to end
+        raise RuntimeError(endings.of(error).text) from error
+    except Exception:
+        stopping.check()
+        raise
+    stopping.check()
+    return result
 
 
 def _launch(

@@ -110,8 +110,8 @@ def test_ten_nights_make_ten_rows(tmp_path: Path) -> None:
         ("nothing fits", 1, "no candidate met the budget; int8: accuracy drop 0.02 exceeds 0.01; too slow"),
         ("failed", 3, "Trainer: no good"),
         ("refused", 2, "data/x.gz is damaged"),
-        ("interrupted", 130, "KeyboardInterrupt"),
-        ("failed", 3, "bug"),
+        ("interrupted", 130, "interrupted; finished steps are kept, run the same command again to go on"),
+        ("failed", 3, "ValueError: bug"),
         ("no new data", 0, "the data are those of the last run"),
         ("running", None, None),  # this process is still there
     ]

@@ -1,4 +1,6 @@
+import contextlib
 import errno
+import os
 import re
 import signal
 import subprocess
@@ -25,6 +27,7 @@ from tfx.types.channel import UnionChannel
 from tfx.utils import dependency_utils
 
 from edgeline.errors import UserError
+from edgeline.pipelines import stopping
 from edgeline.pipelines.run.local_runner import BEAM_ARGS, LocalRunner
 from edgeline.pipelines.run.node_events import Event, RunResult
 
@@ -324,6 +327,42 @@ def test_keyboard_interrupt_stops_and_the_next_run_goes_on(tmp_path):
     ACTIONS.clear()
     result = LocalRunner().run(_pipeline(tmp_path, _chain()))
     assert _states(result) == {"one": "cached", "two": "done", "three": "done"}
+
+
+def _interrupted() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+
+
+def _made_an_error_of() -> None:
+    try:
+        _interrupted()
+    except KeyboardInterrupt:
+        raise RuntimeError("a bundle failed") from None
+
+
+def _swallowed() -> None:
+    with contextlib.suppress(KeyboardInterrupt):
+        _interrupted()
+
+
+@pytest.mark.parametrize(("signalled", "state"), [(_made_an_error_of, "done"), (_swallowed, "cached")])
+def test_a_signal_stops_the_run_whatever_becomes_of_it_in_a_step(tmp_path, signalled, state):
+    ACTIONS["two"] = signalled
+    recorder = Recorder()
+    with stopping.signals_raise(), pytest.raises(stopping.Stopped):
+        LocalRunner(recorder).run(_pipeline(tmp_path, _chain()))
+    assert (recorder.events[-1].node_id, recorder.events[-1].detail) == ("two", "interrupted")
+    ACTIONS.clear()
+    result = LocalRunner().run(_pipeline(tmp_path, _chain()))
+    assert _states(result) == {"one": "cached", "two": state, "three": "done"}
+
+
+def test_a_step_that_exits_has_failed(tmp_path):
+    ACTIONS["two"] = lambda: sys.exit(0)
+    result = LocalRunner().run(_pipeline(tmp_path, _chain()))
+    assert _states(result) == {"one": "done", "two": "failed", "three": "skipped"}
+    assert "sys.exit(0)" in str(result.nodes["two"].exception)
 
 
 def stall_in_two(root: str) -> None:
