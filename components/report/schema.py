@@ -293,6 +293,7 @@ class ModelReport:
     Attributes:
       name: of the recipe; None: not known.
       metrics: of the eval split; None: it was not evaluated.
+      undefined: why a metric has no value (is None in `metrics`), by its name.
       bytes: size of the `.tflite` file; None: there is none, or not known.
       zlib_bytes: the same after zlib at level 9, about what a download transfers; None likewise.
       sha256: of the file, hexadecimal; None likewise.
@@ -304,6 +305,7 @@ class ModelReport:
 
     name: str | None
     metrics: Metrics | None = None
+    undefined: Mapping[str, str] = dataclasses.field(default_factory=dict)
     bytes: Count | None = None
     zlib_bytes: Count | None = None
     sha256: str | None = None

@@ -40,6 +40,8 @@ _MOST_ROWS = 20
 #: Up to so many classes a confusion matrix is drawn.
 _DRAWN_CLASSES = 50
 
+#: Classes without examples that are named.
+_NAMED_CLASSES = 5
 _OBJECTIVES = {"zlib_bytes": "fewest zlib bytes", "bytes": "smallest file", "latency_ms": "lowest latency"}
 
 
@@ -317,6 +319,25 @@ def worst_slices(
     return sorted(rows, key=lambda row: -math.inf if row.drop is None else row.drop, reverse=True)
 
 
+def without_examples(report: Report) -> str | None:
+    """Says of which classes the evaluated split has no example; None where it has one of each, or is not classified.
+
+    Args:
+        report: all of it.
+    """
+    scores = report.baseline.classification
+    per_class = scores.per_class if scores else ()
+    names = class_names(len(per_class), report.dataset.label_names)
+    absent = [name for name, of_class in zip(names, per_class, strict=True) if not of_class.examples]
+    if not absent:
+        return None
+    named = ", ".join(absent[:_NAMED_CLASSES]) + (", …" if len(absent) > _NAMED_CLASSES else "")
+    return (
+        f"The {report.dataset.split} split has no example of {len(absent)} of {len(per_class)} classes ({named}): "
+        f"nothing here says what becomes of them."
+    )
+
+
 def _key(part: SliceReport) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(part.features.items()))
 
@@ -338,6 +359,9 @@ def warnings(
     if bad := report.dataset.bad_records:
         records = "1 record" if bad == 1 else f"{style.count(bad)} records"
         texts.append(f"{records} of the {report.dataset.split} split could not be read and took no part.")
+    if absent := without_examples(report):
+        texts.append(absent)
+    texts += [f"The metric {name} has no value on this split: {why}." for name, why in baseline.model.undefined.items()]
     timed = [dataclasses.replace(baseline, name="the baseline"), *rows]
     noisy = [(row.noise, row.name) for row in timed if row.noise is not None and row.noise > NOISY]
     if noisy:

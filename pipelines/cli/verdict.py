@@ -15,6 +15,7 @@ from edgeline.errors import UserError
 from edgeline.pipelines import console
 from edgeline.pipelines.console import Console
 from edgeline.pipelines.exit_codes import ExitCode
+from edgeline.report import words
 from edgeline.report.schema import CandidateReport, DeployedReport, Latency, MeasuredReport, Report
 
 
@@ -112,6 +113,8 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
     for training in report.training:
         if training.warm_start:
             say(f"warm start: {training.warm_start.note}")
+    if absent := words.without_examples(report):
+        say(f"note: {absent}", "yellow")
     for candidate in report.candidates:
         if not candidate.blessed:
             style = "red" if candidate.failure else "yellow"

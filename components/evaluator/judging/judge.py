@@ -57,6 +57,14 @@ class Judge:
                 f"the budget limits the drop in slices by {', '.join(budget.max_slice_drops)}, but none of them has "
                 f"the {budget.min_slice_examples} examples that --min-slice-examples asks for"
             )
+        limited = [key for key in baseline.slices if slice_limit(key, budget.max_slice_drops) is not None]
+        if limited and not any(math.isfinite(self._slices[key]) for key in limited):
+            why = self._metrics.undefined(baseline.slices[limited[0]]).get(budget.metric, "")
+            raise UserError(
+                f"the budget limits the drop in slices by {', '.join(budget.max_slice_drops)}, but {budget.metric} has "
+                f"no value in any of them ({slices.spell(limited[0])}: {why}); slice by another feature, or judge "
+                f"another metric with --metric"
+            )
 
     def quality(self, result: Evaluated) -> float:
         """Returns the budget's metric of a model on the whole eval split."""
@@ -122,7 +130,15 @@ class Judge:
             None if field is None else self._drop(self.quality(field), self.quality(result)),
             judged,
             sorted(worse, key=lambda s: (-s.drop, s.name)),
+            undefined=self._undefined(result),
         )
+
+    def _undefined(self, result: Evaluated) -> str | None:
+        """Returns why the budget's metric has no value, of a model or of the baseline; None where both have one."""
+        for model, state in (("", result.overall), ("the baseline's ", self._baseline.overall)):
+            if (why := self._metrics.undefined(state).get(self.budget.metric)) is not None:
+                return f"{model}{self.budget.metric} has no value on the eval split: {why}"
+        return None
 
     def deployed_drop_interval(self, result: Evaluated, field: Evaluated | None) -> tuple[float, float] | None:
         """Returns the 95% interval of the drop below the deployed model; None where it is not known."""
@@ -139,6 +155,7 @@ class Judge:
         return dataclasses.replace(
             model,
             metrics=self._metrics.result(result.overall),
+            undefined=self._metrics.undefined(result.overall),
             classification=result.classes.report(self._task) if result.classes and self._task else None,
             comparison=result.comparison.report() if result.comparison else None,
             slices=tuple(slices),

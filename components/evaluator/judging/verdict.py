@@ -42,6 +42,7 @@ class Measured:
       slices: those for which the budget has a limit and that have examples enough.
       worse_slices: those that are worse than the deployed model's, worst first.
       misfits: why it cannot be used where it is to go, whatever it costs and does.
+      undefined: why the metric has no value, of it or of the baseline; None: both have one.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Measured:
     slices: Sequence[SliceDrop] = ()
     worse_slices: Sequence[SliceDrop] = ()
     misfits: Sequence[str] = ()
+    undefined: str | None = None
 
     @property
     def zlib_bytes(self) -> float:
@@ -88,7 +90,9 @@ def reasons(budget: Budget, baseline: float, candidate: Measured) -> list[str]:
     """
     texts = list(candidate.misfits)
     lost = drop(budget, baseline, candidate.quality)
-    if exceeds(lost, budget.max_drop):
+    if candidate.undefined is not None:
+        texts.append(candidate.undefined)
+    elif exceeds(lost, budget.max_drop):
         texts.append(f"{budget.metric} drop {lost:.4g} exceeds {budget.max_drop:g}")
     elif budget.drop_bound == "upper":
         if candidate.drop_interval is None:
@@ -98,17 +102,22 @@ def reasons(budget: Budget, baseline: float, candidate: Measured) -> list[str]:
                 f"{budget.metric} drop {lost:.4g} may be up to {candidate.drop_interval[1]:.4g} (95% interval), which "
                 f"exceeds {budget.max_drop:g}; more eval examples would narrow it"
             )
-    if budget.value_threshold is not None and exceeds(drop(budget, budget.value_threshold, candidate.quality), 0.0):
+    if (
+        budget.value_threshold is not None
+        and not math.isnan(candidate.quality)
+        and exceeds(drop(budget, budget.value_threshold, candidate.quality), 0.0)
+    ):
         texts.append(
             f"{budget.metric} {candidate.quality:.4g} is worse than {budget.value_threshold:g} (--value-threshold); "
             f"the baseline has {baseline:.4g}"
         )
     texts += _slice_reasons(budget, candidate.slices)
-    if (
-        candidate.deployed_drop is not None
-        and budget.max_deployed_drop is not None
-        and exceeds(candidate.deployed_drop, budget.max_deployed_drop)
-    ):
+    lost = math.nan if candidate.deployed_drop is None else candidate.deployed_drop
+    if candidate.deployed_drop is None or budget.max_deployed_drop is None or candidate.undefined is not None:
+        pass  # there is nothing to compare
+    elif math.isnan(lost):
+        texts.append(f"the deployed model's {budget.metric} has no value on the eval split (--max-deployed-drop)")
+    elif exceeds(lost, budget.max_deployed_drop):
         worse = f"; worse in {_list(candidate.worse_slices)}" if candidate.worse_slices else ""
         texts.append(
             f"{budget.metric} is {candidate.deployed_drop:.4g} worse than the deployed model's, which exceeds "
@@ -125,9 +134,12 @@ def reasons(budget: Budget, baseline: float, candidate: Measured) -> list[str]:
 
 
 def _slice_reasons(budget: Budget, judged: Sequence[SliceDrop]) -> list[str]:
-    over = sorted((s for s in judged if exceeds(s.drop, s.limit)), key=lambda s: (s.limit - s.drop, s.name))
+    worst = [(-math.inf if math.isnan(s.drop) else s.limit - s.drop, s.name, s) for s in judged]
+    over = [s for *_, s in sorted(worst, key=lambda item: item[:2]) if exceeds(s.drop, s.limit)]
     texts = [
-        f"{budget.metric} drop {s.drop:.4g} in {s.name} ({s.examples:,} examples) exceeds {s.limit:g}"
+        f"{budget.metric} has no value in {s.name} ({s.examples:,} examples), where the budget limits its drop"
+        if math.isnan(s.drop)
+        else f"{budget.metric} drop {s.drop:.4g} in {s.name} ({s.examples:,} examples) exceeds {s.limit:g}"
         for s in over[:_NAMED]
     ]
     if len(over) > _NAMED:

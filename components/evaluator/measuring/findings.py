@@ -132,7 +132,7 @@ def check_keras(model: tf_keras.Model, plan: Plan, module: ModelModule, files: l
     run = tf.function(lambda inputs: model(inputs, training=False), reduce_retracing=True)
     for inputs, label, weight in reading.parsed_batches(files, parser, size):
         outputs = [output.numpy() for output in tf.nest.flatten(run(inputs))]
-        state += metrics.batch(label, outputs, weight)
+        state += metrics.batch(label, outputs, weight, metrics.masks(inputs))
         other = baseline.run(reading.named_inputs(inputs, list(plan.inputs)), size)
         pairs = zip(plan.outputs, outputs, strict=True)
         largest = max(largest, *(float(np.abs(output - other[name]).max(initial=0)) for name, output in pairs))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras
 from tf_keras.src.engine import compile_utils
+from tf_keras.src.utils import losses_utils
 
+from edgeline.evaluator.measuring import undefined
 from edgeline.model_module.hooks import ModelModule
 
 
@@ -18,9 +21,11 @@ class Scores:
     """What the loss and those metrics that are means say of each example.
 
     Attributes:
-      names: of the columns; the first is `loss`.
+      names: of the columns. The first is `loss`, unless that is no mean over examples: then there is a column for each
+        output's part of it, such as `loss of boxes`.
       values: float64, shape [examples, columns], times the example's weight where the metric is weighted.
-      weights: float64, same shape: what each example counts in the column's mean.
+      weights: float64, same shape: what each example counts in the column's mean; under a mask, how many valid
+        elements it has.
     """
 
     names: tuple[str, ...]
@@ -53,6 +58,27 @@ class State:
         return State(self.examples + other.examples, self.sums + other.sums, self.totals + other.totals, others)
 
 
+@dataclasses.dataclass(frozen=True)
+class _LossPart:
+    """One output's part of the loss.
+
+    Attributes:
+      place: of the output.
+      name: of the column, where it has one of its own.
+      loss: Keras' own.
+      share: what it is multiplied by in the whole.
+      is_sum: whether it is a sum over all elements, and no mean.
+      is_masked: whether some elements do not count.
+    """
+
+    place: int
+    name: str
+    loss: Any
+    share: float
+    is_sum: bool
+    is_masked: bool
+
+
 class CompiledMetrics:
     """Computes the loss and the metrics that a module compiles, from outputs of any runtime.
 
@@ -60,6 +86,9 @@ class CompiledMetrics:
     paired comparisons and any bundling come out of the same numbers; Keras' own float32 sums drift with the bundling,
     and stop counting at 2**24. Metrics that are no means (AUC, precision) keep sums too, and merge by adding them up
     (`Metric.merge_state`): a batch's own state is read off and added in float64.
+
+    All is as if Keras had evaluated the examples as one batch. Keras' own mean of a loss under a mask is a mean of
+    batches, whatever number of valid elements each has. What Keras adds to a loss for the weights' sake is left out.
 
     Args:
       module: whose `compile_model` says the loss and the metrics.
@@ -71,60 +100,96 @@ class CompiledMetrics:
         self._means: dict[str, Any] = {}
         self._others: list[tf_keras.metrics.Metric] = []
         self._order: list[str] = []
+        self._parts: list[_LossPart] = []
         self._score: Any = None
         self._update: Any = None
+        self._masks = _mask_model(self.model)
 
     @property
     def has_others(self) -> bool:
         """Whether some metrics are no means; known once a batch was seen."""
         return bool(self._others)
 
-    def scores(self, label: Any, outputs: list[np.ndarray], weight: Any = None) -> Scores:
+    def masks(self, inputs: Any) -> list[tf.Tensor | None]:
+        """Returns which elements of each output count, as Keras' layers (Embedding, Masking) pass it on.
+
+        Args:
+          inputs: of a batch, as `preprocess` returns them.
+
+        Returns:
+          By output, bool, shape [batch, ...]; None where all elements count.
+        """
+        if self._masks is None:
+            return [None] * len(tf.nest.flatten(self.model.output))
+        known = iter(tf.nest.flatten(self._masks(inputs)))
+        return [
+            None if losses_utils.get_mask(output) is None else next(known)
+            for output in tf.nest.flatten(self.model.output)
+        ]
+
+    def scores(self, label: Any, outputs: list[np.ndarray], weight: Any = None, masks: Any = None) -> Scores:
         """Returns what each example of a batch scores.
 
         Args:
           label: as `preprocess` returns it, batched.
           outputs: in the model's order of outputs, shape [batch, ...].
-          weight: of each example, shape [batch], or None.
+          weight: of each example, shape [batch], or of its elements, [batch, ...], or None.
+          masks: what the method `masks` returns for the batch; None: all elements count.
         """
         predicted = self._pack(outputs)
+        masks = masks or [None] * len(outputs)
         if self._score is None:
-            self._build(label, predicted)
-        values, weights = self._score(label, predicted, weight)
-        return Scores(("loss", *self._means), values.numpy(), weights.numpy())
+            self._build(label, predicted, weight, masks)
+        values, weights = self._score(label, predicted, weight, masks)
+        return Scores(self._column_names(), values.numpy(), weights.numpy())
 
-    def others(self, label: Any, outputs: list[np.ndarray], weight: Any = None) -> list[np.ndarray]:
+    def others(self, label: Any, outputs: list[np.ndarray], weight: Any = None, masks: Any = None) -> list[np.ndarray]:
         """Returns the states of the metrics that are no means, on a batch; see `scores`."""
         if not self._others:
             return []
-        return [np.asarray(v, np.float64) for v in self._update(label, self._pack(outputs), weight)]
+        states = self._update(label, self._pack(outputs), weight, masks or [None] * len(outputs))
+        return [np.asarray(v, np.float64) for v in states]
 
-    def batch(self, label: Any, outputs: list[np.ndarray], weight: Any = None) -> State:
+    def batch(self, label: Any, outputs: list[np.ndarray], weight: Any = None, masks: Any = None) -> State:
         """Returns the state of one batch; see `scores`."""
-        scores = self.scores(label, outputs, weight)
-        others = self.others(label, outputs, weight)
+        scores = self.scores(label, outputs, weight, masks)
+        others = self.others(label, outputs, weight, masks)
         return State(len(outputs[0]), scores.values.sum(axis=0), scores.weights.sum(axis=0), others)
 
     def result(self, state: State) -> dict[str, float]:
-        """Returns the loss and the metrics by name, of all batches that went into a state.
+        """Returns the loss and the metrics by name, of all batches that went into a state; NaN what is undefined.
 
         Raises:
           ValueError: no batch went into it.
         """
+        return self._read(state)[0]
+
+    def undefined(self, state: State) -> dict[str, str]:
+        """Returns why metrics have no value, by name: those that `result` says are NaN."""
+        return self._read(state)[1]
+
+    def _read(self, state: State) -> tuple[dict[str, float], dict[str, str]]:
         if state.sums is None or state.totals is None:
             raise ValueError("no examples were evaluated")
         with np.errstate(invalid="ignore", divide="ignore"):  # all weights of a slice may be 0
-            results = dict(zip(("loss", *self._means), map(float, state.sums / state.totals), strict=True))
+            means = dict(zip(self._column_names(), map(float, state.sums / state.totals), strict=True))
+        if "loss" not in means:
+            whole = zip(self._parts, state.sums.tolist(), strict=False)
+            means["loss"] = sum(part.share * (total if part.is_sum else means[part.name]) for part, total in whole)
+        results = {name: means[name] for name in ("loss", *self._means)}
+        reasons = {name: undefined.NOTHING_COUNTS for name, value in results.items() if math.isnan(value)}
         values = iter(state.others)
         for metric in self._others:
             for variable in metric.variables:
                 variable.assign(tf.cast(next(values), variable.dtype))
             results[metric.name] = float(metric.result())
-        return {name: results[name] for name in ("loss", *self._order)}
+            if (reason := undefined.reason(metric)) is not None:
+                results[metric.name], reasons[metric.name] = math.nan, reason
+        return {name: results[name] for name in ("loss", *self._order)}, reasons
 
     def prepare(self, label: Any, outputs: list[np.ndarray]) -> None:
         """Builds the metrics from one batch, for a process that only calls `result`."""
-        self._build(label, self._pack(outputs))
+        self._build(label, self._pack(outputs), None, [None] * len(outputs))
 
     def _pack(self, outputs: list[np.ndarray]) -> Any:
         tensors = [tf.convert_to_tensor(output) for output in outputs]
@@ -132,7 +197,17 @@ class CompiledMetrics:
             return tensors[0]
         return tf.nest.pack_sequence_as(self.model.output, tensors)
 
-    def _build(self, label: Any, predicted: Any) -> None:
+    def _column_names(self) -> tuple[str, ...]:
+        parts = [part.name for part in self._parts] if self._is_composite() else ["loss"]
+        return (*parts, *self._means)
+
+    def _is_composite(self) -> bool:
+        """Whether the loss is no mean over examples: a sum, or means over numbers of elements that differ."""
+        return any(part.is_sum for part in self._parts) or (
+            len(self._parts) > 1 and any(part.is_masked for part in self._parts)
+        )
+
+    def _build(self, label: Any, predicted: Any, weight: Any, masks: list[tf.Tensor | None]) -> None:
         # names such as "accuracy" become metrics only when Keras sees the shapes
         metrics, losses = self.model.compiled_metrics, self.model.compiled_loss
         metrics.build(predicted, label)
@@ -147,10 +222,29 @@ class CompiledMetrics:
             if metric is not None
         ]
         self._means = {metric.name: (place, w, metric) for place, w, metric in placed if _is_mean(metric)}
-        wide = {metric.name: _in_float64(metric) for _, _, metric in placed if not _is_mean(metric)}
+        columns = self._columns(label, predicted, weight)
+        wide = {
+            metric.name: _in_float64(metric, *columns[place], masks[place])
+            for place, _, metric in placed
+            if not _is_mean(metric)
+        }
         self._others = [wide[name] for name in self._order if name in wide]
-        self._score = self._make_score(losses)
-        self._update = self._make_update([(p, w, wide[m.name]) for p, w, m in placed if m.name in wide])
+        self._parts = [
+            _LossPart(
+                place,
+                f"loss of {self.model.output_names[place]}",
+                loss,
+                1.0 if share is None else float(share),
+                loss.reduction == losses_utils.ReductionV2.SUM,
+                _joined_mask(masks[place], _loss_values(loss, y, p)) is not None,
+            )
+            for place, ((y, p, _), loss, share) in enumerate(
+                zip(columns, losses._losses, losses._loss_weights, strict=True)
+            )
+            if y is not None and loss is not None
+        ]
+        self._score = self._make_score()
+        self._update = self._make_update([(place, w, wide[m.name]) for place, w, m in placed if m.name in wide])
 
     def _columns(self, label: Any, predicted: Any, weight: Any) -> list[tuple[Any, Any, Any]]:
         """Returns (label, prediction, weight) of every output, as Keras matches them."""
@@ -162,44 +256,120 @@ class CompiledMetrics:
             for y, p, w in zip(labels, outputs, weights, strict=True)
         ]
 
-    def _make_score(self, losses: Any) -> Any:
-        means = self._means
-
+    def _make_score(self) -> Any:
         @tf.function(reduce_retracing=True)
-        def score(label: Any, predicted: Any, weight: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        def score(label: Any, predicted: Any, weight: Any, masks: Any) -> tuple[tf.Tensor, tf.Tensor]:
             columns = self._columns(label, predicted, weight)
-            rows = tf.shape(tf.nest.flatten(predicted)[0])[:1]
-            one = tf.ones(rows, tf.float64)
-            total = tf.zeros(rows, tf.float64)
-            for (y, p, w), loss, share in zip(columns, losses._losses, losses._loss_weights, strict=True):
-                if y is not None and loss is not None:
-                    # as Keras' mean over the batch: weights count in the sum, and not in what it is divided by
-                    value = _per_example(_loss_values(loss, y, p)) * _per_example_weight(w, one)
-                    total += value * (1.0 if share is None else tf.cast(share, tf.float64))
-            values, weights = [total], [one]
-            for place, weighted, metric in means.values():
+            parts, values, weights = [], [], []
+            for part in self._parts:
+                y, p, w = columns[part.place]
+                parts.append(_loss_of(part, _loss_values(part.loss, y, p), w, masks[part.place]))
+            if self._is_composite() or len(parts) == 1:
+                scale = 1.0 if self._is_composite() else self._parts[0].share
+                values += [scale * value for value, _ in parts]
+                weights += [counted for _, counted in parts]
+            else:
+                rows = tf.shape(tf.nest.flatten(predicted)[0])[:1]
+                shares = [part.share for part in self._parts]
+                whole = (share * value for share, (value, _) in zip(shares, parts, strict=True))
+                values.append(sum(whole, tf.zeros(rows, tf.float64)))
+                weights.append(tf.ones(rows, tf.float64))
+            for place, weighted, metric in self._means.values():
                 y, p, w = columns[place]
-                value = _per_example(_metric_values(metric, y, p))
-                counted = _per_example_weight(w, one) if weighted else one
-                values.append(value * counted)
+                value, counted = _mean_of(_metric_values(metric, y, p), w if weighted else None, masks[place])
+                values.append(value)
                 weights.append(counted)
             return tf.stack(values, axis=1), tf.stack(weights, axis=1)
 
         return score
 
     def _make_update(self, placed: list[tuple[int, bool, tf_keras.metrics.Metric]]) -> Any:
-        others = self._others
-
         @tf.function(reduce_retracing=True)
-        def update(label: Any, predicted: Any, weight: Any) -> list[tf.Tensor]:
+        def update(label: Any, predicted: Any, weight: Any, masks: Any) -> list[tf.Tensor]:
             columns = self._columns(label, predicted, weight)
             for place, weighted, metric in placed:
                 metric.reset_state()
                 y, p, w = columns[place]
-                metric.update_state(y, p, sample_weight=w if weighted else None)
-            return [variable.read_value() for metric in others for variable in metric.variables]
+                w = losses_utils.apply_mask(p, w if weighted else None, masks[place])
+                metric.update_state(_as_wide(y, metric), _as_wide(p, metric), sample_weight=w)
+            return [variable.read_value() for metric in self._others for variable in metric.variables]
 
         return update
+
+
+def _mask_model(model: tf_keras.Model) -> Any:
+    """Returns what makes the masks of a model's outputs from its inputs; None where no output has one."""
+
+    def masks(outputs: Any) -> list[Any]:
+        of_outputs = map(losses_utils.get_mask, tf.nest.flatten(outputs))
+        return [mask for mask in of_outputs if mask is not None]
+
+    if not masks(model.output):
+        return None
+    # masks are made of the inputs, and a graph runs nothing else for them
+    return tf.function(lambda inputs: masks(model(inputs, training=False)), reduce_retracing=True)
+
+
+def _joined_mask(mask: tf.Tensor | None, values: tf.Tensor) -> tf.Tensor | None:
+    """Returns which values count: by the output's mask, and by that of the function (`ignore_class`)."""
+    own = losses_utils.get_mask(values)
+    if own is None or mask is None:
+        return mask if own is None else own
+    return tf.logical_and(tf.cast(mask, tf.bool), tf.cast(own, tf.bool))
+
+
+def _loss_of(part: _LossPart, values: tf.Tensor, weight: Any, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what each example adds to an output's loss, and what it counts: float64, shape [batch].
+
+    As `Loss.__call__` has it, a weight counts in the sum and not in what it is divided by, and a mask in both.
+    """
+    joined = _joined_mask(mask, values)
+    values = tf.cast(values, tf.float64)
+    weight = losses_utils.apply_mask(values, weight, joined)
+    if weight is not None:
+        values, _, weight = losses_utils.squeeze_or_expand_dimensions(values, None, tf.cast(weight, tf.float64))
+        values *= weight
+    rows = _rows_of(values)
+    if part.is_sum:
+        return tf.reduce_sum(rows, axis=1), tf.ones(tf.shape(rows)[:1], tf.float64)
+    if joined is None:
+        return tf.reduce_mean(rows, axis=1), tf.ones(tf.shape(rows)[:1], tf.float64)
+    valid = _rows_of(joined)
+    elements = tf.shape(rows)[1] / tf.shape(valid)[1]  # of the loss for each of the mask
+    return tf.reduce_sum(rows, axis=1), tf.reduce_sum(valid, axis=1) * elements
+
+
+def _mean_of(values: tf.Tensor, weight: Any, mask: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what each example adds to a metric that is a mean, and what it counts: float64, shape [batch].
+
+    As `MeanMetricWrapper` and `Reduce` have it: masks are weights, and weights count in what the sum is divided by too.
+    """
+    is_masked = _joined_mask(mask, values) is not None
+    weight = losses_utils.apply_mask(
+        values, losses_utils.apply_mask(values, weight, mask), losses_utils.get_mask(values)
+    )
+    values = tf.cast(values, tf.float64)
+    if weight is None:
+        return tf.reduce_mean(_rows_of(values), axis=1), tf.ones(tf.shape(values)[:1], tf.float64)
+    values, _, weight = losses_utils.squeeze_or_expand_dimensions(values, None, tf.cast(weight, tf.float64))
+    try:
+        weight = tf.__internal__.ops.broadcast_weights(weight, values)
+    except ValueError:  # weights of examples, and values of their elements
+        values = tf.reduce_mean(values, axis=list(range(weight.shape.rank, values.shape.rank)))
+    rows, counted = _rows_of(values * weight), _rows_of(weight)
+    # under a mask examples of many valid elements count more; a batch without is independent of its padding
+    add = tf.reduce_sum if is_masked else tf.reduce_mean
+    return add(rows, axis=1), add(counted, axis=1)
+
+
+def _as_wide(values: tf.Tensor, metric: tf_keras.metrics.Metric) -> tf.Tensor:
+    """Returns numbers in the dtype of a metric, since not every one casts them itself; integers stay what they are."""
+    return tf.cast(values, metric.dtype) if values.dtype.is_floating else values
+
+
+def _rows_of(values: tf.Tensor) -> tf.Tensor:
+    """Returns all but the first axis as one, float64."""
+    return tf.reshape(tf.cast(values, tf.float64), [tf.shape(values)[0], -1])
 
 
 def _is_mean(metric: tf_keras.metrics.Metric) -> bool:
@@ -226,19 +396,29 @@ def _loss_values(loss: Any, label: tf.Tensor, predicted: tf.Tensor) -> Any:
         return loss.call(label, predicted)
 
 
-def _per_example(values: Any) -> tf.Tensor:
-    """Returns the mean over all but the first axis, float64, shape [batch]."""
-    return tf.reduce_mean(tf.reshape(tf.cast(values, tf.float64), [tf.shape(values)[0], -1]), axis=1)
+def _in_float64(
+    metric: tf_keras.metrics.Metric, label: Any, predicted: tf.Tensor, weight: Any, mask: Any
+) -> tf_keras.metrics.Metric:
+    """Returns a metric of the same kind that holds sums beyond 2**24 without rounding, and has all its variables.
 
+    Some make their variables at the first update, which a graph must not do; some take float32 alone, and a module's
+    own may lack in its get_config what its constructor asks for: these are returned as they are.
 
-def _per_example_weight(weight: Any, one: tf.Tensor) -> tf.Tensor:
-    return one if weight is None else _per_example(weight)
-
-
-def _in_float64(metric: tf_keras.metrics.Metric) -> tf_keras.metrics.Metric:
-    """Returns a metric of the same kind that can hold sums beyond 2**24 without rounding."""
+    Args:
+      metric: of the module.
+      label: of its output, of some examples.
+      predicted: likewise.
+      weight: likewise, or None.
+      mask: likewise, or None.
+    """
+    weight = losses_utils.apply_mask(predicted, weight, mask)
     try:
-        return type(metric).from_config({**metric.get_config(), "dtype": "float64"})
-    except TypeError:
-        # a module's own metric whose get_config lacks what its constructor asks for
+        wide = type(metric).from_config({**metric.get_config(), "dtype": "float64"})
+        wide.update_state(_as_wide(label, wide), _as_wide(predicted, wide), sample_weight=weight)
+        wide.result()
+    except (TypeError, ValueError, tf.errors.InvalidArgumentError):
+        metric.update_state(label, predicted, sample_weight=weight)
+        metric.reset_state()
         return metric
+    wide.reset_state()
+    return wide

@@ -52,6 +52,7 @@ class _Group:
     inputs: list[dict[str, np.ndarray]]
     label: Any
     weight: Any
+    masks: list[Any]
     digests: np.ndarray
     slices: list[tuple[np.ndarray, list[Key]]]
 
@@ -176,12 +177,14 @@ class EvaluateShards(beam.DoFn):
             )
         try:
             numbers = self._task.labels(label, len(digest)) if self._task else None
+            masks = [_joined(*parts) for parts in zip(*map(self._metrics.masks, inputs), strict=True)]
         except ValueError as error:
             raise UserError(f"the eval split does not fit the model: {error}") from error
         return _Group(
             [reading.named_inputs(batch, list(self._plan.inputs)) for batch in inputs],
             label,
             weight,
+            masks,
             digest.numpy(),
             self._slicer.of({name: values.numpy() for name, values in kept.items()}, numbers),
         )
@@ -211,9 +214,9 @@ class EvaluateShards(beam.DoFn):
 
     def _judge(self, name: str, outputs: list[np.ndarray], group: _Group, ran: dict[str, _Ran]) -> Evaluated:
         """Returns what a model did on a group, and notes it in `ran` for those that are compared with it."""
-        scores = self._metrics.scores(group.label, outputs, group.weight)
+        scores = self._metrics.scores(group.label, outputs, group.weight, group.masks)
         own = _Ran(outputs, scores)
-        others = self._metrics.others(group.label, outputs, group.weight)
+        others = self._metrics.others(group.label, outputs, group.weight, group.masks)
         evaluated = Evaluated(State(len(scores.values), scores.values.sum(0), scores.weights.sum(0), others))
         if self._task is not None:
             own.labels, probabilities, own.predicted = self._task.read(group.label, outputs[0])
@@ -222,7 +225,7 @@ class EvaluateShards(beam.DoFn):
             ran[name] = own
         for numbers, keys in group.slices:
             evaluated.slices.update(self._parts(numbers, keys, own, group))
-        if self._metrics.has_others and self._plan.metric not in scores.names:
+        if self._plan.metric not in scores.names:
             dealt = (group.digests % GROUPS).astype(np.int64)
             evaluated.groups = self._parts(dealt, list(range(GROUPS)), own, group)
         for other in (self._plan.baseline, self._plan.deployed):
@@ -249,10 +252,11 @@ class EvaluateShards(beam.DoFn):
             others = []
             if self._metrics.has_others:
                 rows = np.flatnonzero(numbers == number)
-                label, weight = (
-                    tf.nest.map_structure(functools.partial(_rows, rows), tree) for tree in (group.label, group.weight)
+                label, weight, masks = (
+                    tf.nest.map_structure(functools.partial(_rows, rows), tree)
+                    for tree in (group.label, group.weight, group.masks)
                 )
-                others = self._metrics.others(label, [output[rows] for output in own.outputs], weight)
+                others = self._metrics.others(label, [output[rows] for output in own.outputs], weight, masks)
             parts[key] = State(int(counts[number]), values[number], weights[number], others)
         return parts
 

@@ -485,6 +485,21 @@ def test_warnings_say_what_to_know_before_trusting_the_verdict(make_report):
     ]
 
 
+def test_what_the_split_cannot_tell(make_report):
+    report = make_report()
+    scores = report["baseline"]["classification"]["per_class"]
+    for number in (0, 2):
+        scores[number] |= {"examples": 0, "recall": None}
+    report["baseline"]["undefined"] = {"auc": "no example has a positive label"}
+    names = report["dataset"]["label_names"]
+    said = [text(item) for item in page(report).xpath("//section[@aria-labelledby='warnings-title']//li")]
+    assert said[1:3] == [
+        f"The eval split has no example of 2 of {len(scores)} classes ({names[0]}, {names[2]}): nothing here says what "
+        "becomes of them.",
+        "The metric auc has no value on this split: no example has a positive label.",
+    ]
+
+
 def test_no_warnings_without_cause(make_report):
     report = make_report()
     report["dataset"]["bad_records"] = 0

@@ -292,6 +292,7 @@ def test_all_of_a_candidate(whole: dict[str, Any]) -> None:
             {"step": "Quantizer", "config": {"scheme": "int8"}},
         ],
         "metrics": {"loss": 0.375, "accuracy": 0.92},
+        "undefined": {},
         "drop": pytest.approx(0.03),
         "deployed_drop": pytest.approx(0.01),
         "bytes": 1000,
@@ -345,8 +346,7 @@ def test_every_candidate_has_every_field(whole: dict[str, Any]) -> None:
         *("name", "recipe", "steps", "layers", "metrics", "drop", "bytes", "zlib_bytes", "ratio", "latency_ms"),
         *("sparsity", "blessed", "reasons", "pareto", "sha256", "failure", "drop_interval", "device"),
         *("classification", "comparison", "deployed_drop", "deployed_drop_interval", "slices", "flipped", "ladder"),
-        "sensitivity",
-        "ladder_walked",
+        *("sensitivity", "ladder_walked", "undefined"),
     }
     assert [entry["name"] for entry in whole["candidates"]] == ["small", "float32", "failed", "nan", "crashes", "gone"]
     for entry in whole["candidates"]:
@@ -775,6 +775,31 @@ def test_a_metric_that_is_no_mean_gets_its_interval_from_groups(binary: Compiled
     low, high = comparison.jackknife(-areas["drop"], areas["without"])
     assert entry["drop_interval"] == pytest.approx((-high, -low), abs=1e-6)
     assert entry["drop_interval"][0] < entry["drop"] < entry["drop_interval"][1]
+
+
+def test_a_metric_without_a_value_makes_nothing_eligible(binary: CompiledMetrics) -> None:
+    scores = np.float32([[0.2], [0.3], [0.7]])
+    results = {name: Evaluated(binary.batch(tf.zeros([3, 1]), [scores])) for name in ("baseline", "a")}
+    whole = Reporter(binary)([candidate("a")], results, Budget(metric="auc", max_drop=0.05))
+    why = "no example has a positive label"
+    assert whole["selected"] is None
+    [entry] = whole["candidates"]
+    assert entry["reasons"] == [f"auc has no value on the eval split: {why}"]
+    for model in (entry, whole["baseline"]):
+        assert model["metrics"]["auc"] is None
+        assert model["undefined"] == {"auc": why}
+    assert entry["drop"] is None
+    # on another metric they are judged as ever
+    assert Reporter(binary)([candidate("a")], results, Budget(max_drop=0.05))["selected"] == "a"
+
+
+def test_slices_in_which_the_metric_has_no_value_judge_nothing(binary: CompiledMetrics) -> None:
+    scores = np.float32([[0.2], [0.3], [0.7]])
+    both, none = (binary.batch(tf.constant(labels), [scores]) for labels in ([[0.0], [0], [1]], [[0.0], [0], [0]]))
+    results = {name: Evaluated(both, slices={(("camera", "rear"),): none}) for name in ("baseline", "a")}
+    budget = Budget(metric="auc", max_drop=0.05, max_slice_drops={"camera": 0.1}, min_slice_examples=1)
+    with pytest.raises(UserError, match=r"auc has no value in any of them \(camera=rear: no example has a positive"):
+        Reporter(binary)([candidate("a")], results, budget)
 
 
 def test_too_few_groups_give_no_interval(binary: CompiledMetrics, areas: dict[str, Any]) -> None:

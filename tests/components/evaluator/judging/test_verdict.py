@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -167,6 +168,16 @@ def test_a_quality_that_is_no_number_never_fits() -> None:
     assert reason == "accuracy drop nan exceeds 0.01"
     [reason] = verdict.reasons(MAE, 1.0, make(quality=math.inf))
     assert reason == "mae drop inf exceeds 0.5"
+    undefined = "accuracy has no value on the eval split: no example counts"
+    threshold = dataclasses.replace(ACCURACY, value_threshold=0.5)
+    assert verdict.reasons(threshold, 0.9, make(quality=math.nan, undefined=undefined)) == [undefined]
+
+
+def test_a_metric_without_a_value_in_a_slice_or_of_the_deployed_model() -> None:
+    [reason] = verdict.reasons(ACCURACY, 0.9, make(slices=[slice_drop("label=6", math.nan)]))
+    assert reason == "accuracy has no value in label=6 (20 examples), where the budget limits its drop"
+    [reason] = verdict.reasons(ACCURACY, 0.9, make(deployed_drop=math.nan))
+    assert reason == "the deployed model's accuracy has no value on the eval split (--max-deployed-drop)"
 
 
 def test_less_is_better_for_an_error() -> None:
@@ -223,7 +234,6 @@ def test_worse_than_the_deployed_model() -> None:
     assert verdict.reasons(Budget(max_deployed_drop=None), 0.9, sliced) == []
     # worse slices alone are no reason
     assert verdict.reasons(ACCURACY, 0.9, make(deployed_drop=0.0, worse_slices=worse)) == []
-    assert verdict.reasons(ACCURACY, 0.9, make(deployed_drop=math.nan))
 
 
 # a threshold ----------------------------------------------------------------------------------------------------------

@@ -261,3 +261,208 @@ def test_metrics_of_the_module_itself(tiny_module: Path) -> None:
     result = metrics.result(metrics.batch(tf.zeros([2, 3]), outputs))
     assert result["above"] == pytest.approx(2 / 6)
     assert result["share_of_positive"] == pytest.approx(3 / 6)
+
+
+# what Keras itself says, on the whole split as one batch --------------------------------------------------------------
+
+TIMES = """
+def build_model():
+    x = keras.Input([6], dtype="int32", name="words")
+    h = keras.layers.Embedding(5, 4, mask_zero={masked})(x)
+    return keras.Model(x, {outputs})
+
+
+def compile_model(model):
+    model.compile("adam", {loss}, metrics={metrics}, weighted_metrics={weighted}, loss_weights={shares})
+"""
+TAGS = "keras.layers.Dense(3, name='tags')(h)"
+LEVEL = "keras.layers.Dense(1, name='level')(h)"
+SPARSE_LOSS = "keras.losses.SparseCategoricalCrossentropy(from_logits=True{})"
+
+#: By name: whether there is a mask, the outputs, the loss, the metrics, the weighted ones, and the losses' shares.
+BESIDE_KERAS = {
+    "mask": (True, TAGS, SPARSE_LOSS.format(""), "['accuracy']", "['accuracy']", "None"),
+    "ignored class": (False, TAGS, SPARSE_LOSS.format(", ignore_class=0"), "['accuracy']", "['accuracy']", "None"),
+    "mask and ignored class": (True, TAGS, SPARSE_LOSS.format(", ignore_class=1"), "['accuracy']", "[]", "None"),
+    "ignored class in a metric": (
+        False, TAGS, SPARSE_LOSS.format(""),
+        "[keras.metrics.SparseCategoricalCrossentropy(from_logits=True, ignore_class=2)]",
+        "[keras.metrics.SparseCategoricalCrossentropy(name='w', from_logits=True, ignore_class=2)]", "None",
+    ),
+    "sum": (True, TAGS, SPARSE_LOSS.format(", reduction='sum'"), "['accuracy']", "[]", "None"),
+    "sum, scaled": (False, TAGS, SPARSE_LOSS.format(", reduction='sum'"), "['accuracy']", "[]", "[0.5]"),
+    "two outputs": (
+        True, f"[{TAGS}, {LEVEL}]", f"[{SPARSE_LOSS.format(', ignore_class=1')}, 'mse']",
+        "[['accuracy'], ['mae', keras.metrics.RootMeanSquaredError(name='rmse')]]", "[['accuracy'], ['mae']]",
+        "[1.0, 0.25]",
+    ),
+    "two outputs without a mask": (
+        False, f"[{TAGS}, {LEVEL}]", f"[{SPARSE_LOSS.format('')}, 'huber']", "[['accuracy'], ['mae']]",
+        "[[], ['mse']]", "[2.0, 0.5]",
+    ),
+    "regression": (
+        True, LEVEL, "'mse'", "['mae', 'mape', 'msle', 'cosine_similarity', 'logcosh']", "['mae']", "None",
+    ),
+    "binary": (
+        True, "keras.layers.Dense(1, 'sigmoid', name='tags')(h)",
+        "keras.losses.BinaryCrossentropy(label_smoothing=0.2)",
+        "['accuracy', keras.metrics.AUC(name='auc'), keras.metrics.Precision(name='precision'), "
+        "keras.metrics.Recall(name='recall'), 'hinge', 'squared_hinge', 'poisson']",
+        "[keras.metrics.AUC(name='auc_w'), 'binary_crossentropy']", "None",
+    ),
+    "focal": (
+        False, "keras.layers.Dense(1, name='tags')(h)",
+        "keras.losses.BinaryFocalCrossentropy(from_logits=True)", "['mse']", "['mse']", "None",
+    ),
+}  # fmt: skip
+
+
+WEIGHTS = ("none", "of examples", "of elements")
+#: These are quick; the other combinations are for the slow tests.
+QUICK = {("mask and ignored class", "of examples"), ("two outputs", "of elements"), ("sum", "none")}
+COMBINED = [
+    pytest.param(name, weights, marks=[] if (name, weights) in QUICK else pytest.mark.slow)
+    for name in BESIDE_KERAS
+    for weights in WEIGHTS
+]
+
+
+@pytest.mark.parametrize(("name", "weights"), COMBINED)
+def test_is_what_keras_says_of_all_as_one_batch(tiny_module: Path, name: str, weights: str) -> None:
+    masked, outputs, loss, metrics, weighted, shares = BESIDE_KERAS[name]
+    code = TIMES.format(masked=masked, outputs=outputs, loss=loss, metrics=metrics, weighted=weighted, shares=shares)
+    tiny_module.write_text(tiny_module.read_text() + code)
+    module = hooks.load(str(tiny_module))
+    tf_keras.utils.set_random_seed(0)
+    model = module.build_model()
+    module.compile_model(model)
+    random = np.random.default_rng(3)
+    count, steps = 24, 6
+    words = random.integers(1, 5, [count, steps])
+    for row, length in enumerate(random.integers(1, steps + 1, count)):
+        words[row, length:] = 0
+    binary = "sigmoid" in outputs or "Focal" in loss
+    tags = (
+        random.integers(0, 2, [count, steps, 1]).astype(np.float32) if binary else random.integers(0, 3, [count, steps])
+    )
+    level = random.normal(size=[count, steps, 1]).astype(np.float32)
+    label: Any = [tags, level] if outputs.startswith("[") else level if outputs == LEVEL else tags
+    shape = {"none": None, "of examples": [count], "of elements": [count, steps]}[weights]
+    weight: Any = None if shape is None else random.uniform(0, 3, shape).astype(np.float32)
+    given = [weight, weight] if outputs.startswith("[") and weight is not None else weight
+
+    model.compiled_loss.build(model.output)  # whatever is built first, it is built alike
+    expected = model.evaluate(words, label, sample_weight=given, batch_size=count, verbose=0, return_dict=True)
+    predicted = model.predict(words, verbose=0)
+    predicted = predicted if isinstance(predicted, list) else [predicted]
+    own = CompiledMetrics(module)
+    for split in ([count], [5, 1, 18]):
+        states, begin = [], 0
+        for size in split:
+            rows = slice(begin, begin + size)
+            masks = own.masks(tf.constant(words[rows], tf.int32))
+            assert (masks[0] is not None) == masked
+            parts = [output[rows] for output in predicted]
+            states.append(own.batch(pick(label, rows), parts, None if weight is None else pick(given, rows), masks))
+            begin += size
+        result = own.result(reduce(add, states))
+        assert set(expected) - set(result) <= {"tags_loss", "level_loss"}
+        assert result == pytest.approx({key: expected[key] for key in result}, rel=1e-5)
+    assert own.undefined(reduce(add, states)) == {}
+
+
+def test_a_loss_under_a_mask_by_hand(tiny_module: Path) -> None:
+    # labels 1, 2 and 0, which is ignored: the mean is over two elements, and not over three
+    code = TIMES.format(
+        masked=False,
+        outputs=TAGS,
+        loss=SPARSE_LOSS.format(", ignore_class=0"),
+        metrics="[]",
+        weighted="[]",
+        shares="None",
+    )
+    tiny_module.write_text(tiny_module.read_text() + code)
+    own = CompiledMetrics(hooks.load(str(tiny_module)))
+    logits = np.log(np.float32([[[0.2, 0.5, 0.3], [0.5, 0.25, 0.25], [0.9, 0.05, 0.05]]]))
+    state = own.batch(tf.constant([[1, 2, 0]]), [logits])
+    assert own.result(state)["loss"] == pytest.approx(-(np.log(0.5) + np.log(0.25)) / 2, rel=1e-6)
+    nothing = own.batch(tf.constant([[0, 0, 0]]), [logits])
+    assert np.isnan(own.result(nothing)["loss"])
+    assert own.undefined(nothing) == {"loss": "no example counts: all have weight 0, or are masked or ignored"}
+    assert own.result(state + nothing) == own.result(state)
+
+
+LATE = """
+def build_model():
+    return keras.Sequential([keras.Input([4]), keras.layers.Dense(3, activation="sigmoid")])
+
+
+def compile_model(model):
+    late = [keras.metrics.AUC(multi_label=True, name="auc"), keras.metrics.FBetaScore("macro", name="f")]
+    model.compile("adam", "binary_crossentropy", metrics=late)
+"""
+
+
+def test_metrics_that_make_their_variables_late(tiny_module: Path) -> None:
+    label = RANDOM.integers(0, 2, [COUNT, 3]).astype(np.float32)
+    case = make(tiny_module, LATE, label)
+    states = [
+        CompiledMetrics(case.module).batch(pick(label, rows), [case.outputs[0][rows]])
+        for rows in (slice(7), slice(7, COUNT))
+    ]
+    reader = CompiledMetrics(case.module)  # as the process that merges
+    reader.prepare(tf.constant(label[:2]), [case.outputs[0][:2]])
+    assert reader.result(reduce(add, states)) == pytest.approx(case.expected, rel=1e-5)
+
+
+ALL_KINDS = """
+def build_model():
+    return keras.Sequential([keras.Input([4]), keras.layers.Dense(1, activation="sigmoid")])
+
+
+def compile_model(model):
+    m = keras.metrics
+    model.compile("adam", "mse", metrics=[
+        m.AUC(name="roc"), m.AUC(curve="PR", name="pr"), m.Precision(name="precision"), m.Recall(name="recall"),
+        m.SensitivityAtSpecificity(0.5, name="sensitivity"), m.PrecisionAtRecall(0.5, name="precision_at"),
+        m.BinaryIoU(target_class_ids=[1], name="iou"), m.R2Score(name="r2"),
+    ])
+"""
+
+
+NO_POSITIVE, NO_NEGATIVE = "no example has a positive label", "no example has a negative label"
+#: Labels, predictions, and which metrics have no value.
+WITHOUT_A_VALUE: list[tuple[list[float], list[float], dict[str, str]]] = [
+    ([0, 1], [0.2, 0.8], {}),
+    (
+        [0, 0],
+        [0.2, 0.3],
+        {
+            **dict.fromkeys(("roc", "pr", "recall", "sensitivity", "precision_at"), NO_POSITIVE),
+            "precision": "no example is predicted to be positive",
+            "iou": "no element has one of the classes or is predicted to have one",
+            "r2": "all labels are equal",
+        },
+    ),
+    ([1, 1], [0.8, 0.3], {"roc": NO_NEGATIVE, "sensitivity": NO_NEGATIVE, "r2": "all labels are equal"}),
+    ([0, 1], [0.2, 0.3], {"precision": "no example is predicted to be positive"}),
+]
+
+
+def test_nothing_by_nothing_is_no_value(tiny_module: Path) -> None:
+    tiny_module.write_text(tiny_module.read_text() + ALL_KINDS)
+    metrics = CompiledMetrics(hooks.load(str(tiny_module)))
+    for labels, predicted, expected in WITHOUT_A_VALUE:
+        state = metrics.batch(tf.constant(labels, tf.float32)[:, None], [np.float32(predicted)[:, None]])
+        assert metrics.undefined(state) == expected
+        assert {name for name, value in metrics.result(state).items() if np.isnan(value)} == set(expected)
+
+
+def test_a_tag_without_examples_leaves_the_mean_over_tags_without_a_value(tiny_module: Path) -> None:
+    case = make(tiny_module, LATE, RANDOM.integers(0, 2, [COUNT, 3]).astype(np.float32))
+    label = case.label.copy()
+    label[:, 1] = 0
+    metrics = CompiledMetrics(case.module)
+    assert metrics.undefined(metrics.batch(tf.constant(label), case.outputs)) == {
+        "auc": "no example has a positive label of tag 1"
+    }
