@@ -282,6 +282,12 @@ _DISK_ERRORS = (
         "was denied access",
         "Give this user the rights to it or choose another folder.",
     ),
+    (
+        errno.EUCLEAN,
+        ("database disk image is malformed", "file is not a database"),
+        "met a damaged metadata.db",
+        "Put back a copy of it, or move it away: then every step runs again.",
+    ),
 )
 
 

@@ -25,7 +25,12 @@ from edgeline.pipelines.records import events, lineage
 from edgeline.pipelines.root import Root
 from edgeline.pipelines.run.journal import Journal
 
-EDGELINE = (sys.executable, "-m", "edgeline.pipelines.cli")
+#: In a shell's background job, Ctrl-C is ignored.
+START = (
+    *(sys.executable, "-c"),
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "from edgeline.pipelines.cli.main import main; sys.exit(main())",
+)
 #: A name as Python has it of bytes that are not UTF-8.
 LATIN = os.fsdecode(b"caf\xe9")
 
@@ -507,3 +512,48 @@ def root_events(root: Path) -> Iterator[list[dict[str, Any]]]:
     lines = [json.loads(line) for line in path.read_text().removesuffix("\n").split("\n")]
     yield lines
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+# whole runs
+
+
+def logged(root: Root) -> list[dict[str, Any]]:
+    return events.read(root) if root.events.exists() else []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hook", "code", "exit_code", "verdict"),
+    [
+        ("build_model", "import ctypes; ctypes.string_at(0)", -signal.SIGSEGV, "killed"),  # a shell calls it 139
+        ("build_model", "import os; os.kill(os.getpid(), 15)", 143, "interrupted"),
+        ("build_model", "import sys; sys.exit(0)", 2, "refused"),
+        ("build_model", "", 130, "interrupted"),
+    ],
+    ids=["crash", "sigterm", "sys_exit", "ctrl_c_in_the_evaluator"],
+)
+def test_how_a_run_ends(hook: str, code: str, exit_code: int, verdict: str, tmp_path: Path, digits_data: Path) -> None:
+    from edgeline.pipelines.examples.digits import model
+
+    lines = Path(model.__file__).read_text().split("\n")
+    [start] = [number for number, line in enumerate(lines) if line.startswith(f"def {hook}(")]
+    (tmp_path / "model.py").write_text("\n".join([*lines[: start + 2], f"    {code}", *lines[start + 2 :]]))
+    root = Root(tmp_path / "root")
+    asked = ["--module", tmp_path / "model.py", "--data", digits_data, "--root", root.path]
+    asked += ["--recipe", "float16", "--epochs", 1, "--max-accuracy-drop", 1]
+    with (tmp_path / "err").open("w") as err, subprocess.Popen([*START, "run", *map(str, asked)], stderr=err) as run:
+        while run.poll() is None and not code:  # Beam makes an error of its own of what is raised while it runs
+            steps = [event for event in logged(root) if event["event"] == "step" and event["step"] == "Evaluator"]
+            if steps:
+                time.sleep(0.5)
+                run.send_signal(signal.SIGINT)
+                break
+            time.sleep(0.1)
+        assert run.wait() == exit_code, (tmp_path / "err").read_text()
+    [night] = events.nights(logged(root))
+    assert night.verdict == verdict
+    if verdict == "killed":
+        assert night.why is not None
+        assert re.fullmatch(r"it ended without a word while \w+ ran: .*", night.why)
+    else:
+        assert night.exit_code == exit_code
