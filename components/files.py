@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import posixpath
+import re
 import shutil
 import stat
 import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:  # who reads bytes alone does without
     import numpy as np
@@ -27,6 +29,9 @@ def write_arrays(path: str | Path, arrays: dict[str, np.ndarray], *, compress: b
     with Path(path).open("wb") as file:
         (np.savez_compressed if compress else np.savez)(file, **content)
 
+
+#: Names that `_beside` gives.
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")
 
 #: How many times the size of its file a stranger's may take in memory, where it is more than that.
 MAX_INFLATION, UNSUSPICIOUS_BYTES = 100, 256 * 2**20
@@ -108,7 +113,9 @@ def read_bytes(path: str) -> bytes:
 
 
 def write_bytes(path: str | Path, content: bytes, *, mode: int | None = None) -> None:
-    """Writes a file so that a reader sees the old content or the new, never a part.
+    """Writes a file so that a reader sees the old content or the new, never a part, also after a power cut.
+
+    When it returns, the new content is on the disk to stay.
 
     Args:
       path: a path in a folder that exists, or a URI. A link stays one: the file behind it is replaced. What is no
@@ -131,14 +138,56 @@ def write_bytes(path: str | Path, content: bytes, *, mode: int | None = None) ->
         Path(path).write_bytes(content)
         return
     target = os.path.realpath(path)
-    new = Path(_beside(target))
-    try:
-        new.write_bytes(content)
+    with _claimed(target) as (new, file):
+        file.write(content)
         if mode is not None:
-            new.chmod(mode)
+            os.fchmod(file.fileno(), mode)
+        file.flush()
+        # before the rename: a name may reach the disk before the content, and would then name an empty file
+        os.fsync(file.fileno())
         new.replace(target)
+        sync(new.parent)
+
+
+@contextlib.contextmanager
+def _claimed(target: str) -> Iterator[tuple[Path, BinaryIO]]:
+    """Yields a new file beside another one, and its path; it is deleted at the end unless it was renamed by then."""
+    while True:
+        new = Path(_beside(target))
+        file = new.open("xb")
+        if _is_held(file.fileno(), new):
+            break
+        file.close()  # it was taken for one that a killed process had left
+    try:
+        with file:
+            yield new, file
     finally:
         new.unlink(missing_ok=True)
+
+
+def _is_held(descriptor: int, path: Path) -> bool:
+    """Locks what was just made, by which `remove_abandoned` knows that somebody works at it; False: it is gone."""
+    with contextlib.suppress(OSError):  # not every file system has locks; there, nothing is ever removed
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return path.exists()
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Deletes what killed processes have left beside files and folders of a folder that they were about to replace.
+
+    What a process still writes is left alone. Nothing is raised: what stays is in nobody's way.
+    """
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if not _UNFINISHED.fullmatch(path.name):
+                continue
+            with contextlib.suppress(OSError):
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                finally:
+                    os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str, *, mode: int | None = None) -> None:
@@ -148,7 +197,7 @@ def write_text(path: str | Path, text: str, *, mode: int | None = None) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Makes a folder that appears complete or not at all.
+    """Makes a folder that appears complete or not at all, also after a power cut.
 
     Args:
       path: where it is to be; nothing, or an empty folder. Folders above it that are missing are made.
@@ -159,13 +208,85 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
       OSError: it cannot be made, or there is something at `path`.
     """
-    partial = Path(_beside(str(path)))
+    while True:
+        partial = Path(_beside(str(path)))
+        make_folder(partial)
+        descriptor = os.open(partial, os.O_RDONLY)
+        if _is_held(descriptor, partial):
+            break
+        os.close(descriptor)  # it was taken for one that a killed process had left
     try:
-        partial.mkdir(parents=True)
         yield partial
-        partial.replace(path)
+        move_folder(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a lock file, made if need be, for this process; waits until nobody else does.
+
+    The kernel lets go of it when the process ends, however it ends.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder that stays after a power cut, and those above it that are missing; one that is there is left.
+
+    Raises:
+      OSError: it cannot be made, or there is something else at `path`.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync(path.parent)
+
+
+def move_folder(folder: Path, path: Path) -> None:
+    """Renames a folder once all that is in it is on the disk; when this returns, the new name is there to stay.
+
+    Raises:
+      OSError: it cannot be renamed, or there is something at `path`.
+    """
+    sync_tree(folder)
+    folder.replace(path)
+    sync(path.parent)
+    if folder.parent != path.parent:
+        sync(folder.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Waits until a folder with all that is in it is on the disk: first the files, then the names that they have."""
+    for inner, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            if not (path := Path(inner, name)).is_symlink():
+                sync(path)
+        sync(Path(inner))
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or the names in a folder, are on the disk to stay.
+
+    Raises:
+      OSError: the disk has not taken them.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # some file systems keep names at once, or have no call for it
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _beside(path: str) -> str:

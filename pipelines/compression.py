@@ -223,7 +223,7 @@ def import_schema(file: Path, root: Root) -> ImportSchemaGen:
     content = file.read_bytes()
     copy = root.schemas / f"{files.digest_of_bytes(content)[:16]}.pbtxt"
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(copy.parent)
         files.write_bytes(copy, content)
     except OSError as error:
         raise UserError(f"{copy} cannot be written: {error.strerror}") from error

@@ -24,6 +24,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgeline import files
 from edgeline.errors import UserError
 
 #: Which steps a cache can serve: raised where the types or parameters of all steps change, so that none can be.
@@ -142,7 +143,7 @@ class Root:
           UserError: it cannot be made.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            files.make_folder(self.path)
         except OSError as error:
             raise UserError(f"--root {self} cannot be written: {error.strerror}; choose another folder") from None
 
@@ -175,7 +176,7 @@ def lock(artifacts: Path, refusal: str) -> Iterator[None]:
     Raises:
       UserError: another process holds it.
     """
-    artifacts.mkdir(parents=True, exist_ok=True)
+    files.make_folder(artifacts)
     descriptor = os.open(artifacts / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:

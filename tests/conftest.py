@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import shutil
 import sys
@@ -27,6 +28,14 @@ if "PYTEST_XDIST_WORKER" in os.environ or "-n" not in sys.argv:
         import tensorflow_model_optimization  # noqa: F401
         import tf_keras  # noqa: F401
         import tfx.components  # noqa: F401
+
+
+# what tests of several folders import by its name
+_spec = importlib.util.spec_from_file_location("power_cut", Path(__file__).with_name("power_cut.py"))
+assert _spec is not None
+assert _spec.loader is not None
+sys.modules["power_cut"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sys.modules["power_cut"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

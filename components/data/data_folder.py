@@ -54,7 +54,7 @@ def check_readable(data_dir: Path, stamp: Path | None = None) -> dict[str, int]:
     if stamp is not None:
         # The stamp only saves time: a folder that cannot be written is no reason to stop.
         with contextlib.suppress(OSError):
-            stamp.parent.mkdir(parents=True, exist_ok=True)
+            files.make_folder(stamp.parent)
             files.write_text(stamp, json.dumps({"fingerprint": fingerprint, "counts": counts}))
     return counts
 

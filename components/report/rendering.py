@@ -118,7 +118,7 @@ def write_report(report: Report, folder: Path) -> None:
         report: NaN and infinite numbers are written as null.
         folder: where to; existing files are replaced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     report_file.write(report, folder / layout.REPORT_FILE)
     files.write_text(folder / layout.REPORT_PAGE, render(report_file.read(folder / layout.REPORT_FILE)))
 

@@ -82,7 +82,7 @@ class Checkpoints(tf_keras.callbacks.Callback):
             return
         new = self._folder.with_suffix(".new")
         if not self._folder.exists() and (new / _STATE_FILE).is_file():
-            new.rename(self._folder)  # it was killed between the two renames of _write
+            files.move_folder(new, self._folder)  # it was killed between the two renames of _write
         if not (self._folder / _STATE_FILE).is_file():
             return
         before = [variable.numpy() for variable in model.weights]
@@ -125,14 +125,15 @@ class Checkpoints(tf_keras.callbacks.Callback):
         new, old = folder.with_suffix(".new"), folder.with_suffix(".old")
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
-        new.mkdir(parents=True)
+        files.make_folder(new)
         tf.train.Checkpoint(model=self.model).write(str(new / _VARIABLES))
         if self._patience is not None and self._patience.best_weights is not None:
             files.write_arrays(new / _BEST_FILE, {str(i): w for i, w in enumerate(self._patience.best_weights)})
-        (new / _STATE_FILE).write_text(json.dumps(self._state))
+        files.sync_tree(new)  # the state comes last: by it a whole checkpoint is known
+        files.write_text(new / _STATE_FILE, json.dumps(self._state))
         if folder.exists():
             folder.rename(old)
-        new.rename(folder)
+        files.move_folder(new, folder)
         shutil.rmtree(old, ignore_errors=True)
 
 

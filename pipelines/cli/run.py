@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import Any, cast
 
+from edgeline import files
 from edgeline.errors import UserError
 from edgeline.pipelines import console, endings, stopping
 from edgeline.pipelines.cli import config_file, options, verdict
@@ -199,7 +200,7 @@ def _open_root(root: Root, run: str) -> Path:
     """Makes the root and returns the log file of this run."""
     log = root.log(run)
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(log.parent)
         log.touch()
     except OSError as error:
         raise UserError(f"--root {root} cannot be written: {error.strerror}; choose another folder") from None

@@ -17,8 +17,9 @@ Events of a run, in their order:
     finished       exit_code, seconds, error (null where there was none), mlmd_run (the run in ML Metadata)
 
 The log of a run is `logs/<run>.log`. A run that has no `finished` is running or was killed. Events without a run:
-`rollback` (from, to, by, why) and `gc` (runs, kept, folders, logs, bytes). Standard library only: a run that is refused
-at once pays nothing for its line.
+`rollback` (from, to, by, why; written before the pointer moves) and `gc` (runs, kept, folders, logs, bytes). What a
+killed run or rollback could not write, the next one does, with the time at which it happened: times need not ascend.
+Nothing slow is imported: a run that is refused at once pays nothing for its line.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgeline import files
 from edgeline.errors import UserError
 from edgeline.pipelines.exit_codes import STOPPED, ExitCode
 from edgeline.pipelines.root import Root
@@ -60,17 +62,21 @@ def now() -> str:
 
 
 def append_lines(root: Root, lines: list[str]) -> None:
-    """Appends lines to a root's log in one write."""
+    """Appends lines to a root's log in one write; when it returns, they are on the disk to stay."""
     text = "".join(f"{line}\n" for line in lines).encode()
     with contextlib.suppress(OSError):
+        is_new = not root.events.exists()
         descriptor = os.open(root.events, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             # a process that was killed while it wrote has left half a line: only that one is to be lost
             size = os.fstat(descriptor).st_size
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             os.write(descriptor, b"\n" + text if torn else text)
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        if is_new:
+            files.sync(root.path)
 
 
 def read(root: Root) -> list[dict[str, Any]]:
@@ -237,7 +243,7 @@ def _night(run: str, events: dict[str, dict[str, Any]], is_last: bool) -> Night:
 
 def _verdict(events: dict[str, dict[str, Any]], is_last: bool) -> str:
     if "finished" not in events:
-        return "running" if is_last and _runs(events.get("started")) else "killed"
+        return "running" if is_last and is_running(events.get("started")) else "killed"
     code = events["finished"]["exit_code"]
     if code != ExitCode.DONE:
         return {
@@ -250,8 +256,8 @@ def _verdict(events: dict[str, dict[str, Any]], is_last: bool) -> str:
     return "no new data" if "no_new_data" in events else "not pushed"
 
 
-def _runs(started: dict[str, Any] | None) -> bool:
-    """Returns whether the process of a run is still there; one on another machine is taken to be."""
+def is_running(started: dict[str, Any] | None) -> bool:
+    """Returns whether the process of a run, by its `started`, is still there; one on another machine is taken to be."""
     if started is None or started["pid"] is None:
         return False
     if started.get("host") != socket.gethostname():

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import stat
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from power_cut import Disk, restore
 
 from edgeline import files
 from edgeline.files import digest_of_bytes, new_folder, read_bytes, write_bytes, write_text
@@ -43,13 +46,11 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     path = tmp_path / "a"
     write_bytes(path, b"old")
 
-    def cut(self: Path, content: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(content[:1])
+    def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", cut)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
             write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
@@ -140,3 +141,94 @@ def test_strangers_arrays_are_bounded(tmp_path: Path) -> None:
             archive.writestr("a.npy", header)
     with pytest.raises(ValueError, match="twice"):
         files.read_strangers_arrays(path)
+
+
+def test_content_is_synced_before_its_name_and_the_name_after(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    disk = Disk(tmp_path)
+    with disk.watched():
+        write_bytes(tmp_path / "a", b"1")
+        with new_folder(tmp_path / "new" / "b" / "c") as folder:
+            (folder / "d").mkdir()
+            (folder / "d" / "e").write_bytes(b"2")
+    content, name, folder_of_a, *rest = disk.calls
+    partial = content.removeprefix("fsync ")
+    assert partial.startswith(".a.")
+    assert (name, folder_of_a) == (f"rename {partial} a", "fsync .")
+    assert rest[0] == "fsync new"  # of the folder above, which was made
+    made = rest[-1 - 1].split()[1]
+    assert rest[1:] == [
+        "fsync new/b", f"fsync {made}/d/e", f"fsync {made}/d", f"fsync {made}", f"rename {made} new/b/c", "fsync new/b"
+    ]  # fmt: skip
+
+
+def test_a_power_cut_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
+    root, cuts = tmp_path / "root", 0
+    root.mkdir()
+    (root / "a").write_bytes(b"old")
+    disk = Disk(root)
+
+    def cut() -> None:
+        nonlocal cuts
+        for image in disk.images():
+            assert image["a"] in (b"old", b"new")
+            assert image.get("b") in (None, {"c": b"whole"})
+            cuts += 1
+
+    with disk.watched(cut):
+        write_bytes(root / "a", b"new")
+        assert [image["a"] for image in disk.images()] == [b"new"]  # once it has returned, it stays
+        with new_folder(root / "b") as folder:
+            (folder / "c").write_bytes(b"whole")
+        assert [image["b"] for image in disk.images()] == [{"c": b"whole"}]
+    assert cuts > 20
+
+
+@pytest.mark.parametrize("write", [lambda path: path.write_bytes(b"new"), lambda path: _renamed(path)])
+def test_the_power_cut_finds_who_does_not_sync(write: Callable[[Path], None], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    write_bytes(root / "a", b"old")
+    disk = Disk(root)
+    with disk.watched():
+        write(root / "a")
+        assert b"new" not in [image.get("a") for image in disk.images()]
+    restore(next(disk.images()), tmp_path / "after")
+    assert (tmp_path / "after" / "a").exists()
+
+
+def _renamed(path: Path) -> None:
+    path.with_name("b").write_bytes(b"new")
+    path.with_name("b").rename(path)
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    left = [f".report.json.{'0' * 32}", f".data.{'1' * 32}"]
+    (tmp_path / left[0]).write_bytes(b"half")
+    (tmp_path / left[1] / "train").mkdir(parents=True)
+    kept = ["report.json", ".lock", ".data-checked", f"a.{'0' * 32}"]
+    for name in kept:
+        (tmp_path / name).touch()
+    busy = tmp_path / f".busy.{'2' * 32}"
+    with busy.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        files.remove_abandoned(tmp_path)
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, busy.name])
+    files.remove_abandoned(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    files.remove_abandoned(tmp_path / "missing")
+
+
+def test_what_is_being_written_is_not_taken_for_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with new_folder(tmp_path / "b") as folder:
+        files.remove_abandoned(tmp_path)
+        (folder / "c").touch()
+        fsync = os.fsync
+
+        def meanwhile(descriptor: int) -> None:
+            files.remove_abandoned(tmp_path)
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", meanwhile)
+        write_bytes(tmp_path / "a", b"1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import tf_keras
+from power_cut import Disk, Image, restore
 
 from edgeline.clusterer import clustering
 from edgeline.clusterer.config import Cluster
@@ -242,3 +243,37 @@ def test_killed_between_the_renames(trainer: Callable[..., Result], folder: Path
         weights, _ = trainer(epochs=1)
     assert killer.epochs == []
     np.testing.assert_array_equal(weights[0], expected[0])
+
+
+@pytest.mark.slow
+def test_a_power_cut_leaves_one_whole_epoch(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begun() -> tuple[tf_keras.Model, checkpoints.Checkpoints]:
+        layer = tf_keras.layers.Dense(2, kernel_initializer="ones", input_shape=(3,), name="dense")
+        model = tf_keras.Sequential([layer])
+        model.stop_training = False
+        kept = checkpoints.Checkpoints(model, {})
+        kept.set_model(model)
+        return model, kept
+
+    def left(image: Image) -> int:
+        """Which epoch a training goes on from; its weights are checked."""
+        after = tmp_path / f"after{len(list(tmp_path.iterdir()))}"
+        restore(image, after)
+        with monkeypatch.context() as patch:
+            patch.setenv(checkpoints.FOLDER_VARIABLE, str(after))
+            model, kept = begun()
+            kept.restore(model)
+        np.testing.assert_array_equal(model.get_weights()[0], weights[kept.epochs])
+        return kept.epochs
+
+    model, kept = begun()
+    weights = {0: np.ones((3, 2)), 1: np.full((3, 2), 11.0), 2: np.full((3, 2), 12.0)}
+    folder.mkdir()
+    disk, images = Disk(folder), list[Image]()
+    with disk.watched(lambda: images.extend(image for image in disk.images() if image not in images)):
+        for epoch in (1, 2):
+            model.set_weights([weights[epoch], np.zeros(2)])
+            kept.on_epoch_end(epoch - 1)
+            assert {left(image) for image in images} == {epoch - 1, epoch}
+            assert {left(image) for image in disk.images()} == {epoch}
+            images.clear()
