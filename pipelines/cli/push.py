@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import getpass
 import json
 import posixpath
@@ -14,12 +15,12 @@ from rich.text import Text
 
 from edgeline import layout
 from edgeline.deployed import versions
-from edgeline.deployed.versions import Version
+from edgeline.deployed.versions import Rollback, Version
 from edgeline.errors import UserError
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
 from edgeline.pipelines.exit_codes import ExitCode
-from edgeline.pipelines.records import events, prometheus
+from edgeline.pipelines.records import events, prometheus, recovery
 from edgeline.pipelines.root import Root
 
 
@@ -35,7 +36,8 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         description=(
             "List the versions of a model that were pushed, or point latest.json at another one. The version that is\n"
-            "left for an earlier one is withdrawn: no run pushes its file again, until a rollback names it."
+            "left for an earlier one is withdrawn: no run pushes its file again, until a rollback names it. One\n"
+            "that was killed is finished by the same command again."
         ),
         epilog="exit codes: 0 done, 2 there is no such version, or it is not whole",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -51,7 +53,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="VERSION",
-        help="deploy this version (default: the latest whole one before the deployed one)",
+        help="deploy this version (default: the latest whole one before the deployed one that is another model)",
     )
     push.add_argument("--why", default="", metavar="TEXT", help="the reason, which is kept with the rollback")
     push.add_argument("--by", metavar="NAME", help="who does it (default: this user)")
@@ -129,21 +131,30 @@ def _state(version: Version) -> tuple[str, str]:
 
 
 def _roll_back(arguments: argparse.Namespace, push_to: str) -> int:
-    names, by = _names(arguments.root), arguments.by or _user()
-    before = next((v.version for v in versions.versions(push_to) if v.current), None)
-    target = arguments.rollback or versions.previous(push_to)
-    versions.roll_back(push_to, target, by=by, why=arguments.why, name=names.get(target))
-    facts = {"from": before, "to": target, "by": by, "why": arguments.why}
-    if arguments.root is not None:
-        events.append(arguments.root, "rollback", **facts)
-        prometheus.write(arguments.root)
-    out = console.for_tables()
-    if arguments.output == "json":
-        console.say(out, json.dumps({"exit_code": ExitCode.DONE, "pushed": push_to, **facts}))
-    else:
-        console.say(out, f"deployed  {posixpath.join(push_to, target, layout.TFLITE_FILE)}")
-        if before:
-            console.say(out, f"before    {before}")
+    root, by, out = arguments.root, arguments.by or _user(), console.for_tables()
+
+    def log(rollback: Rollback) -> None:
+        if root is not None:
+            recovery.log_rollback(root, rollback)
+
+    if root is not None:
+        recovery.recover(root)  # a push that is not logged would be forgotten with the pointer
+    with versions.rolled_back(
+        push_to, arguments.rollback or None, by=by, why=arguments.why, names=_names(root), log=log
+    ) as done:
+        if root is not None:
+            prometheus.write(root)
+        facts = {"from": done.left, "to": done.to, "by": done.by, "why": done.why, "resumed": done.resumed}
+        if arguments.output == "json":
+            console.say(out, json.dumps({"exit_code": ExitCode.DONE, "pushed": push_to, **facts}))
+            return ExitCode.DONE
+        console.say(out, f"deployed  {posixpath.join(push_to, done.to, layout.TFLITE_FILE)}")
+        if done.left:
+            console.say(out, f"before    {done.left}")
+        if done.resumed:
+            begun = datetime.datetime.fromisoformat(done.at).astimezone()
+            text = f"finished  the rollback that {done.by} had begun at {begun:%Y-%m-%d %H:%M}; no other was made"
+            console.say(out, text, "yellow")
     return ExitCode.DONE
 
 

@@ -85,14 +85,14 @@ def _samples(log: list[dict[str, Any]], version: str | None) -> Iterator[tuple[s
 def _measured(log: list[dict[str, Any]]) -> dict[str, tuple[str, dict[str, Any]]]:
     """Returns by version the metric's name, and value and zlib_bytes as they were measured last."""
     measured: dict[str, tuple[str, dict[str, Any]]] = {}
-    selected: dict[str, Any] = {}
+    selected: dict[str, dict[str, Any]] = {}
     for event in log:
         if event["event"] == "evaluated" and event["deployed"]:
             measured[event["deployed"]["version"]] = (event["metric"], event["deployed"])
         elif event["event"] == "selected":
-            selected = event
-        elif event["event"] == "pushed" and selected.get("run") == event["run"]:
-            measured[event["version"]] = (selected["metric"], selected)
+            selected[event["run"]] = event
+        elif event["event"] == "pushed" and (model := selected.get(event["run"])):
+            measured[event["version"]] = (model["metric"], model)
     return measured
 
 

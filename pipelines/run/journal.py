@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgeline.pipelines import endings
 from edgeline.pipelines.exit_codes import ExitCode
-from edgeline.pipelines.records import events, prometheus
+from edgeline.pipelines.records import events, prometheus, recovery
 from edgeline.pipelines.root import Root
 from edgeline.pipelines.run.outcome import unmet
 from edgeline.report.schema import Report
@@ -29,11 +29,14 @@ if TYPE_CHECKING:  # both import TFX, which takes nine seconds
 def recorded(root: Root, command: str, **asked: Any) -> Iterator[Journal]:
     """Yields the journal of a run, and brings the root's metrics up to date when the run has ended, however it does.
 
+    First, what earlier commands that were killed have left half done is finished.
+
     Args:
       root: of the pipeline.
       command: `run` or `optimize`.
       **asked: what else is worth knowing of the request.
     """
+    recovery.recover(root)
     try:
         with Journal(root, command, **asked) as journal:
             yield journal

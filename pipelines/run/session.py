@@ -83,6 +83,7 @@ def run(
         view(event)
         listen(event)
 
+    deployed_before = pointer_file.path_of(str(root.pushed)).get("version")
     start = time.monotonic()
     with view, _kept_checkpoints(root.checkpoints):
         result = LocalRunner(tell).run(pipeline)
@@ -97,7 +98,8 @@ def run(
     report = _publish(result, root, RunReport(seconds=seconds, nodes=_nodes(result, pipeline)))
     pushed, not_pushed = _pushed(result), None
     pusher = result.nodes["Pusher"].state
-    pushed_now = pushed is not None and pusher == "done"
+    # a model that is deployed already is not pushed a second time
+    pushed_now = pushed is not None and pusher == "done" and pushed.parent.name != deployed_before
     if report is not None and report.selected and not pushed_now and pusher in ("done", "cached"):
         pushed, not_pushed = _in_the_field(pushed, report, root.pushed)
     return Outcome(
@@ -141,7 +143,7 @@ def _publish(result: RunResult, root: Root, run: RunReport) -> Report | None:
     if not (evaluations := result.outputs("Evaluator", "evaluation")):
         return None
     folder = root.report
-    folder.mkdir(exist_ok=True)
+    files.make_folder(folder)
     for name in (layout.REPORT_FILE, layout.REPORT_PAGE):
         files.write_bytes(folder / name, Path(evaluations[0].uri, name).read_bytes())
     report = dataclasses.replace(report_file.read(folder / layout.REPORT_FILE), run=run)

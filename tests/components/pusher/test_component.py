@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tensorflow as tf
+from power_cut import Disk, Image, restore
 from tfx.components import Pusher as StockPusher
 from tfx.dsl.components.common.importer import Importer
 from tfx.orchestration import metadata
@@ -77,7 +78,7 @@ def push(tmp_path: Path) -> Push:
 
 
 def versions(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name != "latest.json")
+    return sorted(path.name for path in folder.iterdir() if path.name not in ("latest.json", ".lock"))
 
 
 def test_a_push(tmp_path: Path, push: Push) -> None:
@@ -187,13 +188,98 @@ def test_a_push_that_is_killed_does_not_count(
     with pytest.raises(KeyboardInterrupt):
         push(b"two", tmp_path / "pushed")
     assert before is not None
-    new = [name for name in there if name != before.version and not name.startswith(".latest.json.")]
+    new = [name for name in there if name != before.version and not name.startswith(".")]
     if moment == "rename":
-        assert new[0].startswith(".pushing-")  # no version's name, and hidden from a shell's *
+        assert new == []  # what is copied has no version's name, and is hidden from a shell's *
+        assert any(name.startswith(".pushing-") for name in there)
     else:
         assert len(new) == 1
         complete = {"labels.txt", "metadata.json", "model.tflite"}
         assert {path.name for path in (tmp_path / "pushed" / new[0]).iterdir()} == complete
+
+
+def test_a_push_is_on_the_disk_before_the_pointer_names_it(tmp_path: Path, push: Push) -> None:
+    push(b"one", tmp_path / "pushed")
+    disk = Disk(tmp_path / "pushed")
+    with disk.watched():
+        version = push(b"two", tmp_path / "pushed").get_string_custom_property("pushed_version")
+    moved, pointed = (i for i, call in enumerate(disk.calls) if call.startswith("rename"))
+    staged = disk.calls[moved].split()[1]
+    assert disk.calls[moved] == f"rename {staged} {version}"
+    names = ("labels.txt", "metadata.json", "model.tflite")
+    assert sorted(disk.calls[:moved]) == sorted(f"fsync {path}" for path in (*(f"{staged}/{n}" for n in names), staged))
+    new = disk.calls[pointed].split()[1]
+    assert disk.calls[moved + 1 :] == ["fsync .", f"fsync {new}", f"rename {new} latest.json", "fsync ."]
+
+
+def test_a_push_that_is_cut_off_from_power(tmp_path: Path, push: Push) -> None:
+    """At every moment the old model is deployed or the new one, and pushing again leaves the new one once."""
+    push(b"one", tmp_path / "pushed")
+    disk = Disk(tmp_path / "pushed")
+    images: list[Image] = []
+
+    def cut() -> None:
+        images.extend(image for image in disk.images() if image not in images)
+
+    with disk.watched(cut):
+        push(b"two", tmp_path / "pushed")
+        stays = list(disk.images())
+    assert len(images) > 10
+    for number, image in enumerate([*images, *stays]):
+        folder = tmp_path / f"after{number}"
+        restore(image, folder)
+        found = pointer_file.latest(str(folder))
+        assert found is not None
+        assert found.sha256 in ((ONE, TWO) if number < len(images) else (TWO,))
+        if number % 5 == 0:  # whatever was left
+            push(b"two", folder)
+            contents = [path.read_bytes() for path in sorted(folder.glob("*/model.tflite"))]
+            assert contents == [b"one", b"two"]
+            assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == [".lock"]
+
+
+def test_a_push_that_was_killed_is_finished_by_the_next(
+    tmp_path: Path, push: Push, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(b"one", tmp_path / "pushed")
+
+    def stop(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            push(b"two", tmp_path / "pushed")
+    first, half = versions(tmp_path / "pushed")
+    (tmp_path / "pushed" / half / ".latest.json").touch()  # what is not the model's
+    other = push(b"two", tmp_path / "pushed").get_string_custom_property("pushed_version")
+    assert versions(tmp_path / "pushed") == [first, half, other]
+    (tmp_path / "pushed" / half / ".latest.json").unlink()
+    pointer_file.point(str(tmp_path / "pushed"), first)
+    again = push(b"two", tmp_path / "pushed", name="qat8")
+    assert again.get_string_custom_property("pushed_version") == other  # the latest that is the same
+    pointer = json.loads((tmp_path / "pushed" / "latest.json").read_text())
+    assert (pointer["version"], pointer["previous"], pointer["name"]) == (other, first, "qat8")
+
+
+def test_the_deployed_model_is_not_pushed_a_second_time(tmp_path: Path, push: Push) -> None:
+    first = push(b"one", tmp_path / "pushed")
+    before = (tmp_path / "pushed" / "latest.json").read_bytes()
+    again = push(b"one", tmp_path / "pushed")
+    for name in ("pushed_version", "pushed_destination"):
+        assert again.get_string_custom_property(name) == first.get_string_custom_property(name)
+    assert again.get_int_custom_property("pushed") == 1
+    assert len(versions(tmp_path / "pushed")) == 1
+    assert (tmp_path / "pushed" / "latest.json").read_bytes() == before
+    # one that was damaged is
+    (tmp_path / "pushed" / versions(tmp_path / "pushed")[0] / "model.tflite").write_bytes(b"")
+    assert (
+        push(b"one", tmp_path / "pushed").get_string_custom_property("pushed_version")
+        == versions(tmp_path / "pushed")[-1]
+    )
+    found = pointer_file.latest(str(tmp_path / "pushed"))
+    assert found is not None
+    assert found.sha256 == ONE
 
 
 def test_a_uri(push: Push) -> None:

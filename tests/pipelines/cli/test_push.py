@@ -54,6 +54,7 @@ def test_back_and_forward(root: Path, capsys: pytest.CaptureFixture[str]) -> Non
     done = push(capsys, "--root", root, "--rollback", "--why", "grey pictures", "--by", "ann")
     assert done == {
         "exit_code": 0, "pushed": str(root / "pushed"), "from": NEW, "to": OLD, "by": "ann", "why": "grey pictures",
+        "resumed": False,
     }  # fmt: skip
     found = pointer_file.latest(str(root / "pushed"))
     assert found is not None
