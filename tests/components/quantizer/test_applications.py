@@ -18,6 +18,7 @@ def run(out: Path, *options: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # minutes of training on a busy machine
 @pytest.mark.parametrize(
     ("name", "size"),
     [
