@@ -39,8 +39,10 @@ _spec.loader.exec_module(sys.modules["power_cut"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # whole runs come first: a long file must not be what one worker still has to do at the end
-    items.sort(key=lambda item: "pipelines" not in item.path.parts)
+    # a long file must not be what one worker still has to do at the end: of the slow tests these two are the longest,
+    # of all others whole runs
+    longest = ("test_applications.py", "test_cluster.py")
+    items.sort(key=lambda item: (item.path.name not in longest, "pipelines" not in item.path.parts))
 
 
 def pytest_collection_finish() -> None:
