@@ -40,6 +40,9 @@ _MOST_ROWS = 20
 #: Up to so many classes a confusion matrix is drawn.
 _DRAWN_CLASSES = 50
 
+#: Metrics that are the share of examples with the right label.
+_ACCURACIES = ("accuracy", "acc", "sparse_categorical_accuracy", "categorical_accuracy", "binary_accuracy")
+_NORMAL_95 = 1.96
 #: Classes without examples that are named.
 _NAMED_CLASSES = 5
 _OBJECTIVES = {"zlib_bytes": "fewest zlib bytes", "bytes": "smallest file", "latency_ms": "lowest latency"}
@@ -338,6 +341,33 @@ def without_examples(report: Report) -> str | None:
     )
 
 
+def at_chance_level(report: Report) -> str | None:
+    """Says that a model is no better than one that always answers the commonest class; None: it is, or nobody knows.
+
+    It is the selected model, else the closest, else the baseline. Only the accuracy of one label per example is judged:
+    m + 1.96 sqrt(m (1 - m) / n) is what answering the commonest of n labels, a share of m, may have by luck. Of 100
+    labels with 20 of the commonest class that is 0.2 + 1.96 * 0.04 = 0.278.
+
+    Args:
+      report: all of it.
+    """
+    metric, scores = report.budget.metric, report.baseline.classification
+    model = report.candidate(report.selected or report.closest) or report.baseline
+    value, counts = model.value(metric), [of_class.examples for of_class in scores.per_class] if scores else []
+    if metric not in _ACCURACIES or value is None or not sum(counts):
+        return None
+    share = max(counts) / sum(counts)
+    if value > share + _NORMAL_95 * math.sqrt(share * (1 - share) / sum(counts)):
+        return None
+    commonest = class_names(len(counts), report.dataset.label_names)[counts.index(max(counts))]
+    name = "the baseline" if model is report.baseline else model.name
+    return (
+        f"{metric.capitalize()} is at chance level: {name} has {value:.4f}, and always to answer {commonest}, the "
+        f"commonest class, would have {share:.4f}. Train longer before compressing, or judge another metric with "
+        f"--metric."
+    )
+
+
 def _key(part: SliceReport) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted(part.features.items()))
 
@@ -356,6 +386,8 @@ def warnings(
         style: how numbers are written.
     """
     texts = []
+    if chance := at_chance_level(report):
+        texts.append(chance)
     if bad := report.dataset.bad_records:
         records = "1 record" if bad == 1 else f"{style.count(bad)} records"
         texts.append(f"{records} of the {report.dataset.split} split could not be read and took no part.")

@@ -113,8 +113,9 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
     for training in report.training:
         if training.warm_start:
             say(f"warm start: {training.warm_start.note}")
-    if absent := words.without_examples(report):
-        say(f"note: {absent}", "yellow")
+    for note in (words.at_chance_level(report), words.without_examples(report)):
+        if note is not None:
+            say(f"note      {note}", "yellow")
     for candidate in report.candidates:
         if not candidate.blessed:
             style = "red" if candidate.failure else "yellow"

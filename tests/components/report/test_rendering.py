@@ -500,6 +500,24 @@ def test_what_the_split_cannot_tell(make_report):
     ]
 
 
+def test_a_model_at_chance_level_is_said_first(make_report):
+    report = make_report()
+    for number, of_class in enumerate(report["baseline"]["classification"]["per_class"]):
+        of_class["examples"] = 20 if number == 3 else 10 if number < 8 else 5
+    # 100 examples, 20 of the commonest class: 0.2 + 1.96 * sqrt(0.2 * 0.8 / 100) = 0.2784
+    shown = next(c for c in report["candidates"] if c["name"] == report["selected"])
+    name = report["dataset"]["label_names"][3]
+    for accuracy, is_said in ((0.2, True), (0.2783, True), (0.2785, False)):
+        shown["metrics"]["accuracy"] = accuracy
+        [first, *_] = [text(item) for item in page(report).xpath("//section[@aria-labelledby='warnings-title']//li")]
+        expected = (
+            f"Accuracy is at chance level: {report['selected']} has {accuracy:.4f}, and always to answer {name}, the "
+            f"commonest class, would have 0.2000. Train longer before compressing, or judge another metric with "
+            f"--metric."
+        )
+        assert (first == expected) == is_said
+
+
 def test_no_warnings_without_cause(make_report):
     report = make_report()
     report["dataset"]["bad_records"] = 0

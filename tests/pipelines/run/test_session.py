@@ -31,7 +31,7 @@ from edgeline.pusher.component import Pusher
 from edgeline.report import rendering
 from edgeline.report.dataclass_json import to_json
 from edgeline.report.report_file import parse
-from edgeline.report.schema import Report
+from edgeline.report.schema import ClassificationReport, ClassReport, Report
 
 #: sha256 of the files' contents, by sha256sum
 SHA256 = {
@@ -168,6 +168,22 @@ def show(outcome: Outcome) -> tuple[int, str]:
     terminal = console.Terminal(Console(file=out, width=200), Console(file=io.StringIO()))
     code = verdict.show(outcome, Path("a.log"), Namespace(debug=False, output="table"), terminal)
     return code, out.getvalue()
+
+
+def test_the_terminal_says_what_the_split_cannot_tell(run: Run) -> None:
+    outcome = run()
+    assert outcome.report is not None
+    assert "note " not in show(outcome)[1]
+    none, all_of = (ClassReport(precision=None, recall=None, examples=count) for count in (0, 100))
+    scores = ClassificationReport(classes=2, per_class=(none, all_of))
+    baseline = dataclasses.replace(outcome.report.baseline, classification=scores)
+    outcome = dataclasses.replace(outcome, report=dataclasses.replace(outcome.report, baseline=baseline))
+    notes = [line for line in show(outcome)[1].splitlines() if line.startswith("note ")]
+    assert notes == [
+        "note      Accuracy is at chance level: int8 has 0.9600, and always to answer 1, the commonest class, would "
+        "have 1.0000. Train longer before compressing, or judge another metric with --metric.",
+        "note      The eval split has no example of 1 of 2 classes (0): nothing here says what becomes of them.",
+    ]
 
 
 def test_the_published_report_has_the_run(run: Run, tmp_path: Path) -> None:
