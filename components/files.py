@@ -172,14 +172,20 @@ def _is_held(descriptor: int, path: Path) -> bool:
     return path.exists()
 
 
-def remove_abandoned(folder: Path) -> None:
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Deletes what killed processes have left beside files and folders of a folder that they were about to replace.
 
     What a process still writes is left alone. Nothing is raised: what stays is in nobody's way.
+
+    Args:
+      folder: where they were working.
+      name: of the one file or folder that they were about to replace; None: whichever it was.
     """
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             if not _UNFINISHED.fullmatch(path.name):
+                continue
+            if name is not None and path.name.rpartition(".")[0] != f".{name}":
                 continue
             with contextlib.suppress(OSError):
                 descriptor = os.open(path, os.O_RDONLY)
@@ -199,6 +205,8 @@ def write_text(path: str | Path, text: str, *, mode: int | None = None) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Makes a folder that appears complete or not at all, also after a power cut.
 
+    What a killed process has left of one of the same name is deleted first.
+
     Args:
       path: where it is to be; nothing, or an empty folder. Folders above it that are missing are made.
 
@@ -208,6 +216,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
       OSError: it cannot be made, or there is something at `path`.
     """
+    remove_abandoned(path.parent, path.name)
     while True:
         partial = Path(_beside(str(path)))
         make_folder(partial)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -232,3 +233,16 @@ def test_what_is_being_written_is_not_taken_for_abandoned(tmp_path: Path, monkey
         monkeypatch.setattr(os, "fsync", meanwhile)
         write_bytes(tmp_path / "a", b"1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_folder_that_is_begun_again_leaves_nothing_of_the_first_time(tmp_path: Path) -> None:
+    left, of_another = tmp_path / f".a.{'0' * 32}", tmp_path / f".a.b.{'0' * 32}"
+    for folder in (left, of_another):
+        folder.mkdir()
+        (folder / "half").touch()
+    with new_folder(tmp_path / "a") as first:
+        with contextlib.suppress(KeyError), new_folder(tmp_path / "a"):
+            raise KeyError
+        assert first.is_dir()  # who makes it meanwhile keeps what there is
+    assert not left.exists()
+    assert of_another.exists()
