@@ -254,7 +254,8 @@ def make_folder(path: Path) -> None:
     """
     if path.is_dir():
         return
-    make_folder(path.parent)
+    if not path.parent.exists():  # of a file there, the system says that it is no folder
+        make_folder(path.parent)
     path.mkdir(exist_ok=True)
     sync(path.parent)
 
