@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 
+from edgeline import files
 from edgeline.conversion import converter
 from edgeline.conversion.trial import ExportError
+from edgeline.errors import UserError
+from edgeline.isolation import fork_server
 from edgeline.keras_models import promise_checks
 from edgeline.keras_models.promise_checks import BrokenPromiseError
 from edgeline.keras_models.promise_kinds import KINDS, Kernel, kind_of
@@ -24,6 +29,9 @@ from edgeline.tflite import litert
 
 #: So many of a list are named in a message.
 _MOST_NAMED = 8
+#: Of a graph that is run in a process of its own.
+_TIMEOUT_SECONDS = 1800.0
+_INPUTS, _OUTPUTS = "inputs.npz", "outputs.npz"
 
 
 def parity(expected: dict[str, np.ndarray], received: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -265,7 +273,46 @@ def techniques(metadata: dict[str, Any], promises: tuple[Promise, ...]) -> dict[
 def reference(
     model: tf_keras.Model | GraphModel, io: dict[str, Any], inputs: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Returns the outputs of the model that is converted, by name, shape [samples, ...]."""
+    """Returns the outputs of the model that is converted, by name, shape [samples, ...].
+
+    A graph that lies in a folder may be a stranger's: it runs in a process of its own.
+
+    Raises:
+      ExportError: a graph cannot be run, or that process crashed, or took more memory or time than it may.
+    """
+    if isinstance(model, GraphModel) and model.folder:
+        return _reference_of_graph(model, inputs)
+    return _reference(model, io, inputs)
+
+
+def _reference_of_graph(model: GraphModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    what = "the imported graph"
+    with tempfile.TemporaryDirectory(prefix="edgeline-", ignore_cleanup_errors=True) as folder:
+        files.write_arrays(Path(folder, _INPUTS), inputs)
+        function = f"{__name__}:{run_graph.__name__}"
+        arguments = {"model": str(Path(model.folder).absolute()), "io": model.io}
+        try:
+            fork_server.call(function, arguments, Path(folder), what=what, timeout=_TIMEOUT_SECONDS)
+            outputs = files.read_strangers_arrays(Path(folder, _OUTPUTS))
+        except UserError as error:
+            raise ExportError(str(error)) from error
+        except Exception as error:  # a damaged archive makes anything of its reader
+            raise ExportError(f"the outputs of {what} cannot be read: {error}") from error
+    names, count = [port["name"] for port in model.io["outputs"]], len(next(iter(inputs.values())))
+    if set(outputs) != set(names) or any(values.shape[:1] != (count,) for values in outputs.values()):
+        raise ExportError(f"the outputs of {what} are not {', '.join(names)} of {count} examples")
+    return {name: outputs[name] for name in names}
+
+
+def run_graph(folder: Path, *, model: str, io: dict[str, Any]) -> None:
+    """Runs a graph on `inputs.npz` and leaves `outputs.npz`: in a process of its own."""
+    inputs = files.read_arrays(folder / _INPUTS)
+    files.write_arrays(folder / _OUTPUTS, _reference(graph_model.load(model, io), io, inputs))
+
+
+def _reference(
+    model: tf_keras.Model | GraphModel, io: dict[str, Any], inputs: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     infer = keras_file.inference_function(model, io)
     count = len(next(iter(inputs.values())))
     parts = [infer(**batch) for batch in converter.batches(inputs, graph_model.fixed_batch(io) or count)]

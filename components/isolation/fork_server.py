@@ -28,7 +28,7 @@ from edgeline.errors import UserError
 from edgeline.isolation import limits
 
 #: What the server imports before it forks.
-_PRELOADED = ("edgeline.untrusted.sandbox",)
+_PRELOADED = ("edgeline.untrusted.sandbox", "edgeline.conversion.checks")
 _STARTING_SECONDS = 600.0
 _KILLING_SECONDS = 60.0
 #: A server without work ends by itself: TensorFlow takes most of a gigabyte, and a training may go on for hours.

@@ -29,12 +29,13 @@ def ModelImporter(
     what made the examples: the SavedModel that is written then takes raw ones.
     """
     code = hooks.load(module, module_digest)
-    transformed = transformation.opened(transform_graph.uri if transform_graph is not None else None, code)
+    transform_uri = transform_graph.uri if transform_graph is not None else None
+    transformed = transformation.opened(transform_uri, code)
     found = importing.located(config, trained.uri if trained is not None else None)
-    imported, io = importing.load(found, code)
+    imported, io = importing.load(found, code, transform_uri)
     reading.check_fits_model(reading.ExampleParser(code), imported, module)
     if isinstance(imported, graph_model.GraphModel):
-        graph_model.save(imported, code, io, model.uri, transformed)
+        graph_model.copy(imported.folder, model.uri)
         made = found.digest_now
     else:
         keras_file.save(imported, model.uri)

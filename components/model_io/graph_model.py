@@ -6,6 +6,7 @@ In an artifact's folder it lies as `Format-Serving/` alone: a SavedModel, whose 
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ from edgeline.tflite.litert import TFLiteModel
 if TYPE_CHECKING:
     from edgeline.data.transformation import Transformation  # imports Beam
 
+#: The signature that is the model, of preprocessed inputs by name.
+RAW_SIGNATURE = "serving_raw"
 TFLITE_FILE = f"{layout.SERVING_FOLDER}/{layout.TFLITE_FILE}"
 
 
@@ -30,19 +33,22 @@ class GraphModel(tf.Module):
 
     Attributes:
       io: the passport's.
+      folder: the artifact's, where it lies in one; empty: in none.
 
     Args:
       function: from tensors by input name to tensors by output name.
       io: the passport's: names, shapes and dtypes of both.
       keep: what holds the graph's variables.
+      folder: likewise.
     """
 
     io: dict[str, Any]
 
-    def __init__(self, function: Callable[..., Any], io: dict[str, Any], keep: Any = None):
+    def __init__(self, function: Callable[..., Any], io: dict[str, Any], keep: Any = None, folder: str = ""):
         super().__init__()
         self._function = function
         self._keep = keep
+        self.folder = folder
         # a module would wrap what is assigned plainly, and JSON knows no wrappers
         object.__setattr__(self, "io", io)
 
@@ -63,6 +69,25 @@ class GraphModel(tf.Module):
         return [outputs[port["name"]] for port in self.io["outputs"]]
 
 
+class StoredGraph(GraphModel):
+    """A graph in an artifact's folder, which is loaded when it is called first: a stranger's may do harm to who does.
+
+    Args:
+      folder: the artifact's.
+      io: the passport's.
+    """
+
+    def __init__(self, folder: str, io: dict[str, Any]):
+        super().__init__(self._run, io, folder=folder)
+
+    def _run(self, **tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+        if self._keep is None:
+            with tf.init_scope():  # whoever traces this has variables that outlive the trace
+                self._keep = tf.saved_model.load(str(Path(self.folder, layout.SERVING_FOLDER)))
+        outputs: dict[str, tf.Tensor] = self._keep.signatures[RAW_SIGNATURE](**tensors)
+        return outputs
+
+
 class TFLiteGraph(GraphModel):
     """A float `.tflite` file, called as a Keras model is called; LiteRT runs it.
 
@@ -72,14 +97,18 @@ class TFLiteGraph(GraphModel):
     Args:
       content: likewise.
       io: the passport's, with the signature's names.
+      folder: the artifact's, where it lies in one; empty: in none.
     """
 
     content: bytes
 
-    def __init__(self, content: bytes, io: dict[str, Any]):
-        super().__init__(self._run, io)
+    def __init__(self, content: bytes, io: dict[str, Any], folder: str = ""):
+        super().__init__(self._run, io, folder=folder)
         object.__setattr__(self, "content", content)
-        self._runner = TFLiteModel(content)
+
+    @functools.cached_property
+    def _runner(self) -> TFLiteModel:
+        return TFLiteModel(self.content)
 
     def _run(self, **tensors: tf.Tensor) -> dict[str, tf.Tensor]:
         def run(*values: np.ndarray) -> list[np.ndarray]:
@@ -126,15 +155,14 @@ def save(
     holder.model = model
     signature = keras_file.input_signature(io, fixed_batch(io))
     raw = keras_file.inference_function(model, io).get_concrete_function(**signature)
-    tf.saved_model.save(holder, str(Path(folder, layout.SERVING_FOLDER)), signatures={"serving_raw": raw})
+    tf.saved_model.save(holder, str(Path(folder, layout.SERVING_FOLDER)), signatures={RAW_SIGNATURE: raw})
 
 
 def load(folder: str, io: dict[str, Any]) -> GraphModel:
     """Returns the model that `save` wrote."""
     if Path(folder, TFLITE_FILE).exists():
-        return TFLiteGraph(Path(folder, TFLITE_FILE).read_bytes(), io)
-    loaded = tf.saved_model.load(str(Path(folder, layout.SERVING_FOLDER)))
-    return GraphModel(loaded.signatures["serving_raw"], io, loaded)
+        return TFLiteGraph(Path(folder, TFLITE_FILE).read_bytes(), io, folder)
+    return StoredGraph(folder, io)
 
 
 def copy(source: str, target: str) -> None:

@@ -86,6 +86,8 @@ _VARIABLES_1 = """
     Assign HashTable InitializeTable InitializeTableV2 LookupTableFind Variable VariableV2
 """
 _RESTORER = "RestoreV2"
+#: Call a function with their own inputs, in that order.
+_PLAIN_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 #: What a function that was loaded may hold.
 LOADED = SAVED_MODEL.union(_VARIABLES_1.split())
 _RESOURCES = ("_create_resource", "_initialize", "_destroy_resource")
@@ -110,12 +112,13 @@ def check_graph(definition: Any, path: Path, *, allowed: Iterable[str] = PURE) -
         _refuse(_foreign(function.node_def, definition.library.function, function.signature.name, names), path)
 
 
-def check_saved_model(folder: Path, signature: str) -> None:
+def check_saved_model(folder: Path, signature: str, *, allowed: frozenset[str] = SAVED_MODEL) -> None:
     """Checks what loading a SavedModel runs, and the signature that is used.
 
     Args:
       folder: of the SavedModel.
       signature: its name; empty: all of them.
+      allowed: operators of its functions, beside the readers of its own tables.
 
     Raises:
       UserError: the folder holds links, the file is damaged, an asset lies elsewhere, or an operator is not allowed:
@@ -144,8 +147,8 @@ def check_saved_model(folder: Path, signature: str) -> None:
             done.add(name)
             if name not in functions:
                 raise UserError(f"model {folder} is a damaged SavedModel: it has no function {_short(name)}")
-            tables = _TABLE_FILES if by_objects and _reads_assets(graph, functions[name]) else ()
-            _refuse(_foreign(functions[name].node_def, (), name, SAVED_MODEL.union(tables)), folder)
+            tables = _TABLE_FILES if by_objects and _reads_assets(graph, functions, name) else ()
+            _refuse(_foreign(functions[name].node_def, (), name, allowed.union(tables)), folder)
             pending |= set(_called(functions[name].node_def)) - done
 
 
@@ -214,19 +217,33 @@ def _functions_of(nodes: Any, index: int) -> Iterator[str]:
         yield node.bare_concrete_function.concrete_function_name
 
 
-def _reads_assets(graph: Any, function: Any) -> bool:
-    """Returns whether a function is given each path of a table's file, and nothing but assets to take it from."""
-    given = {argument.name for argument in function.signature.input_arg}
+def _reads_assets(graph: Any, functions: dict[str, Any], name: str) -> bool:
+    """Returns whether a function is given the path of each table's file, and every time that of an asset."""
+    function = functions[name]
     paths = [node.input[1] for node in function.node_def if node.op in _TABLE_FILES and len(node.input) > 1]
-    objects = graph.object_graph_def
-    captures = objects.concrete_functions
-    if function.signature.name not in captures or not all(path in given for path in paths):
+    return all(_is_given_asset(graph, functions, name, path) for path in paths)
+
+
+def _is_given_asset(graph: Any, functions: dict[str, Any], name: str, argument: str, depth: int = 0) -> bool:
+    """Returns whether all that call a function, and the loader, give it an asset as an argument."""
+    arguments = [each.name for each in functions[name].signature.input_arg]
+    if argument not in arguments or depth > _MANY:
         return False
-    kinds = [
-        objects.nodes[index].WhichOneof("kind") if 0 <= index < len(objects.nodes) else None
-        for index in captures[function.signature.name].bound_inputs
-    ]
-    return all(kind in ("asset", "resource", "variable") for kind in kinds)
+    position, objects = arguments.index(argument), graph.object_graph_def
+    entry = objects.concrete_functions.get(name)
+    if entry is not None:
+        # what a function captured comes after what it is called with
+        bound = position - len(arguments) + len(entry.bound_inputs)
+        index = entry.bound_inputs[bound] if bound >= 0 else -1
+        if not 0 <= index < len(objects.nodes) or objects.nodes[index].WhichOneof("kind") != "asset":
+            return False
+    calls = [(each, node) for each in functions.values() for node in each.node_def if name in _called([node])]
+    return (entry is not None or bool(calls)) and all(
+        node.op in _PLAIN_CALLS
+        and position < len(node.input)
+        and _is_given_asset(graph, functions, caller.signature.name, node.input[position], depth + 1)
+        for caller, node in calls
+    )
 
 
 def _check_nodes(folder: Path, graph: Any, signature: str) -> Iterator[str]:

@@ -1,13 +1,17 @@
-"""Opens strangers' Keras models in a process of its own.
+"""Opens strangers' models in a process of its own.
 
-That process checks and loads the model and leaves its config as JSON and its weights as arrays. The process that asked
-checks that config once more, and builds the model from it and the arrays alone: it never opens the stranger's file.
+Of a Keras model that process leaves the config as JSON and the weights as arrays. The process that asked checks that
+config once more, and builds the model from it and the arrays alone: it never opens the stranger's file. Of a graph it
+leaves `Format-Serving/` as it lies in an artifact, and the names and shapes of inputs and outputs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import tempfile
+import weakref
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,18 +21,21 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from edgeline import files
+from edgeline import files, layout
 from edgeline.errors import UserError
 from edgeline.isolation import fork_server
-from edgeline.model_io import keras_file
+from edgeline.model_io import graph_model, keras_file
+from edgeline.model_io.graph_model import GraphModel, TFLiteGraph
 from edgeline.model_module import hooks
 from edgeline.model_module.hooks import ModelModule
-from edgeline.untrusted import keras_files, keras_objects, reading
+from edgeline.untrusted import graph_files, graph_operators, keras_files, keras_objects, reading
+from edgeline.untrusted.functions import DTYPES
+from edgeline.untrusted.graph_files import Given
 from edgeline.untrusted.keras_config import Checker, RefusedError
 
 #: Seconds that a model may take.
 TIMEOUT = 1800.0
-_CONFIG, _WEIGHTS = "config.json", "weights.npz"
+_CONFIG, _WEIGHTS, _IO = "config.json", "weights.npz", "io.json"
 #: What the header of an array takes in its file, generously.
 _HEADER_BYTES = 1000
 #: Of an array of no fixed size: the ranges from which a Discretization makes its bins.
@@ -50,7 +57,7 @@ def load(
     Raises:
       UserError: as `keras_files.load`; or the child crashed, or took more memory or time than it may.
     """
-    with tempfile.TemporaryDirectory(prefix="edgeline-", ignore_cleanup_errors=True) as folder:
+    with _temporary() as folder:
         arguments = {
             "path": str(path.absolute()), "kind": kind, "module": module.source.reference,
             "digest": module.source.digest, "allow_lambda": allow_lambda,
@@ -130,6 +137,80 @@ def _key(index: int) -> str:
     return f"{index:06d}"
 
 
+def load_graph(
+    path: Path, kind: str, module: ModelModule, given: Given, *, transform_uri: str | None = None,
+    timeout: float = TIMEOUT,
+) -> GraphModel:  # fmt: skip
+    """Loads a graph as `graph_files.load`, in a process of its own.
+
+    Args:
+      path: of the file or folder.
+      kind: `saved_model`, `graph_def` or `tflite`.
+      module: says the order of the outputs, the labels, and how examples are read; its code is trusted.
+      given: which part of it is the model.
+      transform_uri: of the TransformGraph that made the examples; None: they are as they were.
+      timeout: seconds after which the child is killed.
+
+    Returns:
+      What lies in a folder that goes with it.
+
+    Raises:
+      UserError: as `graph_files.load`; or the child crashed, or took more memory or time than it may.
+    """
+    arguments = {
+        "path": str(path.absolute()), "kind": kind, "module": module.source.reference, "digest": module.source.digest,
+        "given": dataclasses.asdict(given), "transform_uri": transform_uri,
+    }  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(_temporary()))
+        function = f"{__name__}:{take_graph.__name__}"
+        fork_server.call(function, arguments, folder, what=f"model {path}", timeout=timeout)
+        graph = _opened(path, folder, module)
+        weakref.finalize(graph, stack.pop_all().close)
+    return graph
+
+
+def _opened(path: Path, answer: Path, module: ModelModule) -> GraphModel:
+    """Opens the graph that the child left, which is trusted no more than the file."""
+    try:
+        reading.check_folder(answer)
+        content = files.read_bounded(answer / _IO, reading.MAX_CONFIG_BYTES)
+        io = _checked_io(reading.json_of(content, f"the inputs and outputs of {path}"), module)
+        graph = graph_model.load(str(answer), io)
+        if not isinstance(graph, TFLiteGraph):
+            # it may go back to one of TensorFlow 1
+            graph_operators.check_saved_model(
+                answer / layout.SERVING_FOLDER, graph_model.RAW_SIGNATURE, allowed=graph_operators.LOADED
+            )
+    except (ValueError, OSError) as error:
+        raise UserError(f"model {path} is refused: {keras_files.first_line(error)}") from None
+    return graph
+
+
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="edgeline-", ignore_cleanup_errors=True)
+
+
+def _checked_io(value: Any, module: ModelModule) -> dict[str, Any]:
+    """Returns a passport's `io` that a child left; raises ValueError where it is none."""
+    io: dict[str, Any] = {"inputs": [], "outputs": []}
+    for side, ports in io.items():
+        for port in value[side] if isinstance(value, dict) and isinstance(value.get(side), list) else ():
+            name, shape, dtype = (
+                port.get(key) if isinstance(port, dict) else None for key in ("name", "shape", "dtype")
+            )
+            if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(shape, list)):
+                raise ValueError(f"its {side} are none")
+            if dtype not in DTYPES | {"string"}:
+                raise ValueError(f"its {side} are of {dtype[:100]!r}")
+            if not all(size is None or (type(size) is int and 0 <= size < 2**31) for size in shape):
+                raise ValueError(f"its {side} have a shape that is none")
+            ports.append({"name": name, "shape": shape, "dtype": dtype})
+        if not ports:
+            raise ValueError(f"it has no {side}")
+    return {**io, "labels": module.class_names()}
+
+
 # the child ------------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +229,21 @@ def take_apart(folder: Path, *, path: str, kind: str, module: str, digest: str, 
     }
     files.write_arrays(folder / _WEIGHTS, values)
     (folder / _CONFIG).write_text(config)
+
+
+def take_graph(
+    folder: Path, *, path: str, kind: str, module: str, digest: str, given: dict[str, Any], transform_uri: str | None
+) -> None:
+    """Loads a graph and leaves it as it lies in an artifact: in a process of its own."""
+    code = hooks.load(module, digest)
+    graph = graph_files.load(Path(path), kind, code, Given(**given))
+    transformed = None
+    if transform_uri is not None:
+        from edgeline.data import transformation  # imports Beam
+
+        transformed = transformation.opened(transform_uri, code)
+    graph_model.save(graph, code, graph.io, str(folder), transformed)
+    (folder / _IO).write_text(json.dumps(graph.io))
 
 
 def _keep_vocabularies(model: tf_keras.Model) -> None:

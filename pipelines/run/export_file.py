@@ -77,7 +77,7 @@ def export(
         for folder in folders.values():
             Path(folder).mkdir()
         if isinstance(model, graph_model.GraphModel):
-            graph_model.save(model, code, io, folders["model"])
+            graph_model.copy(model.folder, folders["model"])
         else:
             keras_file.save(model, folders["model"])
         Passport(io=io).with_step(

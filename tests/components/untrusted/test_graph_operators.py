@@ -153,14 +153,14 @@ def test_what_is_never_called_does_not_count(module: ModelModule, tmp_path: Path
     assert not (tmp_path / "written").exists()
 
 
-def old_saved_model(folder: Path, evil: str = "") -> None:
+def old_saved_model(folder: Path, evil: str = "", *, use_resource: bool = True) -> None:
     """As TensorFlow 1 wrote it, with a variable, and a table of a file."""
     vocabulary = folder.parent / "words.txt"
     vocabulary.write_text("1\n2\n")
     v1 = tf.compat.v1
     with tf.Graph().as_default(), v1.Session() as session:
         x = v1.placeholder(tf.float32, [None, 4], name="x")
-        kernel = v1.get_variable("kernel", initializer=np.ones([4, 3], np.float32), use_resource=False)
+        kernel = v1.get_variable("kernel", initializer=np.ones([4, 3], np.float32), use_resource=use_resource)
         table = tf.lookup.StaticHashTable(
             tf.lookup.TextFileInitializer(
                 str(vocabulary), tf.int64, tf.lookup.TextFileIndex.WHOLE_LINE, tf.int64,
@@ -186,6 +186,11 @@ def old_saved_model(folder: Path, evil: str = "") -> None:
 def test_a_saved_model_of_tensorflow_1(module: ModelModule, tmp_path: Path) -> None:
     old_saved_model(tmp_path / "sm")
     np.testing.assert_allclose(load(tmp_path / "sm", module)(tf.constant(VALUES))[0], VALUES @ np.ones([4, 3]) + 1)
+    # an artifact could not keep the values of these
+    old_saved_model(tmp_path / "older", use_resource=False)
+    assert "variables of TensorFlow 1 that no SavedModel of TensorFlow 2 can keep: kernel" in refused(
+        tmp_path / "older", module
+    )
 
 
 @pytest.mark.parametrize("evil", ["signature", "initializer"])
