@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import posixpath
 import re
@@ -35,6 +36,10 @@ _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")
 
 #: How many times the size of its file a stranger's may take in memory, where it is more than that.
 MAX_INFLATION, UNSUSPICIOUS_BYTES = 100, 256 * 2**20
+
+
+#: Of a text or of JSON that comes with a model: a passport has a megabyte at most, JSON takes twenty times its size.
+MAX_TEXT_BYTES = 16 * 2**20
 
 
 def most_bytes(packed: int) -> int:
@@ -70,14 +75,27 @@ def read_bounded(path: str | Path, most: int) -> bytes:
       ValueError: it has more bytes, or is a folder, a pipe or a device.
       OSError: it cannot be opened.
     """
-    # a pipe would wait for somebody to write into it
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        # a pipe would have waited for somebody to write into it
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise ValueError("it is no plain file")
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"it has {Path(path).stat().st_size:,} bytes, allowed are {most:,}")
     return content
+
+
+def read_json(path: str | Path) -> Any:
+    """Returns what a JSON file of an unknown author says.
+
+    Raises:
+      ValueError: it is no JSON, or too long or nested too deep to be read.
+      OSError: it cannot be opened.
+    """
+    try:
+        return json.loads(read_bounded(path, MAX_TEXT_BYTES))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:

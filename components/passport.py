@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgeline import layout
+from edgeline import files, layout
 
 SCHEMA_VERSION = 1
 
@@ -105,10 +105,10 @@ class Passport:
         """Reads `passport.json` from a folder.
 
         Raises:
-          ValueError: it was written by another version of the format.
+          ValueError: it was written by another version of the format, or is no JSON, too long or nested too deep.
         """
         path = Path(folder, layout.PASSPORT_FILE)
-        content = json.loads(path.read_text())
+        content = files.read_json(path)
         version = content.pop("schema_version", None)
         if version != SCHEMA_VERSION:
             raise ValueError(f"{path} has schema_version {version}; this version of Edgeline reads {SCHEMA_VERSION}")

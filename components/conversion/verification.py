@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeline import layout
+from edgeline import files, layout
 from edgeline.errors import UserError
 
 #: Of a float output, as a fraction of its largest value: another processor adds in another order.
@@ -37,7 +36,7 @@ def check(model: Path) -> dict[str, dict[str, Any]]:
 
     folder, content = model.parent, model.read_bytes()
     try:
-        metadata = json.loads((folder / layout.METADATA_FILE).read_text())
+        metadata = files.read_json(folder / layout.METADATA_FILE)
         note("file", _file(content, metadata), f"{len(content):,} bytes, SHA-256 {metadata['sha256'][:12]}…")
     except (OSError, ValueError, TypeError, KeyError) as error:
         metadata = None
@@ -106,7 +105,7 @@ def _ports(summary: dict[str, Any], metadata: dict[str, Any]) -> Iterator[str]:
 def _labels(folder: Path, summary: dict[str, Any], expected: list[str]) -> Iterator[str]:
     path = folder / layout.LABELS_FILE
     try:
-        received = path.read_text().removesuffix("\n").split("\n")
+        received = files.read_bounded(path, files.MAX_TEXT_BYTES).decode().removesuffix("\n").split("\n")
     except FileNotFoundError:
         if expected:
             yield f"labels.txt is missing, expected {len(expected)} classes"
@@ -140,8 +139,6 @@ def _golden(
     content: bytes, summary: dict[str, Any], folder: Path, metadata: dict[str, Any] | None
 ) -> tuple[str, list[str], str, bool]:
     """Returns the check's name, the differences, what was found, and whether there was anything to check."""
-    from edgeline import files
-
     if metadata is not None and metadata.get("not_run"):
         return "golden", [], f"nothing to run: {metadata['not_run']}", False
     try:

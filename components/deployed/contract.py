@@ -9,13 +9,12 @@ file.
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeline import layout
+from edgeline import files, layout
 from edgeline.errors import UserError
 from edgeline.targets import spelled
 
@@ -58,8 +57,11 @@ def of_file(path: Path) -> dict[str, Any]:
     summary = inspection.read(path, weights=False)
     beside = path.parent / layout.LABELS_FILE
     try:
-        labels = read_labels(beside.read_bytes()) if beside.is_file() else _packed_labels(path)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        if beside.is_file():
+            labels = read_labels(files.read_bounded(beside, files.MAX_TEXT_BYTES))
+        else:
+            labels = _packed_labels(path)
+    except Exception as error:  # a damaged archive makes anything of its reader
         raise UserError(f"the labels of {path} cannot be read: {error}") from error
     return of(summary, labels, _target_beside(path))
 
@@ -70,14 +72,20 @@ def _packed_labels(path: Path) -> list[str]:
         return []
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if "label" in name.lower() and name.endswith(".txt")]
-        return read_labels(archive.read(names[0])) if names else []
+        if not names:
+            return []
+        with archive.open(names[0]) as file:
+            content = file.read(files.MAX_TEXT_BYTES + 1)
+    if len(content) > files.MAX_TEXT_BYTES:
+        raise ValueError(f"{names[0]!r} in it has more than {files.MAX_TEXT_BYTES:,} bytes")
+    return read_labels(content)
 
 
 def _target_beside(path: Path) -> str | None:
     try:
-        metadata = json.loads((path.parent / layout.METADATA_FILE).read_bytes())
+        metadata = files.read_json(path.parent / layout.METADATA_FILE)
         target = metadata.get("target") if metadata["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # anybody may have a file of that name
     return target if isinstance(target, str) else None
 

@@ -246,3 +246,28 @@ def test_a_folder_that_is_begun_again_leaves_nothing_of_the_first_time(tmp_path:
         assert first.is_dir()  # who makes it meanwhile keeps what there is
     assert not left.exists()
     assert of_another.exists()
+
+
+def test_a_strangers_file_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "m.json"
+    path.write_text('{"a": [1]}')
+    assert files.read_bounded(path, 10) == b'{"a": [1]}'
+    assert files.read_json(path) == {"a": [1]}
+    with pytest.raises(ValueError, match="it has 10 bytes, allowed are 9"):
+        files.read_bounded(path, 9)
+    path.write_text("[" * 10**5)
+    with pytest.raises(ValueError, match="it is nested too deep"):
+        files.read_json(path)
+    with path.open("wb") as file:
+        file.truncate(2**36)  # a hole
+    with pytest.raises(ValueError, match="it has 68,719,476,736 bytes, allowed are 16,777,216"):
+        files.read_json(path)
+    path.unlink()
+    os.mkfifo(path)
+    for odd in (path, Path("/dev/zero")):
+        with pytest.raises(ValueError, match="it is no plain file"):
+            files.read_bounded(odd, 10)
+    with pytest.raises(OSError, match="Is a directory"):
+        files.read_bounded(tmp_path, 10)
+    with pytest.raises(FileNotFoundError):
+        files.read_bounded(tmp_path / "none", 10)

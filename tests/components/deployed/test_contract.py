@@ -119,6 +119,28 @@ def test_labels_within_a_file(file: Path) -> None:
     assert contract.of_file(file)["labels"] == ["c"]
 
 
+def test_labels_that_would_take_too_much(file: Path) -> None:
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("labelmap.txt", "a" * 2**25)
+    with pytest.raises(UserError, match=r"cannot be read: 'labelmap\.txt' in it has more than 16,777,216 bytes"):
+        contract.of_file(file)
+    beside = file.parent / "labels.txt"
+    with beside.open("wb") as hole:
+        hole.truncate(2**36)
+    with pytest.raises(UserError, match=r"cannot be read: it has 68,719,476,736 bytes, allowed are 16,777,216"):
+        contract.of_file(file)
+
+
+def test_labels_within_a_file_that_is_damaged(file: Path) -> None:
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("labelmap.txt", "a\nb\n" * 100)
+    content = file.read_bytes()
+    start = content.rindex(b"PK\x03\x04")
+    file.write_bytes(content[: start + 45] + b"\xff\xff" + content[start + 47 :])
+    with pytest.raises(UserError, match=r"the labels of .*old.tflite cannot be read: "):
+        contract.of_file(file)
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", "{", '{"target": "dsp"}', '{"target": "dsp", "sha256": "other"}'])
 def test_metadata_that_is_not_of_this_file(file: Path, content: str) -> None:
     (file.parent / "metadata.json").write_text(content)

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import hypothesis
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from hypothesis import strategies as st
 
 from edgeline.errors import UserError
 from edgeline.untrusted import keras_files, reading
@@ -272,6 +274,47 @@ def test_an_hdf5_file_with_more_than_arrays(
             change(file, other)
         write(path, content | {"model.weights.h5": weights.read_bytes()})
     assert message in refused(path)
+
+
+ATTRIBUTES = st.one_of(
+    st.none(), st.integers(-(2**63), 2**63 - 1), st.floats(), st.text(max_size=20), st.binary(max_size=20),
+    st.lists(st.text(st.characters(min_codepoint=1), max_size=9), max_size=3), st.lists(st.integers(0, 9), max_size=3),
+    st.sampled_from(("[" * 10**4, '{"class_name": "Functional", "config": {}}', "\ud800", "a\0b", "2.21.0", "3.1")),
+)  # fmt: skip
+
+
+@hypothesis.settings(
+    max_examples=25, deadline=None, derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+@hypothesis.given(
+    where=st.sampled_from(("", "model_weights", "model_weights/dense", "model_weights/out")),
+    name=st.sampled_from(("model_config", "keras_version", "backend", "layer_names", "weight_names", "other")),
+    value=ATTRIBUTES,
+)
+def test_any_attribute_of_an_hdf5_file_is_refused_or_harmless(
+    model: tf_keras.Model, tmp_path: Path, where: str, name: str, value: Any
+) -> None:
+    sound = tmp_path / "sound.h5"
+    if not sound.exists():
+        save(model, sound)
+    path = Path(shutil.copy(sound, tmp_path / "m.h5"))
+    with h5py.File(path, "a") as file:
+        attributes = file[where or "/"].attrs
+        attributes.pop(name, None)
+        if value is not None:
+            try:
+                attributes[name] = value
+            except (ValueError, TypeError, UnicodeEncodeError):
+                hypothesis.reject()  # h5py writes no such thing
+    try:
+        loaded = load(path)
+    except UserError as error:
+        message = str(error)
+    else:
+        message = ""
+        np.testing.assert_array_equal(loaded(VALUES), model(VALUES))
+    assert "\n" not in message
 
 
 def test_a_link_in_a_folder(model: tf_keras.Model, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`edgeline verify`: an exported folder is what it was, and every change to it is named."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -207,6 +208,24 @@ def test_files_that_are_none(text: str, bundle: Path, verify: Verify) -> None:
         "file: metadata.json cannot be read",
         "passport: passport.json cannot be read",
     ]
+
+
+def test_files_that_would_take_too_much(bundle: Path, verify: Verify) -> None:
+    (bundle / "metadata.json").write_text("[" * 10**5)
+    with (bundle / "labels.txt").open("wb") as file:
+        file.truncate(2**36)  # takes no room on the disk, and 64 GiB where it is read
+    golden = (bundle / "golden.npz").read_bytes()
+    (bundle / "golden.npz").unlink()  # nothing has to be run
+    assert verify(bundle)[1]["differences"] == [
+        "file: metadata.json cannot be read (ValueError: it is nested too deep)",
+        "labels: labels.txt cannot be read (ValueError: it has 68,719,476,736 bytes, allowed are 16,777,216)",
+        "golden: golden.npz is missing",
+    ]
+    (bundle / "golden.npz").write_bytes(golden[:-10])
+    (bundle / "passport.json").unlink()
+    os.mkfifo(bundle / "passport.json")
+    differences = verify(bundle)[1]["differences"]
+    assert differences[1] == "passport: passport.json cannot be read (ValueError: it is no plain file)"
 
 
 def test_what_is_no_bundle(exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
