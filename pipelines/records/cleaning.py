@@ -6,6 +6,7 @@ first: TFX's cache serves no artifact that is not LIVE, so a later run makes ane
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections import defaultdict
@@ -18,7 +19,7 @@ from ml_metadata.proto import metadata_store_pb2
 
 from edgeline.deployed import versions
 from edgeline.errors import UserError
-from edgeline.pipelines.records import lineage
+from edgeline.pipelines.records import events, lineage, recovery
 from edgeline.pipelines.root import Root
 
 _OUTPUT, _INPUT = metadata_store_pb2.Event.OUTPUT, metadata_store_pb2.Event.INPUT
@@ -71,6 +72,7 @@ def delete(root: Root, keep: int, *, forget_blessed: bool = False) -> Garbage:
         root.locked("what it needs must not be deleted. Wait for it, or stop it."),
         lineage.open_store(root, write=True) as store,
     ):
+        recovery.recover(root)
         garbage, artifacts = _find(store, root, keep, forget_blessed)
         marked = [artifact for artifact in artifacts if artifact.state != _DELETED]
         for artifact in marked:
@@ -94,7 +96,7 @@ def _find(
 ) -> tuple[Garbage, list[metadata_store_pb2.Artifact]]:
     """Returns what can be deleted, and the artifacts whose folders are among it."""
     runs = store.get_contexts_by_type("pipeline_run")
-    runs.sort(key=lambda context: (context.create_time_since_epoch, context.id))
+    runs.sort(key=lambda context: context.id)  # a clock may be set back
     latest = runs[-keep:]
     graph = _Graph(store)
     needed = {i for run in latest for e in store.get_executions_by_context(run.id) for i in graph.around(e.id)}
@@ -110,12 +112,27 @@ def _find(
         if inside in folder.parents and folder.exists():
             artifacts.append(artifact)
             folders.append(folder)
-    logs = []
-    if len(latest) < len(runs):
-        oldest = latest[0].create_time_since_epoch / 1000
-        logs = sorted(path for path in root.logs.glob("*.log") if path.stat().st_mtime < oldest)
+    logs = _logs_before(latest, root) if len(latest) < len(runs) else []
     size = sum(map(_bytes, (*folders, *logs)))
     return Garbage(len(runs), len(latest), tuple(folders), tuple(logs), size), artifacts
+
+
+def _logs_before(latest: list[Any], root: Root) -> list[Path]:
+    """Returns the logs of runs before some: by the order of the event log, and by time those that it does not know."""
+    log: list[dict[str, Any]] = []
+    with contextlib.suppress(UserError):
+        log = events.read(root)
+    order = list(dict.fromkeys(event["run"] for event in log if event["run"] is not None))
+    names = {run.name for run in latest}
+    kept = {event["run"] for event in log if event["event"] == "finished" and event.get("mlmd_run") in names}
+    first = next((i for i, run in enumerate(order) if run in kept), max(0, len(order) - len(latest)))
+    place = {run: i for i, run in enumerate(order)}
+    oldest = min(run.create_time_since_epoch for run in latest) / 1000
+
+    def is_before(path: Path) -> bool:
+        return place[path.stem] < first if path.stem in place else path.stat().st_mtime < oldest
+
+    return sorted(filter(is_before, root.logs.glob("*.log")))
 
 
 def _bytes(path: Path) -> int:

@@ -167,7 +167,7 @@ def runs(root: Root) -> list[Run]:
             for event in store.get_events_by_artifact_ids(list(chosen))
             if event.type == metadata_store_pb2.Event.OUTPUT
         }
-        contexts.sort(key=lambda context: (context.create_time_since_epoch, context.id), reverse=True)
+        contexts.sort(key=lambda context: context.id, reverse=True)  # a clock may be set back
         return [_run(c, store.get_executions_by_context(c.id), selected) for c in contexts]
 
 

@@ -13,15 +13,16 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import message
 from ml_metadata.proto import metadata_store_pb2
 from tfx.dsl.compiler import constants
 from tfx.orchestration import metadata
 from tfx.orchestration.local import runner_utils
-from tfx.orchestration.portable import launcher, runtime_parameter_utils, tfx_runner
+from tfx.orchestration.portable import cache_utils, launcher, runtime_parameter_utils, tfx_runner
 from tfx.orchestration.portable.mlmd import execution_lib
 from tfx.proto.orchestration import pipeline_pb2
 
@@ -30,6 +31,7 @@ from edgeline.pipelines import endings, stopping
 from edgeline.pipelines import root as roots
 from edgeline.pipelines.records import lineage
 from edgeline.pipelines.run.node_events import Event, Listener, NodeResult, RunResult
+from edgeline.pipelines.run.published_files import PublishedFiles
 from edgeline.report import formats
 
 # FnApiRunner, because DirectRunner first tries to download another runner. The image is never used: a runner inside
@@ -47,10 +49,22 @@ class LocalRunner(tfx_runner.IrBasedRunner):
 
     When a node raises, the nodes that need its outputs are skipped and all others still run. A node that has lost
     nothing but optional inputs runs without them, unless it has lost all of its optional inputs.
+
+    What a node makes is signed in ML Metadata; an earlier run's output whose files are no longer those that were
+    published is given up, as if it had been deleted, and made anew.
+
+    Args:
+        listener: Is told of the nodes' states.
+        is_of_use: Whether an artifact of an earlier run may be served from the cache, besides.
     """
 
-    def __init__(self, listener: Listener = lambda event: None):
+    def __init__(
+        self,
+        listener: Listener = lambda event: None,
+        is_of_use: Callable[[metadata_store_pb2.Artifact], bool] = lambda artifact: True,
+    ):
         self._listener = listener
+        self._is_of_use = is_of_use
 
     def run_with_ir(
         self, pipeline: pipeline_pb2.Pipeline, run_options: pipeline_pb2.RunOptions | None = None
@@ -84,7 +98,16 @@ class LocalRunner(tfx_runner.IrBasedRunner):
                 if (database := Path(connection.sqlite.filename_uri)).is_file():
                     lineage.wait_until_unlocked(database, write=True)
                 _cancel_abandoned(ir, root, connection)
-                nodes = self._run_nodes(ir, root, deployment, connection)
+                published = PublishedFiles(root)
+
+                def is_of_use(artifact: metadata_store_pb2.Artifact) -> bool:
+                    if published.are_intact(artifact):
+                        return self._is_of_use(artifact)
+                    logging.warning("%s is made anew: its files are not those that were published", artifact.uri)
+                    return False
+
+                with _served_only(is_of_use):
+                    nodes = self._run_nodes(ir, root, deployment, connection, published)
         except Exception as error:
             if user_error := _disk_error(error, f"The run in {root}", root):
                 raise user_error from error
@@ -97,6 +120,7 @@ class LocalRunner(tfx_runner.IrBasedRunner):
         root: Path,
         deployment: message.Message,
         connection: message.Message,
+        published: PublishedFiles,
     ) -> dict[str, NodeResult]:
         nodes = [node.pipeline_node for node in ir.nodes]  # the compiler has sorted them topologically
         producers = {_node_context(node): node.node_info.id for node in nodes}
@@ -111,7 +135,7 @@ class LocalRunner(tfx_runner.IrBasedRunner):
                 self._listener(Event(node_id, "running"))
                 start = time.monotonic()
                 try:
-                    result = _launch_or_stop(node, ir, deployment, connection)
+                    result = _launch_or_stop(node, ir, deployment, connection, published)
                 except Exception as error:
                     logging.exception("Step %s failed.", node_id)
                     result = _failure(error, time.monotonic() - start)
@@ -132,10 +156,11 @@ def _launch_or_stop(
     ir: pipeline_pb2.Pipeline,
     deployment: message.Message,
     connection: message.Message,
+    published: PublishedFiles,
 ) -> NodeResult:
     """Launches a node; raises `Stopped` where a signal came meanwhile, whatever Beam or TensorFlow have made of it."""
     try:
-        result = _launch(node, ir, deployment, connection)
+        result = _launch(node, ir, deployment, connection, published)
     except SystemExit as error:  # of code that the node calls: the process is not its to end
         raise RuntimeError(endings.of(error).text) from error
     except Exception:
@@ -145,15 +170,57 @@ def _launch_or_stop(
     return result
 
 
+class _Launcher(launcher.Launcher):
+    """TFX's launcher; what an executor has made is signed before it is published, so that both are there or neither."""
+
+    def __init__(self, published: PublishedFiles, **arguments: Any):
+        super().__init__(**arguments)
+        self._published = published
+
+    def _run_executor(self, execution_info: Any) -> Any:
+        output = super()._run_executor(execution_info)
+        told = output.output_artifacts
+        for key, artifacts in execution_info.output_dict.items():
+            for artifact in told[key].artifacts if key in told else [each.mlmd_artifact for each in artifacts]:
+                self._published.sign(artifact)
+        return output
+
+
+@contextlib.contextmanager
+def _served_only(is_of_use: Callable[[metadata_store_pb2.Artifact], bool]) -> Iterator[None]:
+    """Lets the cache serve nothing but what is of use; what is not is marked as deleted in ML Metadata."""
+    stock = cache_utils.get_cached_outputs
+
+    def of_use(metadata_handle: Any, cache_context: Any) -> Any:
+        while (outputs := stock(metadata_handle=metadata_handle, cache_context=cache_context)) is not None:
+            served = [artifact.mlmd_artifact for artifacts in outputs.values() for artifact in artifacts]
+            refused = [artifact.id for artifact in served if not is_of_use(artifact)]
+            if not refused:
+                return outputs
+            artifacts = metadata_handle.store.get_artifacts_by_id(refused)
+            for artifact in artifacts:
+                artifact.state = metadata_store_pb2.Artifact.DELETED
+            metadata_handle.store.put_artifacts(artifacts)
+        return None
+
+    cache_utils.get_cached_outputs = of_use
+    try:
+        yield
+    finally:
+        cache_utils.get_cached_outputs = stock
+
+
 def _launch(
     node: pipeline_pb2.PipelineNode,
     ir: pipeline_pb2.Pipeline,
     deployment: message.Message,
     connection: message.Message,
+    published: PublishedFiles,
 ) -> NodeResult:
     node_id = node.node_info.id
     start = time.monotonic()
-    execution_info = launcher.Launcher(
+    execution_info = _Launcher(
+        published,
         pipeline_node=node,
         mlmd_connection=metadata.Metadata(connection),
         pipeline_info=ir.pipeline_info,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ml_metadata.proto import metadata_store_pb2
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.orchestration.pipeline import Pipeline
 
@@ -86,7 +88,7 @@ def run(
     deployed_before = pointer_file.path_of(str(root.pushed)).get("version")
     start = time.monotonic()
     with view, _kept_checkpoints(root.checkpoints):
-        result = LocalRunner(tell).run(pipeline)
+        result = LocalRunner(tell, functools.partial(_is_pushed, root)).run(pipeline)
     if all(node.state in ("done", "cached") for node in result.nodes.values()):
         shutil.rmtree(root.checkpoints, ignore_errors=True)
     seconds = time.monotonic() - start
@@ -101,7 +103,9 @@ def run(
     # a model that is deployed already is not pushed a second time
     pushed_now = pushed is not None and pusher == "done" and pushed.parent.name != deployed_before
     if report is not None and report.selected and not pushed_now and pusher in ("done", "cached"):
-        pushed, not_pushed = _in_the_field(pushed, report, root.pushed)
+        pushed, not_pushed, lost = _in_the_field(pushed, report, root.pushed)
+        if lost:
+            failures = (*failures, Failure(f"Pusher: {not_pushed}", None))
     return Outcome(
         failures,
         report,
@@ -162,29 +166,48 @@ def _pushed(result: RunResult) -> Path | None:
     return None
 
 
-def _in_the_field(pushed: Path | None, report: Report, push_to: Path) -> tuple[Path | None, str | None]:
+def _is_pushed(root: Root, artifact: metadata_store_pb2.Artifact) -> bool:
+    """Returns whether what an earlier push says still holds; where nothing is deployed any more, it does not."""
+    if artifact.type != "PushedModel":
+        return True
+    if not (root.pushed / pointer_file.POINTER_FILE).exists():
+        return False
+    known = artifact.custom_properties  # asked for a name that it lacks, it gets one
+    version = known["pushed_version"].string_value if "pushed_version" in known else None
+    if not version or pointer_file.path_of(str(root.pushed)).get("version") != version:
+        return True  # another model is deployed since, or the pointer cannot be read: that is for the user to say
+    with contextlib.suppress(UserError):
+        return pointer_file.latest(str(root.pushed)) is not None
+    return False
+
+
+def _in_the_field(pushed: Path | None, report: Report, push_to: Path) -> tuple[Path | None, str | None, bool]:
     """Returns what to say of a selected model that this run did not push: where it is deployed, or why it is not.
 
-    Since an earlier run pushed it (None: none did), a rollback or another run may have deployed another model.
+    Since an earlier run pushed it (None: none did), a rollback or another run may have deployed another model. The last
+    of the three is whether it is not known of any model that it is deployed.
     """
     again = f"{report.selected} is not pushed again (cached); use --no-cache to push it"
     try:
         deployed = pointer_file.latest(str(push_to))
     except UserError as error:
-        return None, f"{error}\n{again}"
+        return None, f"{error}\n{again}", True
     if deployed is None:
-        return None, f"no model is deployed in {push_to}, {again}"
+        return None, f"no model is deployed in {push_to}, {again}", True
     # another version may have the same content
     selected = report.candidate(report.selected)
     sha256 = selected.sha256 if selected and selected.sha256 else ""
     if deployed.sha256 == sha256 or (pushed and deployed.version == pushed.parent.name):
-        return Path(deployed.path), None
+        return Path(deployed.path), None, False
     if entry := versions.withdrawal(str(push_to), sha256):
-        return None, (
-            f"{deployed.name or 'another model'} (version {deployed.version}) is deployed, {report.selected} is "
-            f"version "
-            f"{entry['version']}, which {entry['by']} rolled back on {entry['at'][:10]}"
-            f"{': ' + entry['why'] if entry['why'] else ''}; `edgeline push --root {push_to.parent} --rollback "
-            f"{entry['version']}` deploys it again"
+        return (
+            None,
+            (
+                f"{deployed.name or 'another model'} (version {deployed.version}) is deployed, {report.selected} is "
+                f"version {entry['version']}, which {entry['by']} rolled back on {entry['at'][:10]}"
+                f"{': ' + entry['why'] if entry['why'] else ''}; `edgeline push --root {push_to.parent} --rollback "
+                f"{entry['version']}` deploys it again"
+            ),
+            False,
         )
-    return None, f"{deployed.name or 'another model'} (version {deployed.version}) is deployed, {again}"
+    return None, f"{deployed.name or 'another model'} (version {deployed.version}) is deployed, {again}", False

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEv
 
 from edgeline.pipelines.cli import main
 from edgeline.pipelines.records import cleaning as collector
-from edgeline.pipelines.records import lineage
+from edgeline.pipelines.records import events, lineage
 from edgeline.pipelines.root import Root
 from edgeline.pipelines.run.local_runner import BEAM_ARGS, LocalRunner
 from edgeline.pusher.component import Pusher
@@ -180,6 +181,41 @@ def test_what_old_runs_left(night: Night, tmp_path: Path, capsys: pytest.Capture
 
     assert gc(tmp_path, capsys, "--keep", "1")["bytes"] == 0
     assert [p.destination for p in lineage.trace(next((tmp_path / "pushed").glob("*/model.tflite"))).pushes]
+
+
+def test_the_newest_run_is_kept_where_the_clock_was_set_back(
+    night: Night, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    night(1, selected="")
+    night(2, selected="")
+    with sqlite3.connect(tmp_path / "metadata.db") as database:
+        hour = 3_600_000
+        database.execute(
+            "UPDATE Context SET create_time_since_epoch = create_time_since_epoch - ? WHERE id = (SELECT MAX(c.id) "
+            "FROM Context c JOIN Type t ON c.type_id = t.id WHERE t.name = 'pipeline_run')",
+            (hour,),
+        )
+    database.close()
+    with lineage.open_store(Root(tmp_path)) as store:
+        names = [c.name for c in sorted(store.get_contexts_by_type("pipeline_run"), key=lambda c: c.id)]
+    for number, name in enumerate(names, 1):
+        events.append(Root(tmp_path), "finished", str(number), exit_code=1, seconds=1.0, error=None, mlmd_run=name)
+    an_hour_ago = time.time() - 3600
+    os.utime(tmp_path / "logs" / "2.log", (an_hour_ago, an_hour_ago))
+    done = gc(tmp_path, capsys, "--keep", "1")
+    assert {path.rsplit("/", 1)[1] for path in done["paths"]} == {"1.log", *(str(n) for n in range(1, 7))}
+    assert set(night(2, selected="").values()) == {"cached"}
+
+
+def test_left_overs_of_killed_commands_go(night: Night, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    night(1)
+    left = [tmp_path / "pushed" / ".pushing-1", tmp_path / f".metrics.prom.{'0' * 32}"]
+    for path in left:
+        path.mkdir()
+    gc(tmp_path, capsys, "--keep", "1", "--dry-run")
+    assert all(path.exists() for path in left)
+    gc(tmp_path, capsys, "--keep", "1")
+    assert not any(path.exists() for path in left)
 
 
 def test_a_run_makes_anew_what_was_deleted(night: Night, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,6 +175,37 @@ def test_compiled_pipeline_can_be_run_again_and_stock_runner_continues(tmp_path)
     assert RAN == []
 
 
+def test_what_is_no_longer_as_it_was_published_is_made_anew(tmp_path):
+    first = LocalRunner().run(_pipeline(tmp_path, _chain()))
+    spoiled = first.outputs("two", "model")[0]
+    (Path(spoiled.uri) / "model.txt").write_bytes(b"")  # as a power cut leaves it
+    RAN.clear()
+    second = LocalRunner().run(_pipeline(tmp_path, _chain()))
+    assert _states(second) == {"one": "cached", "two": "done", "three": "done"}
+    assert [node_id for node_id, _ in RAN] == ["two", "three"]
+    [anew] = second.outputs("two", "model")
+    assert (anew.uri != spoiled.uri, (Path(anew.uri) / "model.txt").read_text()) == (True, "two")
+    for runner in (LocalRunner, LocalDagRunner):  # nor does the stock runner get it
+        RAN.clear()
+        runner().run(_pipeline(tmp_path, _chain()))
+        assert RAN == []
+    (Path(anew.uri) / "model.txt").unlink()
+    assert _states(LocalRunner().run(_pipeline(tmp_path, _chain())))["two"] == "done"
+
+
+def test_what_is_of_no_use_is_made_anew(tmp_path):
+    LocalRunner().run(_pipeline(tmp_path, _chain()))
+    refused = []
+
+    def is_of_use(artifact):
+        refused.append((artifact.type, artifact.uri))
+        return f"{tmp_path}/three/" not in artifact.uri
+
+    states = _states(LocalRunner(is_of_use=is_of_use).run(_pipeline(tmp_path, _chain())))
+    assert states == {"one": "cached", "two": "cached", "three": "done"}
+    assert {kind for kind, _ in refused} == {"Model"}
+
+
 def test_a_failure_skips_only_its_descendants(tmp_path):
     ACTIONS["two"] = _fail
     recorder = Recorder()

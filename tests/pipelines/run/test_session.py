@@ -4,12 +4,15 @@ import dataclasses
 import io
 import json
 import logging
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from power_cut import Disk, restore
 from rich.console import Console
 from tfx.dsl.components.base import base_component, base_executor, executor_spec
 from tfx.orchestration import metadata
@@ -23,7 +26,7 @@ from edgeline.errors import UserError
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import verdict
 from edgeline.pipelines.root import Root
-from edgeline.pipelines.run import session
+from edgeline.pipelines.run import published_files, session
 from edgeline.pipelines.run.live_view import LiveView
 from edgeline.pipelines.run.local_runner import BEAM_ARGS
 from edgeline.pipelines.run.outcome import Outcome
@@ -316,7 +319,7 @@ def test_the_same_content_under_another_version_is_deployed(run: Run) -> None:
     assert (again.pushed, again.not_pushed) == (third, None)
 
 
-def test_a_cached_push_without_a_pointer(run: Run, tmp_path: Path) -> None:
+def test_a_pointer_that_cannot_be_read_is_a_failure(run: Run, tmp_path: Path) -> None:
     run()
     pointer = tmp_path / "pushed" / "latest.json"
     pointer.write_text("{}")
@@ -324,10 +327,58 @@ def test_a_cached_push_without_a_pointer(run: Run, tmp_path: Path) -> None:
     assert outcome.pushed is None
     assert outcome.not_pushed.startswith(f"{pointer} is not the pointer of a push")
     assert outcome.not_pushed.endswith("int8 is not pushed again (cached); use --no-cache to push it")
-    pointer.unlink()
-    assert run().not_pushed == (
-        f"no model is deployed in {tmp_path / 'pushed'}, int8 is not pushed again (cached); use --no-cache to push it"
-    )
+    assert show(outcome)[0] == 3
+    assert pointer.read_text() == "{}"
+
+
+@pytest.mark.parametrize("lost", ["latest.json", "", "*/model.tflite"])
+def test_what_is_no_longer_deployed_is_pushed_again(lost: str, run: Run, tmp_path: Path) -> None:
+    first = run().pushed
+    assert first is not None
+    if lost:
+        [path] = (tmp_path / "pushed").glob(lost)
+        path.unlink()
+    else:
+        shutil.rmtree(tmp_path / "pushed")
+    outcome = run()
+    assert (outcome.states, outcome.failures) == ({"cached": 2, "done": 1}, ())
+    found = pointer_file.latest(str(tmp_path / "pushed"))
+    assert found is not None
+    assert (found.name, found.sha256) == ("int8", SHA256["one"])
+    assert outcome.pushed == Path(found.path)
+    assert outcome.pushed_now
+    # a version that is whole stays the only one
+    assert len(list((tmp_path / "pushed").glob("*/model.tflite"))) == 1
+    assert show(outcome)[0] == 0
+    assert run().states == {"cached": 3}
+
+
+def test_after_a_power_cut_all_that_was_lost_is_made_anew(run: Run, tmp_path: Path) -> None:
+    """Whatever of a run a cut takes, the next run has no failure, and its model is deployed once and whole."""
+    root = tmp_path
+    disk = Disk(root, safe=("metadata.db", "metadata.db-journal"))
+    with disk.watched():
+        run()
+        images = list(disk.images())
+    pushed, safe = root / "pushed", (root / "metadata.db").read_bytes()
+    assert len(images) > 5
+    for number, image in enumerate(images):
+        for path in root.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for name, content in image.items():
+            restore(content, root / name) if isinstance(content, dict) else (root / name).write_bytes(content)
+        (root / "metadata.db").write_bytes(safe)
+        # what the run said was pushed is
+        deployed = pointer_file.latest(str(pushed))
+        assert deployed is not None
+        if number < 2:  # all that was not synced is lost, or only what was in it
+            with mock.patch.object(published_files, "_boot", return_value="after the cut"):
+                outcome = run()
+            assert outcome.failures == ()
+            assert outcome.pushed == Path(deployed.path)
+            assert pointer_file.latest(str(pushed)) == deployed
+            assert json.loads((root / "report" / "report.json").read_text())["selected"] == "int8"
+            assert [path.read_bytes() for path in pushed.glob("*/model.tflite")] == [b"one"]
 
 
 def test_nothing_is_claimed_where_nothing_was_selected(run: Run) -> None:
