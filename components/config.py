@@ -247,20 +247,25 @@ class FineTuning(StepConfig):
       epochs: passes over the training split, at least 1.
       batch_size: examples per optimizer step, at least 1.
       seed: start of every random draw (shuffling, initialisation), 0 to 2**31 - 1.
-      deterministic: whether the same inputs and seed give the same weights to the bit, on the same machine; else
-        operations may sum in any order, which can be faster on a GPU.
+      deterministic: whether the same inputs and seed give the same weights to the bit; else operations may sum in any
+        order, which can be faster on a GPU.
+      threads: among how many threads an operation is split, by which sums are grouped: the same number gives the same
+        bits on any number of cores. At least 1, or 0 for TensorFlow's own choice, by which another number of cores may
+        give other bits. TensorFlow takes it once in a process, before its first operation.
     """
 
     epochs: int = 2
     batch_size: int = 32
     seed: int = 0
     deterministic: bool = True
+    threads: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("epochs", self.epochs >= 1, "at least 1")
         self.check("batch_size", self.batch_size >= 1, "at least 1")
         self.check("seed", 0 <= self.seed < 2**31, "in [0, 2**31)")
+        self.check("threads", 0 <= self.threads <= 1024, "1 to 1024, or 0 for TensorFlow's own choice")
 
     def __rshift__(self, following: Any) -> Any:
         """Chains two steps of a recipe, which is whole at its Quantize: `Prune(0.8) >> Quantize("int8")`."""
@@ -368,4 +373,4 @@ def deviation_tag(config: StepConfig, named: tuple[str, ...]) -> str:
     return "_x" + hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:4]
 
 
-RUN_WIDE = ("epochs", "batch_size", "seed", "deterministic")
+RUN_WIDE = ("epochs", "batch_size", "seed", "deterministic", "threads")

@@ -24,7 +24,7 @@ class Job:
       module: the model module.
       recipes: the candidates to make.
       train: how the Trainer trains; of no use where a model is imported.
-      finetune: epochs, batch size and seed of every fine-tuning step.
+      finetune: epochs, batch size, seed and threads of every fine-tuning step.
       budget: what a candidate may cost.
       evaluation: how the candidates are evaluated.
       sample: the calibration samples.

@@ -24,10 +24,12 @@ if "PYTEST_XDIST_WORKER" in os.environ or "-n" not in sys.argv:
         # what TensorFlow, TFX and Beam say of themselves at import is not ours to fail on
         warnings.simplefilter("ignore")
         import apache_beam  # noqa: F401
-        import tensorflow  # noqa: F401
+        import tensorflow
         import tensorflow_model_optimization  # noqa: F401
         import tf_keras  # noqa: F401
         import tfx.components  # noqa: F401
+    # as `edgeline run` does, whichever test comes first
+    tensorflow.config.threading.set_intra_op_parallelism_threads(8)
 
 
 # what tests of several folders import by its name

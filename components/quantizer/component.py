@@ -12,6 +12,7 @@ from edgeline.passport import Passport
 from edgeline.quantizer import quantization
 from edgeline.quantizer.config import Quantize
 from edgeline.step import step
+from edgeline.training import loop
 
 
 @step(Quantize)
@@ -30,6 +31,7 @@ def Quantizer(
 
     A scheme that does not work for this model is a rejected candidate, not a failed run: the passport says why.
     """
+    loop.use_threads(config.threads)  # before the module can do anything
     code = hooks.load(module, module_digest)
     passport = Passport.read(model.uri)
     try:

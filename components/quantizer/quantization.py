@@ -153,7 +153,7 @@ def quantize(
     if config.trains and graph_model.is_one(model_uri):
         raise ValueError(f"scheme {config.scheme} trains, but of the imported model only the graph is known, no layers")
     if config.trains:
-        loop.start(config.seed, deterministic=config.deterministic)
+        loop.start(config.seed, deterministic=config.deterministic, threads=config.threads)
         splits = loop.open_splits(examples_uri, module, config)
         base = keras_file.load(model_uri, module)
         keras_file.save(base, compressed_uri)

@@ -34,10 +34,11 @@ def Trainer(
 
     `transform_graph` is what made the examples: the SavedModel then takes raw ones. `hyperparameters` are the module's.
     """
+    loop.use_threads(config.threads)  # before the module can do anything
     tuned_values = tuned.read(hyperparameters.uri) if hyperparameters is not None else None
     code = hooks.load(module, module_digest, hyperparameters=tuned_values)
     transformed = transformation.opened(transform_graph.uri if transform_graph is not None else None, code)
-    loop.start(config.seed, deterministic=bool(config.deterministic))
+    loop.start(config.seed, deterministic=config.deterministic, threads=config.threads)
     keras_model = code.build_model()
     passport = Passport(io=keras_file.describe_io(keras_model, code))
     splits = loop.open_splits(examples.uri, code, phases.lengths(code.phases(), config))

@@ -34,6 +34,8 @@ def deliver(
       run_uri: folder of the ModelRun artifact.
     """
     keras_file.save(outcome.model, model_uri)
+    in_use = loop.threads_in_use()
+    facts = outcome.facts if in_use == config.threads else {**outcome.facts, "threads_in_use": in_use}
     passport.with_step(
         step,
         config.parameters(),
@@ -45,7 +47,7 @@ def deliver(
         model=keras_file.digest(outcome.model),
         weights_zlib_bytes=keras_file.zlib_bytes(outcome.model),
         history=outcome.history,
-        **outcome.facts,
+        **facts,
     ).write(model_uri)
     write_history(step, outcome.history, run_uri, **outcome.facts)
 
@@ -69,8 +71,9 @@ def compress(
       compressed_uri: folder of the Model that comes out.
       run_uri: folder of the ModelRun artifact.
     """
+    loop.use_threads(config.threads)  # before the module can do anything
     code = hooks.load(module, module_digest)
-    loop.start(config.seed, deterministic=config.deterministic)
+    loop.start(config.seed, deterministic=config.deterministic, threads=config.threads)
     splits = loop.open_splits(examples_uri, code, config)
     passport = Passport.read(model_uri)
     outcome = technique(keras_file.load(model_uri, code), code, splits, config, passport.promises, run_uri)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -61,14 +62,44 @@ class Outcome:
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def start(seed: int, *, deterministic: bool = True) -> None:
+def use_threads(threads: int) -> None:
+    """Lets TensorFlow split each operation among a fixed number of threads, whatever the number of cores.
+
+    How sums are grouped, and so their last bits, goes by this number. TensorFlow takes it once in a process, before its
+    first operation; where it comes too late, a warning says so, and `threads_in_use` what holds.
+
+    Args:
+      threads: at least 1, or 0 for TensorFlow's own choice.
+    """
+    if threads == threads_in_use():
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    except RuntimeError:
+        logging.warning(
+            "TensorFlow is at work in this process with %s threads per operation, asked for are %d: trained weights "
+            "may differ in their last bits from those of a process that begins with edgeline.training.loop.use_threads",
+            threads_in_use() or "its own number of",
+            threads,
+        )
+
+
+def threads_in_use() -> int:
+    """Returns among how many threads operations are split; 0: as many as TensorFlow chooses."""
+    return int(tf.config.threading.get_intra_op_parallelism_threads())
+
+
+def start(seed: int, *, deterministic: bool = True, threads: int | None = None) -> None:
     """Begins a step from a clean slate: layer names and random draws then depend on nothing that ran before.
 
     Args:
       seed: of every random draw.
       deterministic: whether each operation must give the same bits every time, at whatever cost in time; holds for the
         whole process until the next step begins.
+      threads: see `use_threads`; None: as many as before.
     """
+    if threads is not None:
+        use_threads(threads)
     # else TensorFlow takes the whole of every GPU, and a second run on the machine finds none left
     for gpu in tf.config.list_physical_devices("GPU"):
         with contextlib.suppress(RuntimeError):  # it is in use already, by an earlier step of this process

@@ -170,6 +170,11 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         ("--finetune-epochs", FineTuning().epochs, "of each compression step that trains"),
         ("--batch-size", Train().batch_size, "of all trainings"),
         ("--seed", 0, "of every random draw"),
+        (
+            "--threads",
+            Train().threads,
+            "per operation of a training, on any number of cores; 0: TensorFlow's own choice",
+        ),
         ("--samples", Sample().samples, "for calibration"),
     ):
         _add(group, flag, default, text, metavar="N")
@@ -198,7 +203,7 @@ def training(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
       UserError: a value is out of range.
     """
-    shared = {"batch_size": arguments.batch_size, "seed": arguments.seed, "deterministic": arguments.deterministic}
+    shared = {name: getattr(arguments, name) for name in ("batch_size", "seed", "deterministic", "threads")}
     with as_user_error():
         return {
             "train": Train(epochs=arguments.epochs, early_stopping_patience=arguments.early_stopping, **shared),

@@ -58,6 +58,9 @@ def execute(prepared: Prepared, view: LiveView, journal: Journal, *, note: Calla
     with view.status("loading TensorFlow and TFX"):
         from edgeline.pipelines import compression
         from edgeline.pipelines.run import session
+        from edgeline.training import loop
+    # all steps run in this process, and the first one that is no training would settle it
+    loop.use_threads(job.finetune.threads)
     compression.check(job)
     examples = compression.import_spans(window) if window else compression.import_examples(data)
     schema = compression.import_schema(request.schema, root) if request.schema else None

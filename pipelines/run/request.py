@@ -45,7 +45,7 @@ class Request:
         made in the root if need be.
       recipes: the candidates to make; empty: those that are tried where none is asked for.
       train: how the Trainer trains; of no use where a model is imported.
-      finetune: epochs, batch size and seed of every fine-tuning step.
+      finetune: epochs, batch size, seed and threads of every fine-tuning step.
       sample: the calibration samples.
       budget: what a candidate may cost, and on which hardware it runs.
       evaluation: how the candidates are evaluated.

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +251,47 @@ def test_gpus_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", grow)
     loop.start(0)
     assert grown == [("free", True)]
+
+
+_TRAINING = """
+import hashlib, os, sys
+os.sched_setaffinity(0, {int(core) for core in sys.argv[1].split(",")})
+import numpy as np
+from edgeline.training import loop
+loop.start(0, threads=8)
+import tf_keras
+assert loop.threads_in_use() == 8
+draw, layers = np.random.default_rng(0), tf_keras.layers
+images, labels = draw.normal(size=(256, 28, 28, 1)).astype("float32"), draw.integers(0, 10, 256)
+model = tf_keras.Sequential([
+    layers.Conv2D(16, 3, activation="relu", input_shape=(28, 28, 1)), layers.DepthwiseConv2D(3),
+    layers.BatchNormalization(), layers.Flatten(), layers.Dense(64, activation="relu"), layers.Dense(10),
+])
+model.compile("adam", tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+model.fit(images, labels, batch_size=64, epochs=2, verbose=0)
+print(hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_one_core_and_two_give_the_same_bytes() -> None:
+    """With TensorFlow's own number of threads, they do not."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("this process may use one core only")
+    digests = [
+        subprocess.run([sys.executable, "-c", _TRAINING, chosen], check=True, capture_output=True, text=True).stdout
+        for chosen in (f"{cores[0]}", f"{cores[0]},{cores[1]}")
+    ]
+    assert digests[0] == digests[1] != ""
+
+
+def test_threads_that_come_too_late_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    tf.constant(1.0)  # TensorFlow is at work
+    in_use = loop.threads_in_use()
+    loop.use_threads(in_use)
+    loop.start(0)
+    assert caplog.text == ""
+    loop.use_threads(in_use + 1)
+    assert f"TensorFlow is at work in this process with {in_use} threads per operation" in caplog.text
+    assert loop.threads_in_use() == in_use

@@ -54,6 +54,7 @@ only_new_data = true
 epochs = 3
 finetune_epochs = 1
 non_deterministic = true
+threads = 0
 calibration = "diverse"
 winsor_percent = 1.5
 
@@ -80,7 +81,17 @@ def test_a_file_asks_what_the_command_line_does(file: Path) -> None:
         *("--module", folder / "model.py", "--root", folder / "root", "--data", Path("~/day-{SPAN}").expanduser()),
         *("--recipe", "int8", "--recipe", "qat8", "--warm-start", "latest", "--no-cache", "--window", 2),
         *("--schema", folder / "schema.pbtxt", "--max-drift", 0.5, "--only-new-data", "--epochs", 3),
-        *("--finetune-epochs", 1, "--non-deterministic", "--calibration", "diverse", "--winsor-percent", 1.5),
+        *(
+            "--finetune-epochs",
+            1,
+            "--non-deterministic",
+            "--threads",
+            0,
+            "--calibration",
+            "diverse",
+            "--winsor-percent",
+            1.5,
+        ),
         *("--max-drop", 0.02, "--max-bytes", 100_000, "--max-slice-drop", "label", 0.03),
         *("--max-slice-drop", "camera,label", 0, "--direction", "max", "--target", "gpu", "--check-keras"),
         *("--like", "none", "--allow-custom-ops", "--memory-limit", 6.5),
