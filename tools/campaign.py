@@ -254,6 +254,7 @@ class Campaign:
         reference, whole = self._whole(name, operation)
         seconds, before, differ, differences = time.monotonic(), 0, 0, []
         for number in range(kills):
+            print(f"{name} {number + 1}/{kills}, {differ} differ", file=sys.stderr)
             folder = self._new_folder()
             operation.prepare(folder)
             if number % 2:
@@ -263,12 +264,16 @@ class Campaign:
             killed = run(operation.command, folder, kill)
             before += killed.code == -signal.SIGKILL
             again = killed if operation.told(killed.output) else run(operation.command, folder)
-            facts = operation.facts(folder) | {"exit code": 0 if operation.told(killed.output) else again.code}
-            found = list(_different(reference, facts))
+            code = 0 if operation.told(killed.output) else again.code
+            try:
+                found = list(_different(reference, operation.facts(folder) | {"exit code": code}))
+            except Exception as error:  # what is left is not even whole
+                found = [f"exit code {code}, and what is left cannot be read: {type(error).__name__}: {error}"]
             if found:
                 differ += 1
                 differences += [f"{name}-{number}, killed {kill}: {each}" for each in found]
                 (folder / "killed.txt").write_text(killed.output)
+                (folder / "again.txt").write_text(again.output)
                 folder.rename(self.work / f"{name}-{number}")
             else:
                 shutil.rmtree(folder)

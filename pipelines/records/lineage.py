@@ -12,7 +12,7 @@ import datetime
 import hashlib
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -277,12 +277,17 @@ def open_store(root: Root, *, write: bool = False) -> Iterator[metadata_store.Me
         raise UserError(f"Reading {path} failed ({_brief(error)}); if a run is writing it, try again.") from error
 
 
-def wait_until_unlocked(path: Path, *, write: bool = False) -> None:
+def _say(note: str) -> None:
+    say(Console(stderr=True), f"edgeline: {note}", "yellow")
+
+
+def wait_until_unlocked(path: Path, *, write: bool = False, note: Callable[[str], None] = _say) -> None:
     """Waits for who holds the lock of an sqlite database; ML Metadata would wait for most of a minute, in silence.
 
     Args:
       path: of the file.
       write: whether it is to be changed.
+      note: is told that it is locked.
 
     Raises:
       UserError: it is locked for longer than `LOCKED_SECONDS`.
@@ -301,8 +306,7 @@ def wait_until_unlocked(path: Path, *, write: bool = False) -> None:
         finally:
             connection.close()
         if seconds == LOCKED_SECONDS[0]:
-            waits = f"edgeline: {path} is locked by another process, waiting up to {said:g} s for it"
-            say(Console(stderr=True), waits, "yellow")
+            note(f"{path} is locked by another process, waiting up to {said:g} s for it")
     raise UserError(
         f"{path} is locked by another process for more than {said:g} s: a run does so for moments only. `fuser {path}` "
         "says who does; stop it, or try again"

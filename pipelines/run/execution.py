@@ -55,6 +55,10 @@ def execute(prepared: Prepared, view: LiveView, journal: Journal, *, note: Calla
     new_data.check_readable(data, window, root)
     journal.write("data", **new_data.facts(data, window, prepared.digest), cache=CACHE)
 
+    if root.metadata_db.is_file():
+        from edgeline.pipelines.records import lineage
+
+        lineage.wait_until_unlocked(root.metadata_db, write=True, note=note)
     with view.status("loading TensorFlow and TFX"):
         from edgeline.pipelines import compression
         from edgeline.pipelines.run import session

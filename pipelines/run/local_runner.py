@@ -29,7 +29,6 @@ from tfx.proto.orchestration import pipeline_pb2
 from edgeline.errors import UserError
 from edgeline.pipelines import endings, stopping
 from edgeline.pipelines import root as roots
-from edgeline.pipelines.records import lineage
 from edgeline.pipelines.run.node_events import Event, Listener, NodeResult, RunResult
 from edgeline.pipelines.run.published_files import PublishedFiles
 from edgeline.report import formats
@@ -95,8 +94,6 @@ class LocalRunner(tfx_runner.IrBasedRunner):
 
         try:
             with roots.lock(root, _REFUSAL), _hidden_command_line():
-                if (database := Path(connection.sqlite.filename_uri)).is_file():
-                    lineage.wait_until_unlocked(database, write=True)
                 _cancel_abandoned(ir, root, connection)
                 published = PublishedFiles(root)
 
