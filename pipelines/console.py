@@ -92,7 +92,7 @@ class Terminal(NamedTuple):
 
 
 class _Lasting(io.TextIOWrapper):
-    """The user's own output, for as long as a run lasts: a full disk or a closed pager there ends no run."""
+    """The user's own output, or the log, for as long as a run lasts: a full disk or a closed pager ends no run."""
 
     def write(self, text: str) -> int:
         """Writes what can be written."""
@@ -151,7 +151,7 @@ def capture_output(log_path: str | os.PathLike[str], verbose: bool = False) -> I
         target = log
     os.dup2(target, 1)
     os.dup2(target, 2)
-    handler = logging.StreamHandler(os.fdopen(target, "w", buffering=1, encoding="utf-8", errors="replace"))
+    handler = logging.StreamHandler(_Lasting(os.fdopen(target, "wb"), encoding="utf-8", errors="replace"))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     levels = root.level, absl_logging.get_verbosity()

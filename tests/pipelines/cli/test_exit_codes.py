@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from edgeline.errors import UserError
-from edgeline.pipelines import endings, stopping
+from edgeline.pipelines import console, endings, stopping
 from edgeline.pipelines.cli import listing, main
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import events, lineage
@@ -434,6 +435,15 @@ def test_streams_that_take_nothing(arguments: str, redirect: str, code: int) -> 
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_a_log_on_a_full_disk_is_no_noise(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.log").symlink_to("/dev/full")
+    with console.capture_output(tmp_path / "run.log") as terminal:
+        logging.getLogger().error("nobody reads this")
+        terminal.out.print("said")
+    out, err = capfd.readouterr()
+    assert (out, err) == ("said\n", "")
 
 
 # stopped from outside
