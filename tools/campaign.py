@@ -128,7 +128,7 @@ def run(command: list[str], folder: Path, kill: Kill | None = None) -> Ended:
     # what the killed one had begun itself, such as a trial of a conversion, works for nobody any more
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    files = int(counted.read_text()) if counted.exists() else 0
+    files = int(counted.read_text()) if os.WIFEXITED(status) and counted.exists() else 0
     counted.unlink(missing_ok=True)
     return Ended(os.waitstatus_to_exitcode(status), time.monotonic() - begun, output.read_text(errors="replace"), files)
 
