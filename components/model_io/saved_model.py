@@ -9,7 +9,11 @@ from google.protobuf.message import DecodeError
 from tensorflow import dtypes
 from tensorflow.core.protobuf import saved_model_pb2
 
+from edgeline import files
 from edgeline.errors import UserError
+
+#: A protocol buffer has no more.
+_MAX_BYTES = 2**31
 
 
 def signatures(folder: Path) -> list[dict[str, Any]]:
@@ -30,8 +34,8 @@ def signatures(folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"{folder} is a folder without saved_model.pb, so no SavedModel")
     content = saved_model_pb2.SavedModel()
     try:
-        content.ParseFromString(path.read_bytes())
-    except DecodeError:
+        content.ParseFromString(files.read_bounded(path, _MAX_BYTES))
+    except (DecodeError, ValueError):
         content.Clear()
     if not content.meta_graphs:
         raise UserError(f"{path} is truncated, or no SavedModel")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edgeline.errors import UserError
-from edgeline.isolation import limits
+from edgeline.isolation import fork_server, limits
 from edgeline.pipelines import console
 from edgeline.pipelines.console import Console
 from edgeline.pipelines.datasets import mnist
@@ -59,6 +59,8 @@ def execute(prepared: Prepared, view: LiveView, journal: Journal, *, note: Calla
         from edgeline.pipelines.records import lineage
 
         lineage.wait_until_unlocked(root.metadata_db, write=True, note=note)
+    if job.model is not None:
+        fork_server.start()  # which imports TensorFlow, too
     with view.status("loading TensorFlow and TFX"):
         from edgeline.pipelines import compression
         from edgeline.pipelines.run import session

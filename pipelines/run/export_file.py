@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeline import files, layout, targets
 from edgeline.errors import UserError
+from edgeline.isolation import fork_server
 from edgeline.model_importer.config import Import
 from edgeline.model_module import hooks
 from edgeline.quantizer.config import Quantize
@@ -16,6 +17,8 @@ from edgeline.tflite_exporter.config import Export
 
 def opened(source: Import, module: str, shards: list[str], samples: int) -> tuple[Any, Any, dict[str, Any], Any]:
     """Returns the module, the model, its `io` and the first examples of the shards, after checks that they fit."""
+    fork_server.start()  # while TensorFlow is imported here, too
+
     import tensorflow as tf
 
     from edgeline.data import reading
