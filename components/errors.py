@@ -16,6 +16,10 @@ class UserError(Exception):
     """
 
 
+class MachineError(Exception):
+    """The machine cannot do what every candidate needs, such as starting a process."""
+
+
 def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
     """Returns the known names that a mistyped one may stand for, the nearest first; none where none is near.
 
@@ -55,4 +59,4 @@ def is_disk_error(error: BaseException) -> bool:
 
 def is_environment(error: BaseException) -> bool:
     """Returns whether an error is the machine's: it would hit any candidate, and may be gone in the next run."""
-    return is_disk_error(error) or isinstance(error, MemoryError)
+    return is_disk_error(error) or isinstance(error, MemoryError | MachineError)
