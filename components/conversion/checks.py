@@ -14,8 +14,8 @@ import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeline import files
-from edgeline.conversion import converter
-from edgeline.conversion.trial import ExportError
+from edgeline.conversion.failures import ExportError
+from edgeline.data.calibration_set import batches
 from edgeline.errors import UserError
 from edgeline.isolation import fork_server
 from edgeline.keras_models import promise_checks
@@ -315,5 +315,5 @@ def _reference(
 ) -> dict[str, np.ndarray]:
     infer = keras_file.inference_function(model, io)
     count = len(next(iter(inputs.values())))
-    parts = [infer(**batch) for batch in converter.batches(inputs, graph_model.fixed_batch(io) or count)]
+    parts = [infer(**batch) for batch in batches(inputs, graph_model.fixed_batch(io) or count)]
     return {name: np.concatenate([part[name].numpy() for part in parts])[:count] for name in parts[0]}

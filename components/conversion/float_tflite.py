@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.utils import qsv_utils
-from tensorflow.lite.python.convert import mlir_quantize
-from tensorflow.lite.python.optimize.calibrator import Calibrator
 
+from edgeline.conversion import finite, tensorflow_converter
+from edgeline.conversion.failures import ConversionError
 from edgeline.errors import UserError
-from edgeline.schemes import SCHEMES
+from edgeline.isolation import child_process
+from edgeline.schemes import Scheme
 from edgeline.tflite import inspection
 from edgeline.tflite.litert import DEFAULT_SIGNATURE, TFLiteModel, default_signature
 
@@ -161,26 +161,27 @@ def _links(graph: Any) -> Iterator[tuple[Any, str]]:
 # schemes --------------------------------------------------------------------------------------------------------------
 
 
-def convert(content: bytes, scheme: dict[str, Any], batches: Iterable[dict[str, np.ndarray]]) -> bytes:
-    """Quantizes a model by a post-training scheme.
+def quantized(
+    content: bytes, entry: Scheme, scheme: dict[str, Any], samples: list[dict[str, np.ndarray]]
+) -> list[bytes]:
+    """Quantizes a model by a post-training scheme, in the child process of `worker`.
 
     Args:
       content: of the file, which has one signature.
+      entry: of the scheme.
       scheme: the passport's: scheme and io_type.
-      batches: calibration samples by input name, in batches that the model takes.
+      samples: for calibration, by input name, in batches that the model takes.
 
     Returns:
       The content of the quantized file; of float32 the same that went in.
 
     Raises:
-      ValueError: the quantizers cannot make it; says why.
+      ConversionError: the quantizers cannot make it; says why.
     """
     kind, io_type = scheme["scheme"], scheme["io_type"]
-    entry = SCHEMES[kind]
     if entry.weights == "float32":
-        return content
-    samples = list(batches) if entry.calibrated else []
-    if samples:
+        return [content]
+    if entry.calibrated:
         _refuse_loops(content, kind)
     manager = recipe_manager.RecipeManager()
     if entry.weights == "float16":
@@ -195,40 +196,25 @@ def convert(content: bytes, scheme: dict[str, Any], batches: Iterable[dict[str, 
         for end in (_OPS.INPUT, _OPS.OUTPUT):
             _set_end(manager, end, io_type)
     try:
-        quantized = _quantize(content, manager, samples)
+        result = _quantize(content, manager, samples, kind)
+    except ConversionError:
+        raise
     except Exception as error:  # each operator has its own ways to fail
-        raise ValueError(f"ai-edge-quantizer cannot make {kind} of the model: {_first_line(error)}") from error
+        raise ConversionError(f"ai-edge-quantizer cannot make {kind} of the model: {_first_line(error)}") from error
     # of int8 there is another quantizer, which may know more operators
-    if entry.activations != "int8" or not inspection.structure(quantized)["float_ops"]:
-        return quantized
-    with contextlib.suppress(ValueError):
-        other: bytes = mlir_quantize(
-            calibrate(content, samples), input_data_type=tf.as_dtype(io_type), output_data_type=tf.as_dtype(io_type)
-        )
-        if len(inspection.structure(other)["float_ops"]) < len(inspection.structure(quantized)["float_ops"]):
-            return other
-    return quantized
-
-
-def calibrate(content: bytes, batches: Iterable[dict[str, np.ndarray]]) -> bytes:
-    """Returns a model in which TensorFlow's calibrator has noted the range of every tensor; arguments as of `convert`.
-
-    Raises:
-      ValueError: the calibrator does not know an operator.
-    """
-    _refuse_loops(content, "int8")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*tf.lite.Interpreter is deprecated", UserWarning)
-            calibrated: bytes = Calibrator(content).calibrate(lambda: iter(batches))
-    except RuntimeError as error:
-        raise ValueError(f"TensorFlow cannot calibrate the model: {_first_line(error)}") from error
-    return calibrated
+    if entry.activations != "int8" or not inspection.structure(result)["float_ops"]:
+        return [result]
+    with contextlib.suppress(ConversionError):
+        [calibrated] = tensorflow_converter.calibrate(content, samples)
+        [other] = tensorflow_converter.quantize(calibrated, [[]], io_type, verify=False)
+        if len(inspection.structure(other)["float_ops"]) < len(inspection.structure(result)["float_ops"]):
+            return [other]
+    return [result]
 
 
 def _refuse_loops(content: bytes, kind: str) -> None:
     if inspection.structure(content)["ops"]["builtin"].get("WHILE"):
-        raise ValueError(
+        raise ConversionError(
             f"{kind} cannot be made of a TFLite model with loops (WHILE): the quantizers do not see into them. Choose "
             f"dynamic_range or float16"
         )
@@ -249,12 +235,15 @@ def _set_end(manager: recipe_manager.RecipeManager, end: qtyping.TFLOperationNam
         manager.add_quantization_config(".*", end, config)
 
 
-def _quantize(content: bytes, manager: recipe_manager.RecipeManager, samples: list[dict[str, np.ndarray]]) -> bytes:
+def _quantize(
+    content: bytes, manager: recipe_manager.RecipeManager, samples: list[dict[str, np.ndarray]], kind: str
+) -> bytes:
     ranges = None
     # progress bars go to the terminal, whoever else shows something there
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.filterwarnings("ignore", ".*experimental_preserve_all_tensors", UserWarning)
         if samples:
+            child_process.say(f"calibrating for {kind} on {len(samples)} batches")
             watched = calibrator.Calibrator(
                 content, 1, calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED,
                 # as TensorFlow's calibrator does; the default is a moving average, which depends on the order
@@ -264,6 +253,8 @@ def _quantize(content: bytes, manager: recipe_manager.RecipeManager, samples: li
             for sample in samples:  # one by one: variables, an LSTM's state, are reset after each call
                 watched.calibrate({signature: [sample]}, manager)
             ranges = watched.get_model_qsvs()
+            finite.check_ranges(content, lambda: iter(samples), kind, ranges)
+        child_process.say(f"quantizing to {kind}")
         quantized = quantizer.Quantizer(bytearray(content), manager.get_quantization_recipe())
         result = quantized.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)

@@ -53,7 +53,7 @@ def export(
     from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
     from edgeline.conversion import checks
-    from edgeline.conversion.trial import ExportError
+    from edgeline.conversion.failures import ExportError
 
     batch = io["inputs"][0]["shape"][0]
     try:
@@ -131,13 +131,13 @@ def run(
     """
     import onnxruntime
 
-    from edgeline.conversion import converter
+    from edgeline.data.calibration_set import batches
 
     off = [] if pad_fusion else ["Pad_Fusion"]
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"], disabled_optimizers=off)
     names = [value.name for value in session.get_outputs()]
     count = len(next(iter(samples.values())))
-    parts = [session.run(names, feeds) for feeds in converter.batches(samples, batch or count)]
+    parts = [session.run(names, feeds) for feeds in batches(samples, batch or count)]
     return {name: np.concatenate(column)[:count] for name, column in zip(names, zip(*parts, strict=True), strict=True)}
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeline import files, layout
+from edgeline.conversion.failures import BatchError, ExportError
 from edgeline.isolation import limits
 from edgeline.tflite import device_cost
 from edgeline.tflite.litert import TFLiteModel
@@ -29,14 +30,6 @@ _REFERENCE_SHARE = 0.25
 ALONE_SAMPLES = 8
 #: What a process says that it is at, for its messages.
 _TOGETHER = "XNNPACK, batch {}"
-
-
-class ExportError(Exception):
-    """The converted model does not run, or does not do what the Keras model does."""
-
-
-class BatchError(ExportError):
-    """The converted model runs one example, but not the batch that was asked for."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,6 +158,7 @@ def _run(content: bytes, stored: dict[str, Any], ports: dict[str, dict[str, Any]
     import numpy as np
 
     from edgeline.conversion import trial
+    from edgeline.conversion.failures import ExportError
 
     def real(key: str) -> np.ndarray:
         port, values = ports[key], stored[key]
@@ -169,7 +170,7 @@ def _run(content: bytes, stored: dict[str, Any], ports: dict[str, dict[str, Any]
     count = len(next(iter(inputs.values())))
     try:
         outcome = trial.run(content, inputs, batch=1, timeout_seconds=_TIMEOUT_SECONDS)
-    except trial.ExportError as error:
+    except ExportError as error:
         return "golden", [str(error)], "", True
     differences, exact = [], True
     for key, port in ports.items():

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +228,11 @@ def check_fits(manifest: dict[str, Any], inputs: Iterable[Mapping[str, Any]], pl
             f"the model was quantized with other calibration samples (digest {planned[:12]}) than are given now "
             f"({manifest['digest'][:12]}); run both steps on the same"
         )
+
+
+def batches(samples: dict[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the samples in batches of exactly this size; the last one begins again with the first samples."""
+    count = len(next(iter(samples.values())))
+    for start in range(0, count, size):
+        rows = np.arange(start, start + size) % count
+        yield {name: values[rows] for name, values in samples.items()}

@@ -11,6 +11,7 @@ import tf_keras
 
 from edgeline.conversion import converter
 from edgeline.conversion.converter import Calibrated
+from edgeline.conversion.failures import ConversionError
 from edgeline.model_io.graph_model import GraphModel
 from edgeline.quantizer import sensitivity
 from edgeline.quantizer.scoring import Scorer
@@ -124,7 +125,7 @@ def walk(
         try:
             content = make()
             [score] = scorer.scores([content])
-        except (RuntimeError, ValueError, converter.ConverterError) as error:
+        except (RuntimeError, ValueError, ConversionError) as error:
             lines = str(error).strip().splitlines()
             rungs.append(dataclasses.replace(rung, error=f"{type(error).__name__}: {lines[0] if lines else ''}"))
             continue

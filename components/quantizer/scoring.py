@@ -20,7 +20,7 @@ _LESS_IS_BETTER = ("loss", "error", "crossentropy", "divergence", "hinge", "mae"
 
 #: Examples that run together, and models that run at the same time.
 _BATCH = 256
-THREADS = 2
+_THREADS = 2
 
 
 class Scorer:
@@ -71,7 +71,7 @@ class Scorer:
           limit: examples to use at most, rounded up to whole batches; None: all.
         """
         count = len(self._inputs) if limit is None else min(len(self._inputs), -(-limit // _BATCH))
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(_THREADS) as pool:
             # a pool hands results on in order, so that few outputs wait in memory
             return [self._score(outputs) for outputs in pool.map(lambda c: self._run(c, count), contents)]
 

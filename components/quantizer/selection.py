@@ -10,6 +10,7 @@ import tf_keras
 
 from edgeline.conversion import converter
 from edgeline.conversion.converter import Calibrated
+from edgeline.conversion.failures import RefusedGraphError
 from edgeline.data import calibration_set, reading
 from edgeline.errors import UserError
 from edgeline.keras_models import layers
@@ -63,7 +64,7 @@ def select(
     Raises:
       UserError: a pattern of keep_float or a kind of keep_float_ops matches nothing, or nothing is left to quantize.
       LadderError: no rung of `auto` holds.
-      ValueError: the converter cannot convert the model; says why.
+      ConversionError: the model cannot be converted or calibrated; says why.
     """
     loop.start(config.seed, deterministic=config.deterministic, threads=config.threads)
     graph_alone = graph_model.is_one(model_uri)
@@ -107,9 +108,9 @@ def _calibrate(
     for shapes in (io, converter.for_one_example(io)):
         try:
             return shapes, converter.calibrate(model, shapes, samples)
-        except converter.ConverterError as error:
+        except RefusedGraphError as error:
             errors.append(error)
-    raise ValueError(f"the converter failed: {' '.join(str(errors[0]).split())[:500]}") from errors[0]
+    raise errors[0]
 
 
 def kept_float(config: Quantize, calibrated: Calibrated) -> dict[str, list[str]]:

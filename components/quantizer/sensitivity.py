@@ -8,7 +8,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from edgeline.conversion import converter
 from edgeline.conversion.converter import Calibrated
-from edgeline.quantizer.scoring import THREADS, Scorer
+from edgeline.conversion.nodes import Node
+from edgeline.data.calibration_set import batches
+from edgeline.quantizer.scoring import Scorer
 
 SENSITIVITY_FILE = "sensitivity.json"
 
@@ -131,7 +132,7 @@ def compare(calibrated: Calibrated, samples: dict[str, np.ndarray]) -> list[Dama
     details = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
     twins = [op for op in interpreter._get_ops_details() if op["op_name"] == "NumericVerify"]
     sums: dict[str, _Sums] = {}
-    for sample in itertools.islice(converter.batches(samples, batch), _SAMPLES):
+    for sample in itertools.islice(batches(samples, batch), _SAMPLES):
         interpreter.reset_all_variables()
         for name, index in inputs.items():
             interpreter.set_tensor(index, sample[name])
@@ -169,7 +170,7 @@ def suspects(calibrated: Calibrated, damages: Sequence[Damage], count: int) -> l
     own = {damage.layer: damage.channel_sqnr_db for damage in damages}
     by_name = {node.name: node for node in calibrated.nodes}
 
-    def read(node: converter.Node) -> list[str]:
+    def read(node: Node) -> list[str]:
         """The layers that make what a node reads, those that only pass values on left out."""
         layers = []
         for source in (by_name[name] for name in node.inputs):
@@ -203,8 +204,7 @@ def analyse(calibrated: Calibrated, samples: dict[str, np.ndarray], scorer: Scor
     for layer in tried:
         own = calibrated.of([layer])
         kept += [[name for name in everything if name not in own], own]
-    with ThreadPoolExecutor(THREADS) as pool:
-        contents = list(pool.map(lambda names: converter.quantize(calibrated, names), kept))
+    contents = converter.quantize_each(calibrated, kept)
     reference, *scores = scorer.scores([calibrated.content, *contents], _EXAMPLES)
     drops = [scorer.drop(reference, score) for score in scores]
     drops_by_layer = {layer: (drops[2 * i], drops[2 * i + 1]) for i, layer in enumerate(tried)}

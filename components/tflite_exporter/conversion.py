@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import tf_keras
-from tensorflow.lite.python.convert import ConverterError
 
 from edgeline import files, layout
 from edgeline.conversion import checks, converter, trial
-from edgeline.conversion.trial import BatchError, ExportError, Trial
+from edgeline.conversion.failures import BatchError, ExportError, RefusedGraphError
+from edgeline.conversion.trial import Trial
 from edgeline.data import calibration_set
 from edgeline.model_io import graph_model, keras_file
 from edgeline.model_io.graph_model import GraphModel
@@ -67,14 +67,14 @@ def convert_for_any_batch(
     """Converts a model for any batch size, or where its operators do not allow that, for one example; see `convert`.
 
     Raises:
-      ExportError: operators are missing; names them and their layers.
+      ConversionError: operators are missing, named with their layers, or it cannot be converted.
     """
     try:
         content = convert(model, passport, calibration)
-    except ConverterError as error:
-        missing = sorted({fault.operator.name for fault in error.errors if "TensorList" in fault.operator.name})
+    except RefusedGraphError as error:
+        missing = [name for name in error.missing if "TensorList" in name]
         if not missing or graph_model.fixed_batch(passport.io) is not None:
-            raise _explained(error) from error
+            raise
         # a GRU's or LSTM's loop gathers its outputs in a list; with all sizes known the converter does without
         why = f"LiteRT has no {', '.join(missing)}, which the model needs where the batch size is open"
         return _convert_for_one(model, passport, calibration, why)
@@ -84,30 +84,8 @@ def convert_for_any_batch(
 def _convert_for_one(
     model: tf_keras.Model | GraphModel, passport: Passport, calibration: dict[str, np.ndarray], why: str
 ) -> Converted:
-    try:
-        content = convert(model, dataclasses.replace(passport, io=converter.for_one_example(passport.io)), calibration)
-    except ConverterError as error:
-        raise _explained(error) from error
+    content = convert(model, dataclasses.replace(passport, io=converter.for_one_example(passport.io)), calibration)
     return Converted(content, inspection.facts(content), why)
-
-
-def _explained(error: ConverterError) -> ExportError:
-    """Returns what the converter's pages of text come down to."""
-    options = {1: "allow_select_tf_ops", 2: "allow_custom_ops"}  # its codes ERROR_NEEDS_FLEX_OPS and ..._CUSTOM_OPS
-    reasons: dict[str, None] = {}
-    for fault in error.errors:
-        places = [inspection.layer_of(call.name.partition("@")[0]) for call in fault.location.call]
-        layer = next((place for place in places if place), "unknown")
-        if fault.error_code in options:
-            reasons[f"{fault.operator.name} (layer {layer}, {options[fault.error_code]})"] = None
-    if not reasons:
-        lines = [fault.error_message for fault in error.errors] or [str(error)]
-        return ExportError(f"the converter failed: {' '.join(lines[0].split())[:500]}")
-    return ExportError(
-        f"the model needs operators that are not LiteRT's own: {', '.join(reasons)}. Replace those "
-        "layers, or allow the "
-        f"operators by the option named with each, where the app brings them"
-    )
 
 
 def export(

@@ -65,7 +65,7 @@ def export(
       UserError: the model, the module and the data do not fit each other, the result does not hold, or the target
         cannot run it.
     """
-    from edgeline.conversion.trial import ExportError
+    from edgeline.conversion.failures import ExportError
     from edgeline.data import calibration_set
     from edgeline.model_io import graph_model, keras_file
     from edgeline.passport import Passport

@@ -18,9 +18,10 @@ from ml_metadata.proto import metadata_store_pb2
 from tfx.dsl.components.base.base_node import BaseNode
 from tfx.orchestration.pipeline import Pipeline
 
-from edgeline import files, layout
+from edgeline import files, layout, progress
+from edgeline.conversion import worker
 from edgeline.deployed import pointer_file, versions
-from edgeline.errors import UserError
+from edgeline.errors import MachineError, UserError
 from edgeline.pipelines.compression import create_pipeline
 from edgeline.pipelines.job import Job
 from edgeline.pipelines.root import Root
@@ -45,6 +46,39 @@ def _kept_checkpoints(folder: Path) -> Iterator[None]:
         yield
     finally:
         del os.environ[checkpoints.FOLDER_VARIABLE]
+
+
+class _Warming(logging.Handler):
+    """Starts the process that converts when the first training has begun, so that it is ready after it.
+
+    Attributes:
+      node_id: of the node that runs.
+    """
+
+    node_id = ""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._is_started = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # these two report what they do as well, and no conversion need follow
+        if self._is_started or not hasattr(record, "progress") or self.node_id in ("DataGate", "Evaluator"):
+            return
+        self._is_started = True
+        with contextlib.suppress(MachineError):  # the first conversion says so
+            worker.prepare()
+
+
+@contextlib.contextmanager
+def _listening(handler: logging.Handler) -> Iterator[None]:
+    """Lets a handler hear of the progress of steps."""
+    logger = logging.getLogger(progress.LOGGER_NAME)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def run(
@@ -81,13 +115,17 @@ def run(
         enable_cache=enable_cache,
     )
 
+    warming = _Warming()
+
     def tell(event: Event) -> None:
+        if event.state == "running":
+            warming.node_id = event.node_id
         view(event)
         listen(event)
 
     deployed_before = pointer_file.path_of(str(root.pushed)).get("version")
     start = time.monotonic()
-    with view, _kept_checkpoints(root.checkpoints):
+    with view, _kept_checkpoints(root.checkpoints), _listening(warming):
         result = LocalRunner(tell, functools.partial(_is_pushed, root)).run(pipeline)
     if all(node.state in ("done", "cached") for node in result.nodes.values()):
         shutil.rmtree(root.checkpoints, ignore_errors=True)

@@ -77,6 +77,7 @@ def append(path: Path, text: str) -> Callable[[], object]:
         ("data/reading.py", WITH_A_MODULE),
         ("model_module/hooks.py", WITH_A_MODULE),
         ("conversion/converter.py", {"quantizer", "tflite_exporter"}),
+        ("conversion/worker.py", {"quantizer", "tflite_exporter", "model_importer"}),
         ("conversion/trial.py", {"tflite_exporter"}),  # it runs in a process of its own
         ("tflite/device_cost.py", {"tflite_exporter", "evaluator"}),  # likewise
         ("keras_models/promise_checks.py", {"pruner", "clusterer", "quantizer", "tflite_exporter"}),

@@ -134,7 +134,7 @@ WEIGHTS8 = Scheme(
 def weights_only(
     model: tf_keras.Model, io: dict[str, Any], scheme: dict[str, Any], calibration: dict[str, np.ndarray]
 ) -> bytes:
-    content = converter.set_up(model, io, {**scheme, "scheme": "float32"}, calibration).convert()
+    content = converter.convert(model, io, {**scheme, "scheme": "float32"}, calibration)
     manager = recipe_manager.RecipeManager()
     manager.add_weight_only_config(".*", qtyping.TFLOperationName.ALL_SUPPORTED, 8)
     made = quantizer.Quantizer(bytearray(content), manager.get_quantization_recipe())

@@ -275,3 +275,42 @@ def test_help_does_not_import_tensorflow() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "prune80_cluster16_int8" in done.stdout
+
+
+# conversions that crash -----------------------------------------------------------------------------------------------
+
+#: Where x is 0 or less nothing gets through, by a logarithm that is infinite: the int8 quantizer crashes on it.
+MASKED = """
+def build_model():
+    x = keras.Input([4], name="x")
+    mask = tf.math.log(tf.concat([tf.nn.relu(x), tf.ones_like(x)], -1))
+    shares = tf.nn.softmax(keras.layers.Dense(8, name="score")(x) + mask)
+    return keras.Model(x, keras.layers.Dense(3, name="logits")(shares))
+"""
+
+
+@pytest.mark.slow
+def test_a_conversion_that_would_crash_rejects_its_candidate_alone(case: Case) -> None:
+    case.module.write_text(case.module.read_text() + MASKED)
+    write_data(case.data)
+    recipes = ("--recipe", "dynamic_range", "--recipe", "int8")
+    assert case.run(*recipes, "--max-drop", 1, "--output", "json") == 0, case.err
+    told = json.loads(case.out)
+    reasons = {candidate["name"]: " ".join(candidate["reasons"]) for candidate in told["candidates"]}
+    assert "layer tf.math.log (LOG, tensor" in reasons["int8"]
+    assert "infinite values" in reasons["int8"]
+    assert told["selected"] == "dynamic_range"
+    assert told["pushed"]
+    assert Path(told["report"]).exists()
+
+
+@pytest.mark.slow
+def test_conversions_that_are_killed_leave_a_report(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_data(case.data)
+    monkeypatch.setenv("EDGELINE_CONVERSION_TIMEOUT", "0.001")
+    assert case.run("--recipe", "dynamic_range", "--recipe", "int8", "--output", "json") == 1, case.err
+    told = json.loads(case.out)
+    for candidate in told["candidates"]:
+        assert "did not end within 0.001 s" in " ".join(candidate["reasons"])
+    assert (told["selected"], told["pushed"]) == (None, None)
+    assert Path(told["report"]).exists()

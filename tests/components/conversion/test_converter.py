@@ -8,6 +8,7 @@ import tf_keras
 
 from edgeline.conversion import converter
 from edgeline.conversion.converter import Calibrated
+from edgeline.conversion.nodes import _layers_in
 from edgeline.tflite import litert
 from edgeline.tflite.litert import TFLiteModel
 
@@ -68,9 +69,9 @@ def test_layers_of_models_within_models_are_found() -> None:
 
 def test_paths_are_searched_for_the_innermost_layer() -> None:
     layers = ["block", "block/conv", "conv", "Relu"]
-    assert converter._layers_in("model/block/conv/Conv2D", layers) == ["block/conv"]
-    assert converter._layers_in("model/conv/Relu;model/block/BiasAdd", layers) == ["conv", "block"]
-    assert converter._layers_in("StatefulPartitionedCall:0", layers) == []
+    assert _layers_in("model/block/conv/Conv2D", layers) == ["block/conv"]
+    assert _layers_in("model/conv/Relu;model/block/BiasAdd", layers) == ["conv", "block"]
+    assert _layers_in("StatefulPartitionedCall:0", layers) == []
 
 
 # what stays float -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
 from edgeline.conversion import converter, float_tflite
+from edgeline.conversion.failures import ConversionError
 from edgeline.errors import UserError
 from edgeline.model_importer import importing
 from edgeline.model_importer.config import Import, kind_of
@@ -20,6 +21,7 @@ from edgeline.model_io import graph_model
 from edgeline.model_io.graph_model import GraphModel, TFLiteGraph
 from edgeline.model_module import hooks
 from edgeline.model_module.hooks import ModelModule
+from edgeline.schemes import SCHEMES
 from edgeline.tflite import inspection, litert
 
 SAMPLES = np.random.default_rng(0).uniform(0, 1, [48, 8, 8, 3]).astype(np.float32)
@@ -62,7 +64,9 @@ def read(folder: Path, content: bytes, signature: str = "") -> tuple[bytes, dict
 
 def quantized(content: bytes, scheme: str, io_type: str = "float32", samples: np.ndarray = SAMPLES) -> bytes:
     how = {"scheme": scheme, "io_type": io_type}
-    return float_tflite.convert(content, how, ({"image": samples[i : i + 1]} for i in range(len(samples))))
+    batches = [{"image": samples[i : i + 1]} for i in range(len(samples))]
+    [made] = float_tflite.quantized(content, SCHEMES[scheme], how, batches if SCHEMES[scheme].calibrated else [])
+    return made
 
 
 # schemes --------------------------------------------------------------------------------------------------------------
@@ -133,7 +137,7 @@ def recurrent(layer: type[tf_keras.layers.Layer]) -> tuple[bytes, np.ndarray]:
 def test_loops_and_lstms() -> None:
     content, samples = recurrent(tf_keras.layers.GRU)
     for scheme in ("int8", "int16x8"):
-        with pytest.raises(ValueError, match=rf"{scheme} cannot be made of a TFLite model with loops \(WHILE\)"):
+        with pytest.raises(ConversionError, match=rf"{scheme} cannot be made of a TFLite model with loops \(WHILE\)"):
             quantized(content, scheme, samples=samples)
     expected = litert.TFLiteModel(content).run({"image": samples})["logits"]
     received = litert.TFLiteModel(quantized(content, "dynamic_range", samples=samples)).run({"image": samples})

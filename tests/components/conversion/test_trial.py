@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from edgeline import files
 from edgeline.conversion import trial
-from edgeline.conversion.trial import BatchError, ExportError
+from edgeline.conversion.failures import BatchError, ExportError
 from edgeline.isolation import limits
 
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras
 
 from edgeline import layout
-from edgeline.conversion.trial import ExportError
+from edgeline.conversion.failures import ExportError
 from edgeline.errors import UserError
 from edgeline.model_importer import importing
 from edgeline.model_importer.component import ModelImporter

@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
-from edgeline.conversion import checks, converter, trial
+from edgeline.conversion import checks, converter
+from edgeline.conversion.failures import ExportError
 from edgeline.keras_models import promise_checks
 from edgeline.keras_models.promise_kinds import kind_of
 from edgeline.model_io import keras_file
@@ -179,7 +180,7 @@ def test_integer_ports_with_layers_left_float(small: Any, tmp_path: Path) -> Non
     }
     facts = inspection.facts(converter.convert(wrapped, io, {"scheme": "qat8", "io_type": "uint8"}, {}))
     with pytest.raises(
-        trial.ExportError, match=r"qat8 computes on integers alone, but these operators stayed float: ELU \(lay"
+        ExportError, match=r"qat8 computes on integers alone, but these operators stayed float: ELU \(lay"
     ):
         checks.check_integers(facts, {"scheme": "qat8", "io_type": "uint8"})
     checks.check_integers(facts, {"scheme": "qat8", "io_type": "float32"})

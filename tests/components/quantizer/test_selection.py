@@ -9,6 +9,7 @@ import pytest
 import tf_keras
 
 from edgeline.conversion import converter
+from edgeline.conversion.nodes import nodes
 from edgeline.errors import UserError
 from edgeline.passport import Passport
 from edgeline.quantizer import quantization, selection, sensitivity
@@ -44,7 +45,7 @@ def test_layers_are_kept_by_pattern(collapsing: Any, tmp_path: Path) -> None:
     assert "sensitivity" not in passport.steps[-1]
     assert "examples" not in passport.steps[-1]["inputs"]
     content = converter.convert(collapsing.load(), passport.io, passport.scheme, collapsing.samples())
-    assert len([node for node in converter.nodes(content, None) if node.op == "FULLY_CONNECTED"]) == 4
+    assert len([node for node in nodes(content, None) if node.op == "FULLY_CONNECTED"]) == 4
 
 
 def test_auto_ends_in_a_scheme_that_the_exporter_knows(collapsing: Any, tmp_path: Path) -> None:

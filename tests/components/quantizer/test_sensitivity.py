@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeline.conversion.converter import Calibrated, Node
+from edgeline.conversion.converter import Calibrated
+from edgeline.conversion.nodes import Node
 from edgeline.quantizer import sensitivity
 from edgeline.quantizer.scoring import Scorer
 from edgeline.quantizer.sensitivity import Damage, _Sums

@@ -17,6 +17,7 @@ from google.protobuf import json_format
 
 from edgeline import files, schemes, targets
 from edgeline.conversion import checks
+from edgeline.conversion.failures import ExportError
 from edgeline.data import calibration_set, reading
 from edgeline.keras_models.promise_checks import BrokenPromiseError
 from edgeline.model_io import keras_file
@@ -27,7 +28,6 @@ from edgeline.tflite import litert
 from edgeline.tflite.litert import TFLiteModel
 from edgeline.tflite_exporter import conversion
 from edgeline.tflite_exporter.config import Export
-from edgeline.tflite_exporter.conversion import ExportError
 
 QAT_LAYERS = ["conv1", "norm", "relu", "conv2", "flatten", "hidden", "logits"]
 
@@ -363,7 +363,7 @@ def test_a_gru_takes_one_example_at_a_time(tiny_module: Path) -> None:
 @pytest.mark.slow
 def test_a_gru_cannot_be_calibrated(tiny_module: Path) -> None:
     # LiteRT's calibrator would take this process with it
-    with pytest.raises(ValueError, match=r"^int8 cannot be calibrated: .* crashes on loops, and memory is one"):
+    with pytest.raises(ExportError, match=r"^int8 cannot be calibrated: .* crashes on loops, and memory is one"):
         export_built(tiny_module, RECURRENT.format(kind="GRU"), "int8", shape=(6, 3))
 
 
