@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from edgeline.conversion import finite, float_tflite, tensorflow_converter, worker
+from edgeline.conversion import finite, float_tflite, tensorflow_converter, tflite_quantizer, worker
 from edgeline.conversion.nodes import Node, nodes
 from edgeline.data.calibration_set import batches
 from edgeline.model_io import graph_model, keras_file
@@ -90,7 +90,7 @@ def _by_number_types(
     samples = calibration if entry.calibrated else {}
     if isinstance(model, TFLiteGraph):
         [content] = worker.call(
-            float_tflite.quantized, _content(model, io), entry, scheme, _in_batches(samples, io)
+            tflite_quantizer.quantized, _content(model, io), entry, scheme, _in_batches(samples, io)
         )  # fmt: skip
         return content
     return _converted(model, io, entry, scheme, samples)

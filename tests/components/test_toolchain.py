@@ -77,7 +77,7 @@ def append(path: Path, text: str) -> Callable[[], object]:
         ("data/reading.py", WITH_A_MODULE),
         ("model_module/hooks.py", WITH_A_MODULE),
         ("conversion/converter.py", {"quantizer", "tflite_exporter"}),
-        ("conversion/worker.py", {"quantizer", "tflite_exporter", "model_importer"}),
+        ("conversion/worker.py", {"quantizer", "tflite_exporter"}),
         ("conversion/trial.py", {"tflite_exporter"}),  # it runs in a process of its own
         ("tflite/device_cost.py", {"tflite_exporter", "evaluator"}),  # likewise
         ("keras_models/promise_checks.py", {"pruner", "clusterer", "quantizer", "tflite_exporter"}),
@@ -276,7 +276,7 @@ def test_another_version_of_a_tool_changes_the_steps_that_import_it(
     version = tools._version
     newer = {"ai_edge_quantizer": "99"}
     anew = lambda: monkeypatch.setattr(tools, "_version", lambda name: newer.get(name) or version(name))  # noqa: E731
-    assert changed(package, anew) == {"model_importer", "quantizer", "tflite_exporter"}
+    assert changed(package, anew) == {"quantizer", "tflite_exporter"}
 
 
 def test_every_distribution_is_found_by_its_name() -> None:

@@ -12,7 +12,7 @@ import tf_keras
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
-from edgeline.conversion import converter, float_tflite
+from edgeline.conversion import converter, float_tflite, tflite_quantizer
 from edgeline.conversion.failures import ConversionError
 from edgeline.errors import UserError
 from edgeline.model_importer import importing
@@ -65,7 +65,7 @@ def read(folder: Path, content: bytes, signature: str = "") -> tuple[bytes, dict
 def quantized(content: bytes, scheme: str, io_type: str = "float32", samples: np.ndarray = SAMPLES) -> bytes:
     how = {"scheme": scheme, "io_type": io_type}
     batches = [{"image": samples[i : i + 1]} for i in range(len(samples))]
-    [made] = float_tflite.quantized(content, SCHEMES[scheme], how, batches if SCHEMES[scheme].calibrated else [])
+    [made] = tflite_quantizer.quantized(content, SCHEMES[scheme], how, batches if SCHEMES[scheme].calibrated else [])
     return made
 
 
