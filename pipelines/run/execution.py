@@ -43,6 +43,10 @@ def execute(prepared: Prepared, view: LiveView, journal: Journal, *, note: Calla
     request, job, window = prepared.request, prepared.job, prepared.window
     root, data = request.root, request.data
     root.make()
+    with view.status("loading TensorFlow"):
+        from edgeline.training import loop
+    # all steps run in this process, and its first operation settles it: that of whoever reads the data below
+    loop.use_threads(job.finetune.threads)
     if data is None:
         data = root.data
         if not data.exists():
@@ -64,9 +68,6 @@ def execute(prepared: Prepared, view: LiveView, journal: Journal, *, note: Calla
     with view.status("loading TensorFlow and TFX"):
         from edgeline.pipelines import compression
         from edgeline.pipelines.run import session
-        from edgeline.training import loop
-    # all steps run in this process, and the first one that is no training would settle it
-    loop.use_threads(job.finetune.threads)
     compression.check(job)
     examples = compression.import_spans(window) if window else compression.import_examples(data)
     schema = compression.import_schema(request.schema, root) if request.schema else None
