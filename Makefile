@@ -1,6 +1,6 @@
 # make run    everything set up, then the whole pipeline on the bundled digits
 # make test   everything set up, then the tests
-# make campaign  everything set up, then every command killed 100 times and run again; half an hour
+# make campaign  everything set up, then every command killed 100 times and run again; an hour or two
 # make docs   everything set up, then the documentation in build/site
 
 # tests of one file share what they made, and tests/conftest.py says which files come first; each process takes up to
