@@ -173,6 +173,15 @@ def show(outcome: Outcome) -> tuple[int, str]:
     return code, out.getvalue()
 
 
+def test_the_table_fits_80_columns(run: Run) -> None:
+    outcome = run(name="prune80_cluster16_int8")
+    out = io.StringIO()
+    terminal = console.Terminal(Console(file=out, width=80, force_terminal=True), Console(file=io.StringIO()))
+    verdict.show(outcome, Path("a.log"), Namespace(debug=False, output="table"), terminal)
+    assert "▶ prune80_cluster16_int8" in out.getvalue()
+    assert "…" not in out.getvalue()
+
+
 def test_the_terminal_says_what_the_split_cannot_tell(run: Run) -> None:
     outcome = run()
     assert outcome.report is not None
