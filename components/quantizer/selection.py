@@ -66,7 +66,7 @@ def select(
       LadderError: no rung of `auto` holds.
       ConversionError: the model cannot be converted or calibrated; says why.
     """
-    loop.start(config.seed, deterministic=config.deterministic, threads=config.threads)
+    loop.start(config.seed, deterministic=config.deterministic)
     graph_alone = graph_model.is_one(model_uri)
     model = graph_model.load(model_uri, passport.io) if graph_alone else keras_file.load(model_uri, module)
     samples, _ = calibration_set.read(calibration_uri)

@@ -254,6 +254,11 @@ def test_a_killed_run_goes_on_from_its_last_epoch(digits_data: Path, tmp_path: P
         outcomes.append(json.loads(done.stdout))
     assert outcomes[0]["steps"]["cached"] >= 3
     assert Path(outcomes[0]["pushed"]).read_bytes() == Path(outcomes[1]["pushed"]).read_bytes()
+    # the number of threads was settled before TensorFlow did anything, as the check of the data is the first to use it
+    for passport in tmp_path.glob("*/artifacts/*/*/*/passport.json"):
+        steps = json.loads(passport.read_text())["steps"]
+        assert [step for step in steps if "threads_in_use" in step] == []
+        assert steps[0]["config"]["threads"] == 8
     [history] = (tmp_path / "killed" / "artifacts" / "Pruner.prune80" / "model_run").glob("*/history.json")
     assert len(json.loads(history.read_text())["history"]["loss"]) == 6
     assert not (tmp_path / "killed" / ".checkpoints").exists()
