@@ -4,10 +4,12 @@ import gzip
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,12 +307,21 @@ def test_a_conversion_that_would_crash_rejects_its_candidate_alone(case: Case) -
 
 
 @pytest.mark.slow
-def test_conversions_that_are_killed_leave_a_report(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversion_that_is_killed_rejects_its_candidate_alone(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeline.conversion import tensorflow_converter, worker
+
+    called = worker.call
+
+    def call(function: Callable[..., list[bytes]], *arguments: Any) -> list[bytes]:
+        if function is tensorflow_converter.convert and arguments[2]["scheme"] == "int8":
+            return called(signal.raise_signal, signal.SIGKILL)  # as the kernel does where memory runs out
+        return called(function, *arguments)
+
+    monkeypatch.setattr(worker, "call", call)
     write_data(case.data)
-    monkeypatch.setenv("EDGELINE_CONVERSION_TIMEOUT", "0.001")
-    assert case.run("--recipe", "dynamic_range", "--recipe", "int8", "--output", "json") == 1, case.err
+    recipes = ("--recipe", "int8", "--recipe", "dynamic_range")
+    assert case.run(*recipes, "--max-drop", 1, "--output", "json") == 0, case.err
     told = json.loads(case.out)
-    for candidate in told["candidates"]:
-        assert "did not end within 0.001 s" in " ".join(candidate["reasons"])
-    assert (told["selected"], told["pushed"]) == (None, None)
-    assert Path(told["report"]).exists()
+    reasons = {candidate["name"]: " ".join(candidate["reasons"]) for candidate in told["candidates"]}
+    assert "killed with SIGKILL: most likely memory ran out" in reasons["int8"]
+    assert (told["selected"], Path(told["report"]).exists()) == ("dynamic_range", True)
