@@ -186,7 +186,7 @@ def finish_rollback(push_to: str, log: Callable[[Rollback], None] = lambda rollb
         begun = Rollback(**json.loads(files.read_bytes(path)), resumed=True)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):  # cut off by who writes without renaming: nothing had begun
+    except (ValueError, TypeError, RecursionError):  # cut off by who writes without renaming: nothing had begun
         _forget(push_to)
         return None
     log(begun)
