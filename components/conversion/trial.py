@@ -115,7 +115,6 @@ def main(model: str, inputs: str, outputs: str, batch: str, timeout_seconds: str
       batch: of `run`.
       timeout_seconds: of `run`.
     """
-    limits.limit_this_process(limits.memory_bytes())
     samples = files.read_arrays(inputs)
 
     def first(count: int, start: int = 0) -> dict[str, np.ndarray]:
@@ -153,4 +152,5 @@ def _say(stage: str) -> None:
 
 
 if __name__ == "__main__":
+    limits.limit_this_process(limits.memory_bytes())
     main(*sys.argv[1:])
