@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from edgeline.model_module.hooks import ModelModule
 
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+# in the background, and under nohup, a process has these ignored, and so would have all that the tests start
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 # the process that deals tests to the workers of pytest-xdist runs none: they need not wait for its imports
 if "PYTEST_XDIST_WORKER" in os.environ or "-n" not in sys.argv:

@@ -449,21 +449,6 @@ def test_a_log_on_a_full_disk_is_no_noise(tmp_path: Path, capfd: pytest.CaptureF
 # stopped from outside
 
 
-@pytest.fixture
-def by_default() -> Iterator[None]:
-    """Signals as a terminal has them: tests that run in the background, or under nohup, inherit some as ignored."""
-    defaults = {
-        signal.SIGINT: signal.default_int_handler,
-        signal.SIGTERM: signal.SIG_DFL,
-        signal.SIGHUP: signal.SIG_DFL,
-    }
-    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("by_default")
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
@@ -486,7 +471,6 @@ def test_signals(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     assert (night.verdict, night.exit_code) == ("interrupted", code)
 
 
-@pytest.mark.usefixtures("by_default")
 def test_a_signal_that_was_made_an_error_of(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Beam does, and TensorFlow where it calls Python."""
 
