@@ -37,6 +37,7 @@ from edgeline.model_module.module_source import Source
 from edgeline.pipelines import compression, recipes
 from edgeline.pipelines.job import Job
 from edgeline.pipelines.root import Root
+from edgeline.pipelines.run import published_files
 from edgeline.recipe import Recipe
 from edgeline.report import report_file
 from edgeline.report.schema import Report
@@ -281,13 +282,15 @@ def whole_run(recipe_names: tuple[str, ...]) -> Job:
 
 
 def what_matters(seen: dict[str, Json]) -> dict[str, Json]:
-    """Returns what executors were given without what only the orchestrators write, and nothing of ours reads."""
+    """Returns what executors were given without what only the orchestrators write, and no executor reads."""
     written_by_tfx = ("is_external", "tfx_version", "span", "input_fingerprint")
     written_by_kfp = ("display_name", "store_session_info")
+    read_by_the_local_cache = (published_files.SHA256, published_files.BYTES)
+    unread = {*written_by_tfx, *written_by_kfp, *read_by_the_local_cache}
     for given in (
         artifact for node in seen.values() for artifacts in node["inputs"].values() for artifact in artifacts
     ):
-        custom = {k: v for k, v in given["custom"].items() if k not in (*written_by_tfx, *written_by_kfp)}
+        custom = {k: v for k, v in given["custom"].items() if k not in unread}
         if custom.pop("current_model_id", None):  # a number here, a name there; both have the path too
             custom["current_model"] = recorder.node_of(custom["current_model"])
         given["custom"] = custom
