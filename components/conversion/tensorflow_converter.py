@@ -140,6 +140,8 @@ def _checked_calibration(
 
 def _explained(error: ConverterError) -> RefusedGraphError:
     """Returns what the converter's pages of text come down to."""
+    # also of faults that no option mends: without its lists of tensors a recurrent layer is tried with all sizes known
+    missing = tuple(sorted({fault.operator.name for fault in error.errors if fault.operator.name}))
     reasons: dict[str, None] = {}
     for fault in error.errors:
         places = [inspection.layer_of(call.name.partition("@")[0]) for call in fault.location.call]
@@ -148,11 +150,11 @@ def _explained(error: ConverterError) -> RefusedGraphError:
             reasons[f"{fault.operator.name} (layer {layer}, {_OPTIONS[fault.error_code]})"] = None
     if not reasons:
         lines = [fault.error_message for fault in error.errors] or [str(error)]
-        return RefusedGraphError(f"the converter failed: {in_one_line(lines[0])}")
+        return RefusedGraphError(f"the converter failed: {in_one_line(lines[0])}", missing)
     return RefusedGraphError(
         f"the model needs operators that are not LiteRT's own: {', '.join(reasons)}. Replace those layers, or allow "
         f"the operators by the option named with each, where the app brings them",
-        tuple(sorted({fault.operator.name for fault in error.errors})),
+        missing,
     )
 
 
