@@ -18,8 +18,9 @@ import tf_keras
 
 from edgeline.errors import UserError
 
-#: How far the twin's outputs may be from the original's, as a fraction of the largest output.
-TOLERANCE = 1e-5
+#: How far the twin's outputs may be from the original's, as a fraction of the largest output. Rounding grows with
+#: depth: to 4e-5 in an untrained EfficientNetV2S.
+TOLERANCE = 1e-4
 
 #: Options that decide how fast or from which seed, never what comes out of inference.
 _HARMLESS = ("autocast", "build_config", "dtype", "flash_attention", "quantization_config", "seed", "use_cudnn")

@@ -357,6 +357,7 @@ WITHOUT_A_TWIN = {("ConvNeXtTiny", keras, "keras"), ("InceptionResNetV2", keras,
 def test_an_application_loads(tmp_path: Path, name: str, library: Any) -> None:
     # 75 is the smallest that InceptionResNetV2 takes
     size = 96 if name == "InceptionResNetV2" else 64
+    library.utils.set_random_seed(0)
     model = getattr(library.applications, name)(input_shape=(size, size, 3), weights=None, classes=10)
     image = np.random.default_rng(0).uniform(0, 1, [1, size, size, 3]).astype("float32")
     expected = np.asarray(model(image))
@@ -372,4 +373,4 @@ def test_an_application_loads(tmp_path: Path, name: str, library: Any) -> None:
             with pytest.raises(UserError, match="without a twin in tf-keras"):
                 load(path)
         else:
-            np.testing.assert_allclose(load(path)(image), expected, atol=1e-5)
+            np.testing.assert_allclose(load(path)(image), expected, rtol=1e-4, atol=1e-5)
