@@ -39,11 +39,12 @@ if "PYTEST_XDIST_WORKER" in os.environ or "-n" not in sys.argv:
 
 
 # what tests of several folders import by its name
-_spec = importlib.util.spec_from_file_location("power_cut", Path(__file__).with_name("power_cut.py"))
-assert _spec is not None
-assert _spec.loader is not None
-sys.modules["power_cut"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules["power_cut"])
+for _name in ("command_line", "power_cut"):
+    _spec = importlib.util.spec_from_file_location(_name, Path(__file__).with_name(f"{_name}.py"))
+    assert _spec is not None
+    assert _spec.loader is not None
+    sys.modules[_name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_name])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

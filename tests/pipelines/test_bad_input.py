@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from command_line import CommandLine
 
 from edgeline.data.data_folder import SPLITS
 from edgeline.pipelines.cli import main
@@ -49,33 +50,28 @@ def write_data(folder: Path, edit: Edit = lambda row: {}, split: str = "train", 
     return folder
 
 
-class Case:
+class Case(CommandLine):
     """Runs `edgeline run` on the tiny module."""
 
     def __init__(self, module: Path, folder: Path, capfd: pytest.CaptureFixture[str]):
+        super().__init__(capfd)
         self.module = module
         self.root = folder / "root"
         self.data = folder / "data"
-        self._capfd = capfd
-        self.out = self.err = ""
 
     def run(self, *arguments: object) -> int:
-        self._capfd.readouterr()
-        asked = [
-            "--module",
-            self.module,
-            "--data",
-            self.data,
-            "--root",
-            self.root,
-            "--epochs",
-            1,
-            "--finetune-epochs",
-            1,
-        ]
-        code = main.main([str(part) for part in ("run", *asked, *arguments)])
-        self.out, self.err = self._capfd.readouterr()
-        return code
+        given = ("--module", self.module, "--data", self.data, "--root", self.root)
+        return self("run", *given, "--epochs", 1, "--finetune-epochs", 1, *arguments)
+
+    def rejected(self, *recipes: str, but: str) -> dict[str, str]:
+        """Runs, and returns why candidates were rejected, after checking that this one alone was pushed."""
+        named = [part for name in recipes for part in ("--recipe", name)]
+        assert self.run(*named, "--max-drop", 1, "--output", "json") == 0, self.err
+        told = json.loads(self.out)
+        assert told["selected"] == but
+        assert told["pushed"]
+        assert Path(told["report"]).exists()
+        return {candidate["name"]: " ".join(candidate["reasons"]) for candidate in told["candidates"]}
 
     def refused(self, *arguments: object) -> str:
         """Runs, and returns the error after checking that it is one clear message with exit code 2."""
@@ -295,15 +291,9 @@ def build_model():
 def test_a_conversion_that_would_crash_rejects_its_candidate_alone(case: Case) -> None:
     case.module.write_text(case.module.read_text() + MASKED)
     write_data(case.data)
-    recipes = ("--recipe", "dynamic_range", "--recipe", "int8")
-    assert case.run(*recipes, "--max-drop", 1, "--output", "json") == 0, case.err
-    told = json.loads(case.out)
-    reasons = {candidate["name"]: " ".join(candidate["reasons"]) for candidate in told["candidates"]}
+    reasons = case.rejected("dynamic_range", "int8", but="dynamic_range")
     assert "layer tf.math.log (LOG, tensor" in reasons["int8"]
     assert "infinite values" in reasons["int8"]
-    assert told["selected"] == "dynamic_range"
-    assert told["pushed"]
-    assert Path(told["report"]).exists()
 
 
 @pytest.mark.slow
@@ -319,9 +309,5 @@ def test_a_conversion_that_is_killed_rejects_its_candidate_alone(case: Case, mon
 
     monkeypatch.setattr(worker, "call", call)
     write_data(case.data)
-    recipes = ("--recipe", "int8", "--recipe", "dynamic_range")
-    assert case.run(*recipes, "--max-drop", 1, "--output", "json") == 0, case.err
-    told = json.loads(case.out)
-    reasons = {candidate["name"]: " ".join(candidate["reasons"]) for candidate in told["candidates"]}
+    reasons = case.rejected("int8", "dynamic_range", but="dynamic_range")
     assert "killed with SIGKILL: most likely memory ran out" in reasons["int8"]
-    assert (told["selected"], Path(told["report"]).exists()) == ("dynamic_range", True)

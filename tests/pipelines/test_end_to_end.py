@@ -15,10 +15,10 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from command_line import CommandLine
 
 from edgeline.passport import Passport
 from edgeline.pipelines import compression, recipes
-from edgeline.pipelines.cli import main
 from edgeline.pipelines.job import Job
 from edgeline.pipelines.root import Root
 from edgeline.report import report_file, schema
@@ -28,18 +28,8 @@ from edgeline.tflite.litert import TFLiteModel
 RECIPES = ("int8_io", "qat8", "prune80_cluster16_int8")
 
 
-class Edgeline:
-    """Runs the command line in this process, whose imports are paid for, and keeps what it printed."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str]):
-        self._capfd = capfd
-        self.out = self.err = ""
-
-    def __call__(self, *arguments: object) -> int:
-        self._capfd.readouterr()
-        code = main.main([str(argument) for argument in arguments])
-        self.out, self.err = self._capfd.readouterr()
-        return code
+class Edgeline(CommandLine):
+    """The command line, and what it says for machines."""
 
     def json(self, *arguments: object) -> dict[str, Any]:
         """Runs with --output json and returns the line."""

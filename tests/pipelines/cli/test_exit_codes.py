@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import CommandLine
 
 from edgeline.errors import UserError
 from edgeline.pipelines import console, endings, stopping
-from edgeline.pipelines.cli import listing, main
+from edgeline.pipelines.cli import listing
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import events, lineage
 from edgeline.pipelines.root import Root
@@ -36,18 +37,8 @@ START = (
 LATIN = os.fsdecode(b"caf\xe9")
 
 
-class Shell:
-    """Runs commands in this process."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str]):
-        self._capfd = capfd
-        self.out = self.err = ""
-
-    def __call__(self, *arguments: object) -> int:
-        self._capfd.readouterr()
-        code = main.main([str(part) for part in arguments])
-        self.out, self.err = self._capfd.readouterr()
-        return code
+class Shell(CommandLine):
+    """The command line, and how it refuses."""
 
     def refused(self, *arguments: object) -> str:
         """Runs, and returns the one line of an error that the user can mend."""
