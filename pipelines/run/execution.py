@@ -43,6 +43,8 @@ def execute(prepared: Prepared, view: LiveView, journal: Journal, *, note: Calla
     request, job, window = prepared.request, prepared.job, prepared.window
     root, data = request.root, request.data
     root.make()
+    if job.model is not None:
+        fork_server.start()  # which imports TensorFlow while this process does
     with view.status("loading TensorFlow"):
         from edgeline.training import loop
     # all steps run in this process, and its first operation settles it: that of whoever reads the data below
@@ -63,9 +65,7 @@ def execute(prepared: Prepared, view: LiveView, journal: Journal, *, note: Calla
         from edgeline.pipelines.records import lineage
 
         lineage.wait_until_unlocked(root.metadata_db, write=True, note=note)
-    if job.model is not None:
-        fork_server.start()  # which imports TensorFlow, too
-    with view.status("loading TensorFlow and TFX"):
+    with view.status("loading TFX"):
         from edgeline.pipelines import compression
         from edgeline.pipelines.run import session
     compression.check(job)

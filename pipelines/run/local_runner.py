@@ -132,7 +132,8 @@ class LocalRunner(tfx_runner.IrBasedRunner):
                 self._listener(Event(node_id, "running"))
                 start = time.monotonic()
                 try:
-                    result = _launch_or_stop(node, ir, deployment, connection, published)
+                    with _signals_heeded():
+                        result = _launch(node, ir, deployment, connection, published)
                 except Exception as error:
                     logging.exception("Step %s failed.", node_id)
                     result = _failure(error, time.monotonic() - start)
@@ -148,23 +149,17 @@ class LocalRunner(tfx_runner.IrBasedRunner):
         return results
 
 
-def _launch_or_stop(
-    node: pipeline_pb2.PipelineNode,
-    ir: pipeline_pb2.Pipeline,
-    deployment: message.Message,
-    connection: message.Message,
-    published: PublishedFiles,
-) -> NodeResult:
-    """Launches a node; raises `Stopped` where a signal came meanwhile, whatever Beam or TensorFlow have made of it."""
+@contextlib.contextmanager
+def _signals_heeded() -> Iterator[None]:
+    """Raises `Stopped` where a signal came while a node ran, whatever Beam or TensorFlow have made of it."""
     try:
-        result = _launch(node, ir, deployment, connection, published)
+        yield
     except SystemExit as error:  # of code that the node calls: the process is not its to end
         raise RuntimeError(endings.of(error).text) from error
     except Exception:
         stopping.check()
         raise
     stopping.check()
-    return result
 
 
 class _Launcher(launcher.Launcher):
