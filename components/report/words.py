@@ -322,21 +322,26 @@ def worst_slices(
     return sorted(rows, key=lambda row: -math.inf if row.drop is None else row.drop, reverse=True)
 
 
+def _examples_by_class(report: Report) -> list[tuple[str, int]]:
+    """Returns the classes' names and how many examples of each were evaluated; empty: nothing was classified."""
+    scores = report.baseline.classification
+    counts = [of_class.examples for of_class in scores.per_class] if scores else []
+    return list(zip(class_names(len(counts), report.dataset.label_names), counts, strict=True))
+
+
 def without_examples(report: Report) -> str | None:
     """Says of which classes the evaluated split has no example; None where it has one of each, or is not classified.
 
     Args:
         report: all of it.
     """
-    scores = report.baseline.classification
-    per_class = scores.per_class if scores else ()
-    names = class_names(len(per_class), report.dataset.label_names)
-    absent = [name for name, of_class in zip(names, per_class, strict=True) if not of_class.examples]
+    counts = _examples_by_class(report)
+    absent = [name for name, count in counts if not count]
     if not absent:
         return None
     named = ", ".join(absent[:_NAMED_CLASSES]) + (", …" if len(absent) > _NAMED_CLASSES else "")
     return (
-        f"The {report.dataset.split} split has no example of {len(absent)} of {len(per_class)} classes ({named}): "
+        f"The {report.dataset.split} split has no example of {len(absent)} of {len(counts)} classes ({named}): "
         f"nothing here says what becomes of them."
     )
 
@@ -351,15 +356,15 @@ def at_chance_level(report: Report) -> str | None:
     Args:
       report: all of it.
     """
-    metric, scores = report.budget.metric, report.baseline.classification
+    metric, counts = report.budget.metric, _examples_by_class(report)
     model = report.candidate(report.selected or report.closest) or report.baseline
-    value, counts = model.value(metric), [of_class.examples for of_class in scores.per_class] if scores else []
-    if metric not in _ACCURACIES or value is None or not sum(counts):
+    value, total = model.value(metric), sum(count for _, count in counts)
+    if metric not in _ACCURACIES or value is None or not total:
         return None
-    share = max(counts) / sum(counts)
-    if value > share + _NORMAL_95 * math.sqrt(share * (1 - share) / sum(counts)):
+    commonest, most = max(counts, key=lambda pair: pair[1])
+    share = most / total
+    if value > share + _NORMAL_95 * math.sqrt(share * (1 - share) / total):
         return None
-    commonest = class_names(len(counts), report.dataset.label_names)[counts.index(max(counts))]
     name = "the baseline" if model is report.baseline else model.name
     return (
         f"{metric.capitalize()} is at chance level: {name} has {value:.4f}, and always to answer {commonest}, the "

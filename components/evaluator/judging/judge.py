@@ -42,6 +42,7 @@ class Judge:
         self._name = name
         self._baseline = baseline
         self.baseline_quality = self.quality(baseline)
+        self._baseline_undefined = self._metrics.undefined(baseline.overall).get(budget.metric)
         self._slices = {key: self._value(state) for key, state in baseline.slices.items()}
         for named in budget.max_slice_drops:
             if not any(matches(key, named) for key in baseline.slices):
@@ -135,8 +136,9 @@ class Judge:
 
     def _undefined(self, result: Evaluated) -> str | None:
         """Returns why the budget's metric has no value, of a model or of the baseline; None where both have one."""
-        for model, state in (("", result.overall), ("the baseline's ", self._baseline.overall)):
-            if (why := self._metrics.undefined(state).get(self.budget.metric)) is not None:
+        own = self._metrics.undefined(result.overall).get(self.budget.metric)
+        for model, why in (("", own), ("the baseline's ", self._baseline_undefined)):
+            if why is not None:
                 return f"{model}{self.budget.metric} has no value on the eval split: {why}"
         return None
 
@@ -152,10 +154,11 @@ class Judge:
             if key in self._slices and not isinstance(model, BaselineReport):
                 drop = self._drop(self._slices[key], values[self.budget.metric])
             slices.append(SliceReport(features=dict(key), examples=state.examples, metrics=values, drop=drop))
+        metrics, undefined = self._metrics.read(result.overall)
         return dataclasses.replace(
             model,
-            metrics=self._metrics.result(result.overall),
-            undefined=self._metrics.undefined(result.overall),
+            metrics=metrics,
+            undefined=undefined,
             classification=result.classes.report(self._task) if result.classes and self._task else None,
             comparison=result.comparison.report() if result.comparison else None,
             slices=tuple(slices),

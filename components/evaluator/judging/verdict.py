@@ -112,17 +112,7 @@ def reasons(budget: Budget, baseline: float, candidate: Measured) -> list[str]:
             f"the baseline has {baseline:.4g}"
         )
     texts += _slice_reasons(budget, candidate.slices)
-    lost = math.nan if candidate.deployed_drop is None else candidate.deployed_drop
-    if candidate.deployed_drop is None or budget.max_deployed_drop is None or candidate.undefined is not None:
-        pass  # there is nothing to compare
-    elif math.isnan(lost):
-        texts.append(f"the deployed model's {budget.metric} has no value on the eval split (--max-deployed-drop)")
-    elif exceeds(lost, budget.max_deployed_drop):
-        worse = f"; worse in {_list(candidate.worse_slices)}" if candidate.worse_slices else ""
-        texts.append(
-            f"{budget.metric} is {candidate.deployed_drop:.4g} worse than the deployed model's, which exceeds "
-            f"{budget.max_deployed_drop:g} (--max-deployed-drop){worse}"
-        )
+    texts += _deployed_reasons(budget, candidate)
     for name, allowed in budget.limits.items():
         limit, value = LIMITS[name], candidate.costs.get(name)
         if value is None:
@@ -134,8 +124,10 @@ def reasons(budget: Budget, baseline: float, candidate: Measured) -> list[str]:
 
 
 def _slice_reasons(budget: Budget, judged: Sequence[SliceDrop]) -> list[str]:
-    worst = [(-math.inf if math.isnan(s.drop) else s.limit - s.drop, s.name, s) for s in judged]
-    over = [s for *_, s in sorted(worst, key=lambda item: item[:2]) if exceeds(s.drop, s.limit)]
+    def margin(s: SliceDrop) -> tuple[float, str]:
+        return (-math.inf if math.isnan(s.drop) else s.limit - s.drop), s.name
+
+    over = sorted((s for s in judged if exceeds(s.drop, s.limit)), key=margin)
     texts = [
         f"{budget.metric} has no value in {s.name} ({s.examples:,} examples), where the budget limits its drop"
         if math.isnan(s.drop)
@@ -145,6 +137,21 @@ def _slice_reasons(budget: Budget, judged: Sequence[SliceDrop]) -> list[str]:
     if len(over) > _NAMED:
         texts.append(f"{budget.metric} drop exceeds its limit in {_more(len(over) - _NAMED)}")
     return texts
+
+
+def _deployed_reasons(budget: Budget, candidate: Measured) -> list[str]:
+    lost, allowed = candidate.deployed_drop, budget.max_deployed_drop
+    if lost is None or allowed is None or candidate.undefined is not None:
+        return []  # there is nothing to compare
+    if math.isnan(lost):
+        return [f"the deployed model's {budget.metric} has no value on the eval split (--max-deployed-drop)"]
+    if not exceeds(lost, allowed):
+        return []
+    worse = f"; worse in {_list(candidate.worse_slices)}" if candidate.worse_slices else ""
+    return [
+        f"{budget.metric} is {lost:.4g} worse than the deployed model's, which exceeds {allowed:g} "
+        f"(--max-deployed-drop){worse}"
+    ]
 
 
 def _list(slices: Sequence[SliceDrop]) -> str:

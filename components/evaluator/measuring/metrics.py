@@ -157,18 +157,22 @@ class CompiledMetrics:
         return State(len(outputs[0]), scores.values.sum(axis=0), scores.weights.sum(axis=0), others)
 
     def result(self, state: State) -> dict[str, float]:
-        """Returns the loss and the metrics by name, of all batches that went into a state; NaN what is undefined.
+        """Returns the loss and the metrics by name, see `read`."""
+        return self.read(state)[0]
+
+    def undefined(self, state: State) -> dict[str, str]:
+        """Returns why metrics have no value, by name, see `read`."""
+        return self.read(state)[1]
+
+    def read(self, state: State) -> tuple[dict[str, float], dict[str, str]]:
+        """Reads a state as numbers.
+
+        Returns:
+          By name, the loss and the metrics of all batches that went into it, NaN what is undefined; and why those are.
 
         Raises:
           ValueError: no batch went into it.
         """
-        return self._read(state)[0]
-
-    def undefined(self, state: State) -> dict[str, str]:
-        """Returns why metrics have no value, by name: those that `result` says are NaN."""
-        return self._read(state)[1]
-
-    def _read(self, state: State) -> tuple[dict[str, float], dict[str, str]]:
         if state.sums is None or state.totals is None:
             raise ValueError("no examples were evaluated")
         with np.errstate(invalid="ignore", divide="ignore"):  # all weights of a slice may be 0
