@@ -20,6 +20,26 @@ class MachineError(Exception):
     """The machine cannot do what every candidate needs, such as starting a process."""
 
 
+def first_line(error: BaseException) -> str:
+    r"""Returns the first line of an error's message, or the one in which Keras says why, at most 500 characters.
+
+    >>> first_line(ValueError("no such layer\nat all")), first_line(KeyError())
+    ('no such layer', 'KeyError')
+    """
+    # before it Keras shows a whole config
+    reason = str(error).rpartition("Exception encountered: ")[2].strip()
+    return (reason.splitlines() or [type(error).__name__])[0][:500]
+
+
+def in_one_line(message: str) -> str:
+    r"""Returns a message without line breaks, and not all of it where it is a page.
+
+    >>> in_one_line("no such layer\n  at all")
+    'no such layer at all'
+    """
+    return " ".join(message.split())[:500]
+
+
 def nearest(name: str, known: Iterable[str], most: int = 1) -> list[str]:
     """Returns the known names that a mistyped one may stand for, the nearest first; none where none is near.
 

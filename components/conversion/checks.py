@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -287,7 +286,7 @@ def reference(
 
 def _reference_of_graph(model: GraphModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     what = "the imported graph"
-    with tempfile.TemporaryDirectory(prefix="edgeline-", ignore_cleanup_errors=True) as folder:
+    with fork_server.answer_folder() as folder:
         files.write_arrays(Path(folder, _INPUTS), inputs)
         function = f"{__name__}:{run_graph.__name__}"
         arguments = {"model": str(Path(model.folder).absolute()), "io": model.io}

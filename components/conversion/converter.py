@@ -22,6 +22,7 @@ from edgeline.data.calibration_set import batches
 from edgeline.model_io import graph_model, keras_file
 from edgeline.model_io.graph_model import GraphModel, TFLiteGraph
 from edgeline.schemes import SCHEMES, Scheme
+from edgeline.tflite.litert import DEFAULT_SIGNATURE
 
 #: What `quantize` makes of a model, and what it can make of all but some of its operators.
 _BY_OPERATOR = "int8"
@@ -122,7 +123,7 @@ def _converted(
 def _saved(infer: Any, model: tf_keras.Model | GraphModel) -> Iterator[str]:
     """Yields the folder of a SavedModel, whose signature `serving_default` is a function of a model's."""
     options = tf.saved_model.SaveOptions(save_debug_info=True)  # by which errors name layers
-    signatures = {"serving_default": infer}
+    signatures = {DEFAULT_SIGNATURE: infer}
     with tempfile.TemporaryDirectory(prefix="edgeline-") as folder:
         try:
             tf.saved_model.save(_holder(infer, model), folder, signatures, options)

@@ -9,7 +9,7 @@ from typing import Any
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils
 
-from edgeline.errors import UserError
+from edgeline.errors import UserError, in_one_line
 from edgeline.tflite import inspection
 from edgeline.tflite.litert import DEFAULT_SIGNATURE, TFLiteModel, default_signature
 
@@ -55,7 +55,7 @@ def read(path: Path, signature: str | None = None) -> tuple[bytes, dict[str, Any
         if all(-1 not in port.shape[1:] for port in runner.inputs):
             runner.resize(1)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"model {path} cannot be run by LiteRT: {' '.join(str(error).split())[:500]}") from error
+        raise UserError(f"model {path} cannot be run by LiteRT: {in_one_line(str(error))}") from error
     structure = inspection.structure(content)
     ports = {side: [_port(port) for port in structure[side]] for side in ("inputs", "outputs")}
     for port in ports["inputs"]:

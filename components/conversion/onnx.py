@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgeline import files
-from edgeline.errors import UserError
+from edgeline.errors import UserError, first_line
 
 #: What onnxruntime has read since 2022.
 DEFAULT_OPSET = 17
@@ -70,9 +70,9 @@ def export(
                 f"before a max pooling for the least of all numbers; give that pooling padding='same', or no padding"
             ) from error
     except (failures.Fail, failures.InvalidGraph, failures.NotImplemented, failures.InvalidArgument) as error:
-        raise UserError(f"the model as ONNX cannot be run by onnxruntime: {_first_line(error)}") from error
+        raise UserError(f"the model as ONNX cannot be run by onnxruntime: {first_line(error)}") from error
     except (ValueError, ExportError) as error:
-        raise UserError(f"the model cannot be made an ONNX file of opset {opset}: {_first_line(error)}") from error
+        raise UserError(f"the model cannot be made an ONNX file of opset {opset}: {first_line(error)}") from error
     files.write_bytes(output, content)
     return {"opset": opset, "bytes": len(content), "parity": closeness}
 
@@ -109,7 +109,7 @@ def convert(model: Any, io: dict[str, Any], opset: int = DEFAULT_OPSET) -> bytes
                 tensors_to_rename=names,
             )
         except Exception as error:  # each operator has its own ways to fail
-            raise ValueError(f"tf2onnx: {_first_line(error)}") from error
+            raise ValueError(f"tf2onnx: {first_line(error)}") from error
     for value in (*proto.graph.input, *proto.graph.output):
         sizes = value.type.tensor_type.shape.dim
         if sizes and sizes[0].dim_param:
@@ -153,7 +153,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

@@ -20,11 +20,12 @@ from tensorflow.lite.python.optimize.calibrator import Calibrator
 from edgeline.conversion import finite
 from edgeline.conversion.failures import ConversionError, RefusedGraphError
 from edgeline.conversion.nodes import nodes
-from edgeline.conversion.worker import in_one_line
 from edgeline.data.calibration_set import batches
+from edgeline.errors import in_one_line
 from edgeline.isolation import child_process
 from edgeline.schemes import Scheme
 from edgeline.tflite import inspection
+from edgeline.tflite.litert import DEFAULT_SIGNATURE
 
 #: Sets of operators that compute on integers, by the number type of the activations.
 INTEGER_OPERATORS = {
@@ -33,7 +34,6 @@ INTEGER_OPERATORS = {
 }
 #: The converter's codes ERROR_NEEDS_FLEX_OPS and ERROR_NEEDS_CUSTOM_OPS.
 _OPTIONS = {1: "allow_select_tf_ops", 2: "allow_custom_ops"}
-_SIGNATURE = "serving_default"
 #: Quantizers that run at the same time.
 _THREADS = 2
 
@@ -76,8 +76,12 @@ def convert(
             raise _unquantizable(error, calibrated, layers, scheme["scheme"]) from error
 
 
+def _saved_model_converter(folder: str) -> lite.TFLiteSavedModelConverterV2:
+    return lite.TFLiteSavedModelConverterV2(folder, {tf.saved_model.SERVING}, [DEFAULT_SIGNATURE])
+
+
 def _set_up(folder: str, entry: Scheme, scheme: dict[str, Any]) -> lite.TFLiteSavedModelConverterV2:
-    converter = lite.TFLiteSavedModelConverterV2(folder, {tf.saved_model.SERVING}, [_SIGNATURE])
+    converter = _saved_model_converter(folder)
     if entry.weights != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if scheme.get("sparse"):
@@ -103,7 +107,7 @@ def _refuse_loops(folder: str, kind: str) -> None:
         return
     # an LSTM's becomes one operator
     try:
-        plain = inspection.structure(lite.TFLiteSavedModelConverterV2(folder, {"serve"}, [_SIGNATURE]).convert())
+        plain = inspection.structure(_saved_model_converter(folder).convert())
     except ConverterError as error:
         raise _explained(error) from error
     loops = sorted({op["layer"] or op["tensor"] for op in plain["float_ops"] if op["op"] == "WHILE"})

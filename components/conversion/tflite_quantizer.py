@@ -19,6 +19,7 @@ from ai_edge_quantizer.utils import qsv_utils
 
 from edgeline.conversion import finite, tensorflow_converter
 from edgeline.conversion.failures import ConversionError
+from edgeline.errors import first_line
 from edgeline.isolation import child_process
 from edgeline.schemes import Scheme
 from edgeline.tflite import inspection
@@ -66,7 +67,7 @@ def quantized(
     except ConversionError:
         raise
     except Exception as error:  # each operator has its own ways to fail
-        raise ConversionError(f"ai-edge-quantizer cannot make {kind} of the model: {_first_line(error)}") from error
+        raise ConversionError(f"ai-edge-quantizer cannot make {kind} of the model: {first_line(error)}") from error
     # of int8 there is another quantizer, which may know more operators
     if entry.activations != "int8" or not inspection.structure(result)["float_ops"]:
         return [result]
@@ -124,7 +125,3 @@ def _quantize(
         quantized = quantizer.Quantizer(bytearray(content), manager.get_quantization_recipe())
         result = quantized.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:500]

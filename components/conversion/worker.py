@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgeline.conversion.failures import ConversionError, RefusedGraphError
-from edgeline.errors import UserError
+from edgeline.errors import UserError, in_one_line
 from edgeline.isolation.child_process import ChildProcess, DiedError, RaisedError, signal_name
 
 #: What a conversion may take, in seconds, unless this environment variable says something else.
@@ -104,11 +104,6 @@ def _translated(error: RaisedError) -> Exception:
     if error.kind == RefusedGraphError.__name__:
         return RefusedGraphError(error.message, tuple(error.details["missing"]))
     return ConversionError(f"the converter failed: {error.kind}: {in_one_line(error.message)}")
-
-
-def in_one_line(message: str) -> str:
-    """Returns a message without line breaks, and not all of it where it is a page."""
-    return " ".join(message.split())[:500]
 
 
 def _obituary(error: DiedError, seconds: float) -> str:

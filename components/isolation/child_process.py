@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeline.errors import MachineError
+from edgeline.isolation import interpreter
 
 #: What a child may take to import its modules, on a machine that is busy.
 _START_SECONDS = 600.0
@@ -93,14 +94,9 @@ class ChildProcess:
         ours, theirs = socket.socketpair()
         watched, self._held = os.pipe()
         handed = (theirs.fileno(), watched)
-        # no `-m`: it would import what lies in the working folder before what is installed
-        begin = f"from {__name__} import serve; serve(*{handed!r}, {list(modules)!r})"
+        code = f"from {__name__} import serve; serve(*{handed!r}, {list(modules)!r})"
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", f"import sys; sys.path[:] = {sys.path!r}; {begin}"],
-                stdin=subprocess.DEVNULL, pass_fds=handed, start_new_session=True,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # a GPU's memory is for one process
-            )  # fmt: skip
+            self._process = interpreter.start(code, stdin=subprocess.DEVNULL, pass_fds=handed)
         except OSError as error:
             raise MachineError(f"no child process can be started: {error}") from error
         finally:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeline import files
-from edgeline.errors import UserError
-from edgeline.isolation import limits
+from edgeline.errors import UserError, first_line
+from edgeline.isolation import interpreter, limits
 
 #: What the server imports before it forks.
 _PRELOADED = ("edgeline.untrusted.sandbox", "edgeline.conversion.checks")
@@ -76,6 +76,11 @@ def call(function: str, arguments: Mapping[str, Any], folder: Path, *, what: str
         )
 
 
+def answer_folder() -> tempfile.TemporaryDirectory[str]:
+    """Returns a new folder for what a call leaves; it goes with its context, whatever a child has made of it."""
+    return tempfile.TemporaryDirectory(prefix="edgeline-", ignore_cleanup_errors=True)
+
+
 def start() -> None:
     """Starts the server, where it does not run, so that it is ready when it is needed."""
     with _lock:
@@ -104,12 +109,9 @@ class _Server:
     """The process that forks children, and the pipes to it."""
 
     def __init__(self) -> None:
-        # no `-m`: it would import what lies in the working folder before what is installed
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main({_PRELOADED!r})"
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, env=environment, bufsize=0, start_new_session=True,
+        self._process = interpreter.start(
+            f"from {__name__} import main; main({_PRELOADED!r})", {"TF_CPP_MIN_LOG_LEVEL": "3"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
         )  # fmt: skip
         self._received = b""
         self._owner = os.getpid()
@@ -261,8 +263,7 @@ def _serve(request: dict[str, Any]) -> None:
     except MemoryError:
         refusal = f"{what} is refused: it takes more than {request['memory'] / 2**30:.1f} GiB (--memory-limit)"
     except Exception as error:  # of what a file holds, any
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        refusal = f"{what} cannot be taken apart: {first[:500]}"
+        refusal = f"{what} cannot be taken apart: {first_line(error)}"
     else:
         return
     (folder / _REFUSAL).write_text(json.dumps(refusal))

@@ -74,8 +74,13 @@ def renamed(layer: tf_keras.layers.Layer, name: str, **changes: Any) -> tf_keras
 def copy_weights(source: tf_keras.layers.Layer, target: tf_keras.layers.Layer) -> None:
     """Gives a layer the weights of another one of the same config; both are built."""
     target.set_weights(source.get_weights())
-    if isinstance(target, tf_keras.layers.Normalization):
-        target.finalize_state()  # what it computes with was made of its weights when it was built
+    follow_weights(target)
+
+
+def follow_weights(layer: tf_keras.layers.Layer) -> None:
+    """Lets a layer that got other weights compute with them: what some compute with was made of them when built."""
+    if isinstance(layer, tf_keras.layers.Normalization | tf_keras.layers.Discretization):
+        layer.finalize_state()
 
 
 def rebuilt(model: tf_keras.Model, call: Call) -> tf_keras.Model:

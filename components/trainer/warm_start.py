@@ -11,11 +11,11 @@ import tensorflow as tf
 import tf_keras
 
 from edgeline import files
-from edgeline.errors import UserError
+from edgeline.errors import UserError, first_line
+from edgeline.keras_models import rebuilding
 from edgeline.model_module.hooks import ModelModule
 from edgeline.trainer.config import Train
 from edgeline.untrusted import sandbox
-from edgeline.untrusted.keras_files import first_line
 
 
 class _ChangedError(Exception):
@@ -88,8 +88,7 @@ def _take(source: tf_keras.Model, model: tf_keras.Model) -> str:
     for name, layer in here.items():
         for weight, their_weight in zip(_weights(layer), _weights(there[name]), strict=True):
             weight.assign(their_weight)
-        if isinstance(layer, tf_keras.layers.Normalization):
-            layer.finalize_state()  # what it computes with was made of its weights when it was built
+        rebuilding.follow_weights(layer)
     return ""
 
 

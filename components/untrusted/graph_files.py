@@ -12,13 +12,12 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 
 from edgeline.conversion import float_tflite
-from edgeline.errors import UserError
+from edgeline.errors import UserError, first_line
 from edgeline.model_io import saved_model
 from edgeline.model_io.graph_model import GraphModel, TFLiteGraph
 from edgeline.model_module.hooks import ModelModule
 from edgeline.tflite import litert
 from edgeline.untrusted import graph_operators
-from edgeline.untrusted.keras_files import first_line
 
 _MANY = 20
 #: Which have no values where the graph is saved anew.

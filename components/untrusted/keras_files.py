@@ -17,7 +17,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.protobuf import saved_metadata_pb2
 
-from edgeline.errors import UserError
+from edgeline.errors import UserError, first_line
 from edgeline.keras_models import keras3_bridge
 from edgeline.untrusted import keras_objects, reading
 from edgeline.untrusted.keras_config import Checker, RefusedError
@@ -67,13 +67,6 @@ def load(
     if getattr(model, "inputs", None) is None or not hasattr(model, "_network_nodes"):
         raise UserError(_subclassed(path, type(model).__name__))
     return _without_lambdas(model) if lambdas else model
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or the one in which Keras says why, at most 500 characters."""
-    # before it Keras shows a whole config
-    reason = str(error).rpartition("Exception encountered: ")[2].strip()
-    return (reason.splitlines() or [type(error).__name__])[0][:500]
 
 
 def _check(

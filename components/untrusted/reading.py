@@ -12,7 +12,7 @@ from typing import Any
 
 import h5py
 
-from edgeline.errors import UserError
+from edgeline.errors import UserError, first_line
 from edgeline.files import most_bytes
 
 #: Of a config: the largest of Keras' applications has 1 MB, and JSON takes twenty times its size in memory.
@@ -151,8 +151,7 @@ def check_hdf5(path: Path) -> None:
     except UserError:
         raise
     except Exception as error:  # HDF5's own have many classes
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is damaged or incomplete: {first}") from error
+        raise UserError(f"{path} is damaged or incomplete: {first_line(error)}") from error
     if total > most_bytes(packed):
         raise UserError(
             f"the arrays in {path} ({packed:,} bytes) would take {total:,} bytes, allowed are {most_bytes(packed):,}"

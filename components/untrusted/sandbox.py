@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import tempfile
 import weakref
 import zipfile
 from collections.abc import Iterator
@@ -22,8 +21,9 @@ import tensorflow as tf
 import tf_keras
 
 from edgeline import files, layout
-from edgeline.errors import UserError
+from edgeline.errors import UserError, first_line
 from edgeline.isolation import fork_server
+from edgeline.keras_models import rebuilding
 from edgeline.model_io import graph_model, keras_file
 from edgeline.model_io.graph_model import GraphModel, TFLiteGraph
 from edgeline.model_module import hooks
@@ -57,7 +57,7 @@ def load(
     Raises:
       UserError: as `keras_files.load`; or the child crashed, or took more memory or time than it may.
     """
-    with _temporary() as folder:
+    with fork_server.answer_folder() as folder:
         arguments = {
             "path": str(path.absolute()), "kind": kind, "module": module.source.reference,
             "digest": module.source.digest, "allow_lambda": allow_lambda,
@@ -78,17 +78,16 @@ def _built(path: Path, answer: Path, module: ModelModule, allow_lambda: bool) ->
         checker = Checker(keras_objects.objects_of("tf_keras"), custom_objects, code=allow_lambda)
         checked = checker.checked(reading.json_of(content, f"the config of {path}"))
     except (RefusedError, RecursionError, ValueError, OSError) as error:
-        raise UserError(f"model {path} is refused: {keras_files.first_line(error)}") from None
+        raise UserError(f"model {path} is refused: {first_line(error)}") from None
     if checker.lambdas:
         raise UserError(f"model {path} is refused: it still holds the Lambda layers {', '.join(checker.lambdas)}")
     try:
         model = tf_keras.saving.deserialize_keras_object(checked, custom_objects)
         _assign(list(_variables(model)), answer / _WEIGHTS)
     except Exception as error:  # whatever a custom layer does
-        raise UserError(f"model {path} cannot be built: {keras_files.first_line(error)}") from error
+        raise UserError(f"model {path} cannot be built: {first_line(error)}") from error
     for layer in model._flatten_layers():
-        if isinstance(layer, tf_keras.layers.Normalization | tf_keras.layers.Discretization):
-            layer.finalize_state()  # what it computes with was made of its weights when it was built
+        rebuilding.follow_weights(layer)
     return model
 
 
@@ -162,7 +161,7 @@ def load_graph(
         "given": dataclasses.asdict(given), "transform_uri": transform_uri,
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(_temporary()))
+        folder = Path(stack.enter_context(fork_server.answer_folder()))
         function = f"{__name__}:{take_graph.__name__}"
         fork_server.call(function, arguments, folder, what=f"model {path}", timeout=timeout)
         graph = _opened(path, folder, module)
@@ -183,12 +182,8 @@ def _opened(path: Path, answer: Path, module: ModelModule) -> GraphModel:
                 answer / layout.SERVING_FOLDER, graph_model.RAW_SIGNATURE, allowed=graph_operators.LOADED
             )
     except (ValueError, OSError) as error:
-        raise UserError(f"model {path} is refused: {keras_files.first_line(error)}") from None
+        raise UserError(f"model {path} is refused: {first_line(error)}") from None
     return graph
-
-
-def _temporary() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="edgeline-", ignore_cleanup_errors=True)
 
 
 def _checked_io(value: Any, module: ModelModule) -> dict[str, Any]:
