@@ -169,7 +169,7 @@ def rename_nodes(spec: Json) -> dict[str, str]:
 
 
 def check_wiring(spec: Json) -> None:
-    """Checks what no schema says: that everything a task refers to is there.
+    """Checks what no schema says: that everything a task refers to is there, and that no artifact is two of its inputs.
 
     Raises:
       UserError: something is not; names the task and what it refers to.
@@ -188,6 +188,7 @@ def check_wiring(spec: Json) -> None:
                 given = parameter.get("componentInputParameter")
                 if given is not None and given not in _parameters(owner):
                     producers.add(("parameter", given))
+            _check_distinct(name, inputs.get("artifacts", {}))
             for key in ("parameters", "artifacts"):
                 for port in set(inputs.get(key, {})) - set(component.get("inputDefinitions", {}).get(key, {})):
                     producers.add((f"port of its {key}", port))
@@ -200,6 +201,18 @@ def check_wiring(spec: Json) -> None:
                 raise UserError(
                     f"the compiled pipeline is broken: task {name} asks for the {kind} {missing!r}, which is not there"
                 )
+
+
+def _check_distinct(task: str, artifacts: Json) -> None:
+    """Refuses one artifact as two inputs: the driver records each, and ML Metadata has one INPUT event for both."""
+    ports: dict[str, str] = {}
+    for port, source in sorted(artifacts.items()):
+        if (other := ports.setdefault(json.dumps(source, sort_keys=True), port)) != port:
+            given = source.get("taskOutputArtifact", {})
+            raise UserError(
+                f"the inputs {other} and {port} of task {task} are one artifact, {given.get('outputArtifactKey')} of "
+                f"{given.get('producerTask')}, which Kubeflow Pipelines cannot record twice; give the node one input"
+            )
 
 
 def _parameters(component: Json) -> Json:

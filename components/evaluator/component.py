@@ -40,11 +40,13 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         """Evaluates all candidates; see TFX's BaseExecutor."""
         self._log_startup(input_dict, output_dict, exec_properties)
         budget, config = Budget.decoded(exec_properties), Evaluation.decoded(exec_properties)
-        names = json.loads(exec_properties["candidates"])
+        ports = json.loads(exec_properties["candidates"])
         examples_uri = artifact_utils.get_single_uri(input_dict["examples"])
         baseline = _open("baseline", artifact_utils.get_single_uri(input_dict["baseline"]))
         artifacts = {
-            name: artifact_utils.get_single_instance(input_dict[name]) for name in names if input_dict.get(name)
+            name: artifact_utils.get_single_instance(input_dict[port])
+            for name, port in ports.items()
+            if input_dict.get(port)
         }
         candidates = [_open(name, artifact.uri) for name, artifact in artifacts.items()]
         if baseline.metadata is None:
@@ -91,7 +93,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             budget=budget,
             baseline=baseline,
             candidates=candidates,
-            missing=[name for name in names if name not in artifacts],
+            missing=[name for name in ports if name not in artifacts],
             findings=found_out.renamed(unique),
             deployed=reporting.deployed_report(field, refusal) if field else None,
             like=like,
@@ -214,14 +216,22 @@ def _bless(name: str | None, target: str, candidates: dict[str, Any], selected: 
     blessing.set_int_custom_property("current_model_id", chosen.id)
 
 
+def _source(given: channel.BaseChannel) -> tuple[str, str] | int:
+    """Returns what two channels have in common where they are the same output of the same node."""
+    if isinstance(given, channel.OutputChannel):
+        return given.producer_component_id, given.output_key
+    return id(given)
+
+
 class Evaluator(base_beam_component.BaseBeamComponent):
     """Compares all candidates with the float baseline, and selects the best one that meets the budget.
 
     Args:
       examples: Examples with an `eval` split.
       baseline: Model from the TFLiteExporter of the unmodified float32 model.
-      candidates: Models from TFLiteExporters by candidate name; each becomes a port of that name. A candidate may be
-        absent at run time, where an earlier step of it failed.
+      candidates: Models from TFLiteExporters by candidate name. Each output becomes one port, named after the first
+        candidate that it is, or `baseline`: ML Metadata knows an artifact once as the input of an execution. A
+        candidate may be absent at run time, where an earlier step of it failed.
       keras: Model that the baseline was converted from; needed for `check_keras` alone.
       budget: what a candidate may cost.
       evaluation: how the candidates are evaluated.
@@ -254,11 +264,14 @@ class Evaluator(base_beam_component.BaseBeamComponent):
         toolchain: str,
         pipeline: str,
     ):
-        ports = {
+        by_source = {_source(baseline): ("baseline", baseline)}
+        ports = {name: by_source.setdefault(_source(given), (name, given))[0] for name, given in candidates.items()}
+        distinct = {port: given for port, given in by_source.values() if port != "baseline"}
+        inputs = {
             "examples": component_spec.ChannelParameter(type=Examples),
             "baseline": component_spec.ChannelParameter(type=Model),
             "keras": component_spec.ChannelParameter(type=Model, optional=True),
-            **{name: component_spec.ChannelParameter(type=Model, optional=True) for name in candidates},
+            **{port: component_spec.ChannelParameter(type=Model, optional=True) for port in distinct},
         }
         outputs = {"evaluation": ModelEvaluation, "selected": Model, "blessing": ModelBlessing}
         types = {**dict.fromkeys(_PARAMETERS, str), **Budget.encoded_types(), **Evaluation.encoded_types()}
@@ -267,7 +280,7 @@ class Evaluator(base_beam_component.BaseBeamComponent):
             (component_spec.ComponentSpec,),
             {
                 "PARAMETERS": {name: component_spec.ExecutionParameter(type=kind) for name, kind in types.items()},
-                "INPUTS": ports,
+                "INPUTS": inputs,
                 "OUTPUTS": {n: component_spec.ChannelParameter(type=t) for n, t in outputs.items()},
             },
         )
@@ -276,7 +289,7 @@ class Evaluator(base_beam_component.BaseBeamComponent):
                 examples=examples,
                 baseline=baseline,
                 **({"keras": keras} if keras is not None else {}),
-                **candidates,
+                **distinct,
                 **{name: channel.Channel(type=kind) for name, kind in outputs.items()},
                 **budget.encoded(),
                 **evaluation.encoded(),
@@ -285,6 +298,6 @@ class Evaluator(base_beam_component.BaseBeamComponent):
                 module_digest=module_digest,
                 toolchain=toolchain,
                 pipeline=pipeline,
-                candidates=json.dumps(list(candidates)),
+                candidates=json.dumps(ports),
             )
         )

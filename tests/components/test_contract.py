@@ -242,10 +242,32 @@ def test_the_evaluator_has_a_port_for_every_candidate() -> None:
         **Evaluation(max_bad_records=2).encoded(),
         "deployed": "/pushed",
         "pipeline": "p",
-        "candidates": '["float16", "prune80_int8"]',
+        "candidates": '{"float16": "float16", "prune80_int8": "prune80_int8"}',
     }
-    assert json.loads(node.exec_properties["candidates"]) == ["float16", "prune80_int8"]
     assert node.type == "edgeline.evaluator.component.Evaluator"
+
+
+def test_one_output_is_one_port_whatever_candidates_it_is() -> None:
+    exporters = [
+        TFLiteExporter(
+            model=channel.Channel(type=Model), calibration=channel.Channel(type=RepresentativeDataset), **MODULE
+        ).with_id(f"TFLiteExporter.{name}")
+        for name in ("float32", "int8")
+    ]
+    float32, int8 = (exporter.outputs["tflite"] for exporter in exporters)
+    node = Evaluator(
+        channel.Channel(type=Examples),
+        float32,
+        {"float32": float32, "first": int8, "second": int8},
+        budget=Budget(),
+        evaluation=Evaluation(),
+        pipeline="p",
+        **MODULE,
+    )
+    # ML Metadata allows one INPUT event per artifact, execution and type
+    assert set(node.inputs) == {"examples", "baseline", "first"}
+    named = {"float32": "baseline", "first": "first", "second": "first"}
+    assert json.loads(node.exec_properties["candidates"]) == named
 
 
 def test_two_evaluators_do_not_share_ports() -> None:

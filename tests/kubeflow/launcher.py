@@ -6,6 +6,8 @@ As in the sources of 2.5 and 2.16 (backend/src/v2: driver, component/launcher_v2
 - of an input its files are downloaded (empty folders and empty outputs do not exist), its type is forgotten, and of its
   metadata only what ML Metadata can keep comes back;
 - of an output the files are uploaded from the mount, but only below the folder of the run;
+- inputs and outputs are recorded in ML Metadata (metadata/client.go: CreateExecution has one event per input and key,
+  RecordArtifact one per output), whose own rules hold: an artifact is an input of an execution once;
 - with published logs every step has one more output, `executor-logs`.
 """
 
@@ -23,6 +25,8 @@ import recorder
 import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
+from ml_metadata.metadata_store import MetadataStore
+from ml_metadata.proto import metadata_store_pb2
 
 Json = dict[str, Any]
 Step = Callable[[list[str], list[str], Path], None]
@@ -96,8 +100,12 @@ class Cluster:
         self._version = version
         self._publish_logs = publish_logs
         self._step = step
-        self._ids = 0
         self._runs = 0
+        self.metadata = MetadataStore(
+            metadata_store_pb2.ConnectionConfig(fake_database=metadata_store_pb2.FakeDatabaseConfig())
+        )
+        kind = metadata_store_pb2.ExecutionType(name="system.ContainerExecution")
+        self._execution_type = self.metadata.put_execution_type(kind)
 
     def path(self, uri: str) -> Path:
         """Where the object store keeps what has this URI."""
@@ -169,7 +177,12 @@ class Cluster:
         if "importer" in executor:
             self._import(name, executor["importer"], values, declared)
         else:
-            self._container(name, executor["container"], {"artifacts": runtime, "parameterValues": values}, declared)
+            execution = self._execution({key: artifact.id for key, artifact in artifacts.items()})
+            inputs = {"artifacts": runtime, "parameterValues": values}
+            outputs = self._container(name, executor["container"], inputs, declared, task.get("retryPolicy", {}))
+            for key, artifact in outputs.items():
+                self.metadata.put_events([_event("OUTPUT", artifact.id, key, execution)])
+            self._result.artifacts[name] = outputs
 
     def _value(self, source: Json, outer: Json) -> Any:
         if "componentInputParameter" in source:
@@ -190,7 +203,16 @@ class Cluster:
         title = yaml.safe_load(importer["typeSchema"]["instanceSchema"])["title"]
         self._result.artifacts[name] = {key: self._record(uri, title, importer.get("metadata", {}))}
 
-    def _container(self, name: str, container: Json, inputs: Json, declared: Json) -> None:
+    def _execution(self, inputs: dict[str, int]) -> int:
+        """Records a step with the ids of its inputs by key, as the driver does before the step runs."""
+        execution = metadata_store_pb2.Execution(type_id=self._execution_type)
+        known = {artifact.id: artifact for artifact in self.metadata.get_artifacts_by_id(list(inputs.values()))}
+        events = [(known[artifact], _event("INPUT", artifact, key)) for key, artifact in inputs.items()]
+        return int(self.metadata.put_execution(execution, events, [])[0])
+
+    def _container(
+        self, name: str, container: Json, inputs: Json, declared: Json, retries: Json
+    ) -> dict[str, Artifact]:
         pod = self._pods / f"{self._runs}-{name}"
         # later versions put a step's unique name between
         salt = [] if self._version == "2.5" else ["3f2504e0-4f89"]
@@ -213,21 +235,27 @@ class Cluster:
         }
         message = json_format.ParseDict(request, pipeline_spec_pb2.ExecutorInput())
         self._result.inputs[name] = request
-        for listed in inputs["artifacts"].values():
-            self._download(listed["artifacts"][0]["uri"], pod)
-        for listed in request["outputs"]["artifacts"].values():
-            self._mounted(listed["artifacts"][0]["uri"], pod).parent.mkdir(parents=True, exist_ok=True)
-        if self._publish_logs:
-            self._mounted(request["outputs"]["artifacts"]["executor-logs"]["artifacts"][0]["uri"], pod).write_text(
-                "log"
-            )
         text = json_format.MessageToJson(message)
-        self._step(container["command"], [part.replace("{{$}}", text) for part in container["args"]], pod)
+        for left in reversed(range(_attempts(retries))):
+            shutil.rmtree(pod, ignore_errors=True)  # each attempt is a pod of its own
+            for listed in inputs["artifacts"].values():
+                self._download(listed["artifacts"][0]["uri"], pod)
+            for listed in request["outputs"]["artifacts"].values():
+                self._mounted(listed["artifacts"][0]["uri"], pod).parent.mkdir(parents=True, exist_ok=True)
+            if self._publish_logs:
+                log = request["outputs"]["artifacts"]["executor-logs"]["artifacts"][0]["uri"]
+                self._mounted(log, pod).write_text("log")
+            try:
+                self._step(container["command"], [part.replace("{{$}}", text) for part in container["args"]], pod)
+                break
+            except Exception:
+                if not left:
+                    raise
 
         written = Path(request["outputs"]["outputFile"]).read_text()
         result = json_format.ParseDict(json.loads(written), pipeline_spec_pb2.ExecutorOutput())
         self._result.parameters[name] = json.loads(json_format.MessageToJson(result)).get("parameterValues", {})
-        self._result.artifacts[name] = {}
+        artifacts = {}
         for key, kind in outputs.items():
             uri, metadata = request["outputs"]["artifacts"][key]["artifacts"][0]["uri"], {}
             if key in result.artifacts:
@@ -235,14 +263,14 @@ class Cluster:
                 uri, metadata = merged.uri or uri, json_format.MessageToDict(merged.metadata)
             self._upload(uri, pod)
             title = kind.get("schemaTitle") or yaml.safe_load(kind["instanceSchema"])["title"]
-            self._result.artifacts[name][key] = self._record(uri, title, metadata)
+            artifacts[key] = self._record(uri, title, metadata)
+        return artifacts
 
     def _record(self, uri: str, title: str, metadata: Json) -> Artifact:
-        self._ids += 1
         kept = {key: _through_mlmd(value) for key, value in metadata.items()}
-        return Artifact(
-            self._ids, uri, title, kept | {"display_name": uri.rpartition("/")[2], "store_session_info": ""}
-        )
+        kind = self.metadata.put_artifact_type(metadata_store_pb2.ArtifactType(name=title))
+        [id_] = self.metadata.put_artifacts([metadata_store_pb2.Artifact(type_id=kind, uri=uri)])
+        return Artifact(id_, uri, title, kept | {"display_name": uri.rpartition("/")[2], "store_session_info": ""})
 
     def _mounted(self, uri: str, pod: Path) -> Path:
         scheme, _, rest = uri.partition("://")
@@ -266,6 +294,23 @@ class Cluster:
                 target = self.path(uri) / file.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
+
+
+def _event(kind: str, artifact: int, key: str, execution: int | None = None) -> metadata_store_pb2.Event:
+    path = metadata_store_pb2.Event.Path(steps=[metadata_store_pb2.Event.Path.Step(key=key)])
+    return metadata_store_pb2.Event(
+        type=metadata_store_pb2.Event.Type.Value(kind), artifact_id=artifact, execution_id=execution, path=path
+    )
+
+
+def _attempts(policy: Json) -> int:
+    """Returns how often a step is begun that fails at once.
+
+    The compiler fills in 0 for a duration that is missing (argocompiler/container.go of 2.16), and Argo then has no
+    time left (3.7, workflow/controller/operator.go, processNodeRetries: "Max duration limit exceeded").
+    """
+    wait, most = (float(policy.get(key, "0s")[:-1]) for key in ("backoffDuration", "backoffMaxDuration"))
+    return 1 + (policy.get("maxRetryCount", 0) if most > wait else 0)
 
 
 _KINDS = {

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +17,8 @@ pytest.importorskip("kfp")
 import recorder
 import toysteps
 import yaml
-from launcher import Cluster, Json, RefusedError, Result, in_container, stock
+from launcher import Cluster, Json, RefusedError, Result, in_container, in_process, stock
+from ml_metadata.errors import AlreadyExistsError
 from tfx.components import Pusher
 from tfx.dsl.components.common.importer import Importer
 from tfx.dsl.experimental.conditionals import conditional
@@ -32,6 +34,7 @@ from edgeline.evaluator.config import Evaluation
 from edgeline.kubeflow import compile as compiler
 from edgeline.kubeflow import convert, entrypoint
 from edgeline.kubeflow.deployment import SCRATCH, Deployment
+from edgeline.kubeflow.settings import Settings
 from edgeline.model_module import module_source
 from edgeline.model_module.module_source import Source
 from edgeline.pipelines import compression, recipes
@@ -415,6 +418,68 @@ def test_parameters_arrive_as_in_a_local_run(tmp_path: Path) -> None:
     # one that trains nothing must stay the same, or the cache would not serve it
     names = ("Trainer", "Pruner-prune80", "Quantizer-qat8", "Quantizer-int8")
     assert [given[name]["epochs"][1] for name in names] == [7, 5, 5, 2]
+
+
+def test_candidates_of_one_file_are_one_input(tmp_path: Path) -> None:
+    """ML Metadata records an artifact once as the input of a step, by how many names it may be known."""
+    twice = dataclasses.replace(recipes.RECIPES["int8"], name="again")
+    run = whole_run(("float32", "int8"))
+    run = dataclasses.replace(run, recipes=(*run.recipes, twice))
+    text = compiler.compile_run(run, "s3://bucket/none", Deployment("oss", IMAGE, ROOTS["s3"]), name="digits")
+    result, given, local = given_to_executors(run, text, tmp_path, {})
+    assert without_what_may_differ(given) == local
+    assert set(result.inputs["Evaluator"]["inputs"]["artifacts"]) == {"examples", "baseline", "keras", "int8"}
+    named = {"float32": "baseline", "int8": "int8", "again": "int8"}
+    assert json.loads(given["Evaluator"]["candidates"][1]) == named
+
+
+def test_the_simulated_driver_records_an_artifact_once(make_cluster: Callable[..., Cluster]) -> None:
+    root = ROOTS["s3"]
+    cluster = make_cluster(root)
+    spec = yaml.safe_load(compiler.compile_pipeline(toy_pipeline(root), Deployment("oss", IMAGE, root)))
+    given = spec["root"]["dag"]["tasks"]["Score"]["inputs"]["artifacts"]
+    given["again"] = given["stats"]
+    with pytest.raises(AlreadyExistsError):
+        cluster.run(yaml.safe_dump(spec), root)
+
+
+@pytest.mark.parametrize("retries", [2, {"count": 1, "backoff_max_seconds": 1}, 0])
+def test_a_step_that_was_killed_is_tried_again(retries: int | Json, make_cluster: Callable[..., Cluster]) -> None:
+    begun: list[str] = []
+
+    def killed_once(command: list[str], arguments: list[str], mounts: Path) -> None:
+        begun.append(mounts.name)
+        if begun == ["1-Count-all-words"]:
+            (mounts / "half-written").touch()
+            raise ConnectionResetError
+        assert not (mounts / "half-written").exists()
+        in_process(command, arguments, mounts)
+
+    root = ROOTS["s3"]
+    settings = Settings(default={"retries": retries})
+    text = compiler.compile_pipeline(toy_pipeline(root), Deployment("oss", IMAGE, root, settings))
+    if not retries:
+        with pytest.raises(ConnectionResetError):
+            make_cluster(root, step=killed_once).run(text, root)
+        return
+    result = make_cluster(root, step=killed_once).run(text, root)
+    assert set(result.artifacts) == {"Examples", "Count-all-words", "Score", "Pusher"}
+
+
+def test_retries_without_durations_are_none(make_cluster: Callable[..., Cluster]) -> None:
+    """What KFP fills in for them leaves Argo no time: so it was in each compiled file once."""
+
+    def killed(command: list[str], arguments: list[str], mounts: Path) -> None:
+        begun.append(mounts.name)
+        raise ConnectionResetError
+
+    begun: list[str] = []
+    root = ROOTS["s3"]
+    spec = yaml.safe_load(compiler.compile_pipeline(toy_pipeline(root), Deployment("oss", IMAGE, root)))
+    spec["root"]["dag"]["tasks"]["Count-all-words"]["retryPolicy"] = {"maxRetryCount": 2}
+    with pytest.raises(ConnectionResetError):
+        make_cluster(root, step=killed).run(yaml.safe_dump(spec), root)
+    assert begun == ["1-Count-all-words"]
 
 
 @pytest.mark.parametrize(

@@ -108,3 +108,14 @@ def test_what_refers_to_nothing_is_refused(inputs: dict[str, Any], condition: st
     content["root"]["dag"]["tasks"]["B"] |= {"inputs": inputs, "triggerPolicy": {"condition": condition}}
     with pytest.raises(UserError, match=f"task B asks for {message}, which is not there"):
         convert.check_wiring(content)
+
+
+def test_one_artifact_as_two_inputs_is_refused() -> None:
+    content = spec("A", "B")
+    content["components"]["B"]["inputDefinitions"] = {"artifacts": {"one": {}, "two": {}}}
+    given = {key: {"taskOutputArtifact": {"producerTask": "A", "outputArtifactKey": key}} for key in ("one", "two")}
+    content["root"]["dag"]["tasks"]["B"]["inputs"] = {"artifacts": given}
+    convert.check_wiring(content)
+    given["two"] = given["one"]
+    with pytest.raises(UserError, match="the inputs one and two of task B are one artifact, one of A, which Kubeflow"):
+        convert.check_wiring(content)

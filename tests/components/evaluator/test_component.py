@@ -176,8 +176,9 @@ def run(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             "baseline": [artifact(Model, made.exported[baseline])],
             **({"keras": [artifact(Model, made.keras)]} if keras else {}),
         }
+        ports = {name: "baseline" if name == baseline else name for name in candidates}
         for number, name in enumerate(candidates, 11):
-            if name in made.exported:
+            if name in made.exported and ports[name] == name:
                 inputs[name] = [artifact(Model, made.exported[name], number)]
                 inputs[name][0].set_string_custom_property("sha256", f"sha256 of {name}")
         kinds = {"evaluation": ModelEvaluation, "selected": Model, "blessing": ModelBlessing}
@@ -191,7 +192,7 @@ def run(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             "module_digest": made.module.source.digest,
             "toolchain": "tools",
             "pipeline": "p",
-            "candidates": json.dumps(candidates),
+            "candidates": json.dumps(ports),
             "deployed": "",
         }
         context = Executor.Context(make_beam_pipeline_fn=lambda: beam.Pipeline("FnApiRunner"))
