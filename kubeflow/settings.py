@@ -3,7 +3,8 @@
 default:                      # for every step; `steps` has precedence, field by field
   cpu: 1                      # request and limit in one; Kubernetes' notation: 500m is half a core
   memory: 4Gi
-  retries: 2                  # at most, after a first failure
+  retries: 2                  # at most, after a first failure; or with what is else taken by default:
+                              # {count: 2, backoff_seconds: 0, backoff_factor: 2, backoff_max_seconds: 86400}
 steps:                        # by component (Trainer: all its nodes) or by node (Pruner.prune80), which comes first
   Trainer:
     cpu: {request: 2, limit: 4}
@@ -23,6 +24,7 @@ steps:                        # by component (Trainer: all its nodes) or by node
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -32,6 +34,12 @@ from typing import Any
 from edgeline.errors import UserError, suggest
 
 Json = dict[str, Any]
+
+#: How failed steps are tried again, all of it written: KFP's compiler (2.5 to 2.17, backend/src/v2/compiler/
+#: argocompiler/container.go) fills in 0 for what is missing, and Argo (3.7, workflow/controller/operator.go,
+#: processNodeRetries) fails a step whose first attempt began longer ago than the greatest duration, here a day; a later
+#: attempt that still runs then is ended. KFP's own SDK takes an hour, which the training of a larger model exceeds.
+_RETRIES = {"count": 1, "backoff_seconds": 0, "backoff_factor": 2, "backoff_max_seconds": 86400}
 
 _CPU = re.compile(r"\d+(\.\d+)?|\d+m")
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)(|[kMGTPE]|[KMGTPE]i)")
@@ -150,10 +158,10 @@ def apply(settings: Settings, spec: Json, names: dict[str, str]) -> Json | None:
         resources = json_format.MessageToDict(_resources(fields))
         if resources:
             executor["container"]["resources"] = resources
-        if fields.get("retries"):
+        if (policy := _retry_policy(fields.get("retries", 0))) is not None:
             for owner in (spec["root"], *spec["components"].values()):
                 if name in (tasks := owner.get("dag", {}).get("tasks", {})):
-                    tasks[name]["retryPolicy"] = {"maxRetryCount": fields["retries"]}
+                    tasks[name]["retryPolicy"] = policy
         config = json_format.MessageToDict(_kubernetes(fields))
         if config:
             platform[f"exec-{name}"] = config
@@ -166,6 +174,19 @@ def mounted_at(settings: Settings, node_id: str, path: str) -> bool:
     """Returns whether a step has a volume mounted at a path or above it."""
     parents = (PurePosixPath(path), *PurePosixPath(path).parents)
     return any(PurePosixPath(volume["path"]) in parents for volume in settings.of(node_id).get("volumes", []))
+
+
+def _retry_policy(retries: int | Json) -> Json | None:
+    """Returns the retryPolicy of a task, None where it is not to be tried again."""
+    whole = _RETRIES | (retries if isinstance(retries, dict) else {"count": retries})
+    if not whole["count"]:
+        return None
+    return {
+        "maxRetryCount": whole["count"],
+        "backoffDuration": f"{whole['backoff_seconds']}s",
+        "backoffFactor": float(whole["backoff_factor"]),
+        "backoffMaxDuration": f"{whole['backoff_max_seconds']}s",
+    }
 
 
 def _resources(fields: Json) -> Any:
@@ -237,18 +258,36 @@ def _check_keys(value: Any, known: tuple[str, ...], where: str) -> None:
             raise UserError(f"{where}: unknown key {key!r}; {suggest(str(key), known)}")
 
 
-def _amount(form: re.Pattern[str], example: str) -> Callable[[Any], str]:
+def _amount(form: re.Pattern[str], example: str, to_number: Callable[[str], float]) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         parts = value.values() if isinstance(value, dict) else [value]
         fits = all(isinstance(p, int | float | str) and form.fullmatch(str(p)) for p in parts)
         fits = fits and (not isinstance(value, dict) or (bool(value) and set(value) <= {"request", "limit"}))
-        return "" if fits else f"an amount like {example}, or a mapping of request and limit to such"
+        if not fits:
+            return f"an amount like {example}, or a mapping of request and limit to such"
+        numbers = {key: to_number(str(part)) for key, part in value.items()} if isinstance(value, dict) else {}
+        fits = numbers.get("request", 0) <= numbers.get("limit", math.inf)
+        return "" if fits else "a request that is not above its limit"
 
     return check
 
 
 def _number(least: int) -> Callable[[Any], str]:
     return lambda value: "" if type(value) is int and value >= least else f"an integer of at least {least}"
+
+
+def _retries(value: Any) -> str:
+    given = value if isinstance(value, dict) else {"count": value}
+    # Argo reads the factor as a whole number, and none of less than 1 would make a later attempt wait longer
+    least = {"count": 0, "backoff_seconds": 0, "backoff_factor": 1, "backoff_max_seconds": 1}
+    fits = "count" in given and all(
+        key in least and type(number) is int and number >= least[key] for key, number in given.items()
+    )
+    if not fits:
+        return f"an integer of at least 0, or a mapping like {{count: 2, backoff_seconds: 60}} (of {', '.join(least)})"
+    whole = _RETRIES | given
+    waits = whole["backoff_seconds"] < whole["backoff_max_seconds"]
+    return "" if waits else "such that backoff_seconds is below backoff_max_seconds (86400 unless given)"
 
 
 def _gpu(value: Any) -> str:
@@ -294,14 +333,14 @@ def _volume(value: Any) -> bool:
 
 #: By field, what says how a value would have to be; "" where it is so.
 _CHECKS: dict[str, Callable[[Any], str]] = {
-    "cpu": _amount(_CPU, "2 or 500m"),
-    "memory": _amount(_MEMORY, "4Gi"),
+    "cpu": _amount(_CPU, "2 or 500m", _cores),
+    "memory": _amount(_MEMORY, "4Gi", _gigabytes),
     "gpu": _gpu,
     "node_selector": _selector,
     "tolerations": _listing(_toleration, "{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}"),
     "secrets": _listing(_secret, "{name: store, env: {access_key: AWS_ACCESS_KEY_ID}}, {name: c, path: /etc/c}"),
     "volumes": _listing(_volume, "{claim: models, path: /mnt/models}"),
-    "retries": _number(0),
+    "retries": _retries,
     "timeout_seconds": _number(1),
     "beam_args": _listing(lambda value: isinstance(value, str) and value.startswith("--"), "--direct_num_workers=4"),
 }

@@ -180,7 +180,9 @@ def test_resources_of_a_cluster(run: Job) -> None:
             "type": "nvidia.com/gpu", "count": "2", "resourceType": "nvidia.com/gpu", "resourceCount": "2",
         },
     }  # fmt: skip
-    assert spec["root"]["dag"]["tasks"]["Trainer"]["retryPolicy"] == {"maxRetryCount": 3}
+    assert spec["root"]["dag"]["tasks"]["Trainer"]["retryPolicy"] == {
+        "maxRetryCount": 3, "backoffDuration": "0s", "backoffFactor": 2.0, "backoffMaxDuration": "86400s"
+    }  # fmt: skip
     assert platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"] == {
         "exec-Trainer": {
             "nodeSelector": {"labels": {"pool": "gpu"}},

@@ -45,7 +45,17 @@ def test_the_nearest_field_wins() -> None:
         ("steps: {Trainer: {cpu: {limits: 1}}}", "or a mapping of request and limit"),
         ("steps: {Trainer: {memory: 4GB}}", "memory must be an amount like 4Gi.*received '4GB'"),
         ("steps: {Trainer: {gpu: 1}}", "gpu must be a mapping like {count: 1, type: nvidia.com/gpu}, received 1"),
+        ("steps: {Trainer: {cpu: {request: 1, limit: 500m}}}", "cpu must be a request that is not above its limit"),
+        ("default: {memory: {request: 8Gi, limit: 4Gi}}", "default.memory must be a request that is not above"),
+        ("default: {memory: {limit: 4000M, request: 4Gi}}", "default.memory must be a request that is not above"),
         ("steps: {Trainer: {retries: -1}}", "retries must be an integer of at least 0"),
+        ("steps: {Trainer: {retries: {backoff_seconds: 3}}}", "retries must be .* a mapping like {count: 2"),
+        (
+            "steps: {Trainer: {retries: {count: 1, cap: 3}}}",
+            r"\(of count, backoff_seconds, backoff_factor, backoff_max",
+        ),
+        ("steps: {Trainer: {retries: {count: 1, backoff_factor: 1.5}}}", "retries must be an integer"),
+        ("default: {retries: {count: 1, backoff_seconds: 90000}}", "such that backoff_seconds is below"),
         ("steps: {Trainer: {timeout_seconds: 0}}", "timeout_seconds must be an integer of at least 1"),
         ("steps: {Trainer: {secrets: [{name: x}]}}", "secrets must be a list like"),
         ("steps: {Trainer: {volumes: [{claim: x, path: y}]}}", "volumes must be a list like"),
@@ -58,6 +68,16 @@ def test_the_nearest_field_wins() -> None:
 def test_mistakes(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         settings.load(write(tmp_path, text))
+
+
+def test_retries_say_all_that_argo_needs() -> None:
+    assert settings._retry_policy(0) is None
+    assert settings._retry_policy({"count": 2, "backoff_seconds": 60, "backoff_max_seconds": 7200}) == {
+        "maxRetryCount": 2,
+        "backoffDuration": "60s",
+        "backoffFactor": 2.0,
+        "backoffMaxDuration": "7200s",
+    }
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
