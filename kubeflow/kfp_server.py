@@ -39,6 +39,9 @@ _STATES: dict[str | None, State] = {
     "CANCELED": "failed",
 }
 _ENDS = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
+#: What the server calls its task before each step, and before the whole run (KFP 2.5 to 2.17, argocompiler/dag.go).
+_DRIVER = "-driver"
+_FIRST = "root-driver"
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,11 @@ class Server:
     """A Kubeflow Pipelines server.
 
     Every method raises UserError when the server cannot be reached or refuses.
+
+    Attributes:
+        host: Its URL; None inside the cluster.
+        namespace: Of the runs; None where the server does not keep its users apart.
+        version: What it says of itself, such as `2.16.1`; empty where it says nothing.
     """
 
     def __init__(self, connection: Connection):
@@ -156,7 +164,11 @@ class Server:
                 _preload_content=False, _request_timeout=20
             ).data
         try:
-            multi_user = json.loads(health).get("multi_user", False)
+            said = json.loads(health)
+            multi_user = said.get("multi_user", False)
+            # the API server's own word (backend/src/apiserver/main.go), and that of the UI's server before it
+            # (frontend/server/handlers/healthz.ts)
+            self.version = str(said.get("tag_name") or said.get("apiServerTagName") or "")
         except (ValueError, AttributeError):
             raise UserError(
                 f"{self._where} answers with a web page where the API should be: perhaps a login page. Give a token "
@@ -277,6 +289,8 @@ class Server:
                     listener(step)
             if run.state in _ENDS:
                 message = run.error.message if run.error and run.error.message else ""
+                if not message and any(t.display_name == _FIRST and t.state == "FAILED" for t in _details(run)):
+                    message = f"{_FIRST} failed, which reads the run's parameters and pipeline root"
                 return run.state == "SUCCEEDED", f"{run.state.lower()}{message and ': ' + _one_line(message)}"
             time.sleep(interval)
 
@@ -390,23 +404,34 @@ class Server:
             self._client.delete_recurring_run(schedule.id)
 
 
+def _details(run: kfp_server_api.V2beta1Run) -> list[Any]:
+    return (run.run_details.task_details if run.run_details else None) or []
+
+
 def steps(run: kfp_server_api.V2beta1Run, tasks: Iterable[str]) -> list[Step]:
-    """Returns the steps of a run that the server knows so far, without its own drivers and groups."""
-    details = run.run_details.task_details if run.run_details and run.run_details.task_details else []
+    """Returns the steps of a run that the server knows so far, without its own drivers and groups.
+
+    A step whose driver has failed has failed, whatever the server says of the step itself: it never began.
+    """
     wanted = set(tasks)
-    listed = []
-    for task in details:
-        if task.display_name in wanted:
-            state = _STATES.get(task.state, "waiting")
-            ended = state not in ("waiting", "running")
-            # the server fills in 1970 for what it does not know
-            known = ended and task.start_time and task.end_time and task.end_time >= task.start_time
-            seconds = (task.end_time - task.start_time).total_seconds() if known else 0.0
-            detail = ""
-            if state == "failed":
-                detail = _one_line(task.error.message) if task.error and task.error.message else task.state.lower()
-            listed.append(Step(task.display_name, state, seconds, detail))
-    return listed
+    listed: dict[str, Step] = {}
+    for task in _details(run):
+        # a task `X-driver` records the step X and resolves its inputs before it; of a failure the server says no more
+        step_name = task.display_name.removesuffix(_DRIVER) if task.display_name not in wanted else task.display_name
+        state = _STATES.get(task.state, "waiting")
+        its_driver = step_name != task.display_name
+        if step_name not in wanted or (state != "failed" if its_driver else step_name in listed):
+            continue
+        ended = state not in ("waiting", "running")
+        # the server fills in 1970 for what it does not know
+        known = ended and task.start_time and task.end_time and task.end_time >= task.start_time
+        seconds = (task.end_time - task.start_time).total_seconds() if known else 0.0
+        detail = ""
+        if state == "failed":
+            said = _one_line(task.error.message) if task.error and task.error.message else ""
+            detail = said or (f"{task.display_name} failed, before the step" if its_driver else task.state.lower())
+        listed[step_name] = Step(step_name, state, seconds, detail)
+    return list(listed.values())
 
 
 def _schedule(run: kfp_server_api.V2beta1RecurringRun) -> Schedule:

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgeline import files
 from edgeline.errors import UserError
-from edgeline.kubeflow import data, deployment, settings, warm_start
+from edgeline.kubeflow import data, deployment, run_date, settings, warm_start
 from edgeline.model_module import module_source
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
@@ -76,7 +76,11 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     what = compiler.add_argument_group("what it does")
     what.add_argument("--module", required=True, metavar="DOTTED.NAME", help="the model module, installed in the image")
     what.add_argument(
-        "--data", default="", metavar="URI", help="folder with Split-train, Split-validation and Split-eval"
+        "--data",
+        default="",
+        metavar="URI",
+        help="folder with Split-train, Split-validation and Split-eval; {YYYY}, {MM} and {DD} in it are the date on "
+        "which a run is created (UTC)",
     )
     what.add_argument(
         "--fixed-data",
@@ -137,6 +141,11 @@ def _compile(arguments: argparse.Namespace) -> int:
         arguments.allow_mutable_tag,
     )
     deployment.check_uri("--data", arguments.data, arguments.target)
+    run_date.check("--data", arguments.data)
+    if arguments.target == "vertex" and run_date.has_date(arguments.data):
+        raise UserError(
+            f"--data {arguments.data}: nothing fills in the date on Vertex; give the parameter `data` to each job"
+        )
     name = arguments.name or pipeline_name(arguments.pipeline_root.rstrip("/").rpartition("/")[2])
     if not re.fullmatch("[a-z0-9][a-z0-9-]{0,127}", name):
         raise UserError(f"--name must have small letters, digits and hyphens only, received {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from edgeline.budget import Budget
 from edgeline.errors import UserError
-from edgeline.kubeflow import compiled_file, cron, kfp_server
+from edgeline.kubeflow import compiled_file, cron, kfp_server, run_date
 from edgeline.kubeflow.compiled_file import CompiledPipeline
 from edgeline.kubeflow.cron import Trigger
 from edgeline.kubeflow.deployment import check_uri
@@ -65,6 +66,12 @@ def add_commands(kinds: Any, common: argparse.ArgumentParser) -> None:
 
     submit = kinds.add_parser("submit", parents=[common, pipeline, server], help="run a compiled pipeline once")
     submit.add_argument("--name", help="of the run (default: the pipeline's and the time)")
+    submit.add_argument(
+        "--date",
+        type=_date,
+        metavar="YYYY-MM-DD",
+        help="what {YYYY}, {MM} and {DD} stand for in the parameters (default: today, UTC)",
+    )
     submit.add_argument("--wait", action="store_true", help="show the steps until it ends; exit code 3 if it fails")
     submit.add_argument("--output", choices=("text", "json"), default="text", help="json: one line for machines")
     submit.set_defaults(command=_submit, interval=5.0)
@@ -109,6 +116,13 @@ def add_commands(kinds: Any, common: argparse.ArgumentParser) -> None:
         change = kinds.add_parser(name, parents=[common, server], help=text)
         change.add_argument("name", help="of the schedule (see: edgeline kubeflow list)")
         change.set_defaults(command=_change, action=action, past=past)
+
+
+def _date(text: str) -> datetime.date:
+    try:
+        return datetime.datetime.strptime(text, "%Y-%m-%d").date()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a date such as 2026-11-27, received {text!r}") from None
 
 
 def _connect(arguments: argparse.Namespace) -> kfp_server.Server:
@@ -161,18 +175,18 @@ def _check_budget(compiled: CompiledPipeline, parameters: dict[str, Any]) -> Non
         raise UserError(f"--param: {error}; in a pipeline's parameters None is the word none") from None
 
 
-def _timed(compiled: CompiledPipeline) -> set[str]:
-    """Returns the parameters whose default has a time to be filled in, such as `[[ScheduledTime.20060102]]`."""
-    return {name for name, parameter in compiled.parameters.items() if "[[" in str(parameter.default)}
+def _dated(compiled: CompiledPipeline, parameters: dict[str, Any], fill: Callable[[str, str], str]) -> dict[str, Any]:
+    """Returns the parameters of a run, and with them the defaults in which something is to be filled in."""
+    texts = {name: parameter.default for name, parameter in compiled.parameters.items()} | parameters
+    filled = {name: fill(name, text) for name, text in texts.items() if isinstance(text, str)}
+    return parameters | {name: text for name, text in filled.items() if name in parameters or text != texts[name]}
 
 
 def _submit(arguments: argparse.Namespace) -> int:
     compiled, parameters, root = _pipeline(arguments)
-    if timed := _timed(compiled) - parameters.keys():
-        raise UserError(
-            f"only a schedule fills in the time [[...]] of {', '.join(sorted(timed))}: give --param {min(timed)}=VALUE"
-        )
+    date = arguments.date or datetime.datetime.now(datetime.UTC).date()
     server = _connect(arguments)
+    parameters = _dated(compiled, parameters, lambda name, text: run_date.submitted(name, text, date, server.version))
     run_id = server.submit(
         compiled,
         parameters,
@@ -220,8 +234,10 @@ def _wait(
     if not succeeded:
         namespace = server.namespace or "kubeflow"
         of = f" of {', '.join(failed)}" if failed else ""
+        # of a step whose driver failed that pod is the one that failed; the others of the run have nothing to say
         shown.print(
-            f"the logs{of}: kubectl logs -n {namespace} -c main --prefix --tail 50 -l pipeline/runid={run_id}",
+            f"the logs{of}: kubectl get pods -n {namespace} -l pipeline/runid={run_id} -o name "
+            f"--field-selector status.phase=Failed | xargs -I POD kubectl logs -n {namespace} -c main --tail 50 POD",
             soft_wrap=True,
             markup=False,
         )
@@ -236,12 +252,13 @@ def _schedule(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.max_concurrency <= 10:
         raise UserError(f"--max-concurrency {arguments.max_concurrency}: expected 1 to 10")
     compiled, parameters, root = _pipeline(arguments)
-    # the server fills in the time in what a schedule gives, but not in what the file has as default
-    parameters = {name: compiled.parameters[name].default for name in _timed(compiled)} | parameters
-    what, schedule = _connect(arguments).schedule(
+    server = _connect(arguments)
+    dated = _dated(compiled, parameters, lambda name, text: run_date.scheduled(name, text, server.version))
+    every_run_differs = any("{{workflow.creationTimestamp" in str(value) for value in dated.values())
+    what, schedule = server.schedule(
         arguments.name or compiled.name,
         compiled,
-        parameters,
+        dated,
         root,
         trigger,
         catchup=arguments.catchup,
@@ -253,10 +270,10 @@ def _schedule(arguments: argparse.Namespace) -> int:
     if not schedule.enabled:
         text += f"; it is paused, as before (edgeline kubeflow resume {schedule.name})"
     Console(highlight=False).print(text, soft_wrap=True, markup=False)
-    if compiled.fixed_data and not any("[[" in str(value) for value in parameters.values()):
+    if compiled.fixed_data and not every_run_differs:
         Console(stderr=True, highlight=False).print(
             "edgeline: warning: compiled with --fixed-data, every run will be served from the cache and see no new "
-            "data. Compile without, or give --param data=.../[[ScheduledTime]]",
+            "data. Compile without, or give --param 'data=.../{YYYY}-{MM}-{DD}'",
             style="yellow",
             soft_wrap=True,
             markup=False,

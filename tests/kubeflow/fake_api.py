@@ -6,6 +6,7 @@ v1.2.0 cannot read, a concurrency outside 1 to 10, names that are taken, request
 """
 
 import base64
+import datetime
 import json
 import re
 import threading
@@ -52,6 +53,7 @@ class FakeApi:
         multi_user: Whether requests must name a namespace.
         login_page: Whether it answers everything with a web page, as a proxy does that wants a login.
         failures: (method, end of the path) to (status, body): what to answer instead of doing it.
+        version: What it says of itself.
         polls: The states of a run's tasks at one question after the other; the last is repeated.
     """
 
@@ -59,6 +61,7 @@ class FakeApi:
     cookies: str | None = None
     multi_user: bool = False
     login_page: bool = False
+    version: str = "2.16.1"
     failures: dict[tuple[str, str], tuple[int, str]] = field(default_factory=dict)
     polls: list[Json] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
@@ -147,7 +150,8 @@ class FakeApi:
     # ------------------------------------------------------------ what all kinds share
 
     def _health(self, request: Request) -> Json:
-        return {"multi_user": self.multi_user}
+        # as backend/src/apiserver/main.go writes it
+        return {"commit_sha": "unknown", "tag_name": self.version, "multi_user": self.multi_user}
 
     def _namespace(self, namespace: str | None) -> str:
         if self.multi_user and not namespace:
@@ -229,7 +233,11 @@ class FakeApi:
 
     def _create_run(self, request: Request) -> Json:
         self._check_job(request.json)
-        self.runs.append({**request.json, "run_id": self._new_id(), "state": "PENDING"})
+        run = {**request.json, "run_id": self._new_id(), "state": "PENDING"}
+        if _number(self.version) >= (2, 16):
+            given = run["runtime_config"].get("parameters", {})
+            run["runtime_config"]["parameters"] = {k: _formatted(v, run["run_id"]) for k, v in given.items()}
+        self.runs.append(run)
         return self.runs[-1]
 
     def _get_run(self, request: Request) -> Json:
@@ -266,6 +274,21 @@ class FakeApi:
             }
         )
         return self.recurring[-1]
+
+    def fire(self, schedule: Json, at: datetime.datetime) -> Json:
+        """Returns the parameters of the run that the controller makes of a schedule of one version at a time (UTC).
+
+        The workflow was compiled when the schedule was made; the controller formats only `spec.workflow.parameters`,
+        which no workflow of version 2 reads (2.5 to 2.17, crd/controller/scheduledworkflow/util/scheduled_workflow.go).
+        Argo fills in its own variables (3.7, workflow/util/util.go and docs/variables.md); tried with 2.16.1 alone.
+        """
+
+        def filled(value: Any) -> Any:
+            if not isinstance(value, str) or _number(self.version) != (2, 16):
+                return value
+            return re.sub(r"\{\{workflow\.creationTimestamp\.(\w)\}\}", lambda m: at.strftime(f"%{m[1]}"), value)
+
+        return {name: filled(value) for name, value in schedule["runtime_config"].get("parameters", {}).items()}
 
     def _recurring(self, request: Request) -> Json:
         wanted = request.path.split("/")[-1].partition(":")[0]
@@ -339,6 +362,33 @@ def check_parameters(spec: Json, given: Json) -> None:
             raise Refusal(
                 400, f"Invalid input error: parameter {name} is not optional, yet has neither default nor value"
             )
+
+
+def _number(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _formatted(value: Any, run_id: str) -> Any:
+    """Fills in the macros of a submitted run (backend/src/common/util/parameter_formatter.go).
+
+    Of these it knows the run's id and the time; all others stay as they are.
+    """
+    if not isinstance(value, str):
+        return value
+    go = {"2006": "%Y", "01": "%m", "02": "%d", "15": "%H", "04": "%M", "05": "%S"}
+
+    def fill(match: re.Match[str]) -> str:
+        if match[0] == "[[RunUUID]]":
+            return run_id
+        if not match[0].startswith(("[[CurrentTime]]", "[[CurrentTime.")):
+            return match[0]
+        layout = match[0][len("[[CurrentTime.") : -2] or "20060102150405"
+        return datetime.datetime.now(datetime.UTC).strftime(
+            re.sub("2006|01|02|15|04|05", lambda part: go[part[0]], layout)
+        )
+
+    return re.sub(r"\[\[(.*?)\]\]", fill, value)
 
 
 _NAMES = {

@@ -44,6 +44,22 @@ def test_the_options_become_the_defaults(tmp_path: Path, capsys: pytest.CaptureF
     assert "pipeline digits-v2 for --target oss, 1 candidates" in capsys.readouterr().out
 
 
+def test_the_date_in_the_data_is_left_to_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dated = "s3://bucket/{YYYY}/{MM}-{DD}"
+    assert compile_with(tmp_path, data=dated) == 0
+    spec = yaml.safe_load((tmp_path / "pipeline.yaml").read_text())
+    assert spec["root"]["inputDefinitions"]["parameters"]["data"]["defaultValue"] == dated
+    for data, said in (
+        ("s3://bucket/[[ScheduledTime.2006-01-02]]", "never fills in [[ScheduledTime]]"),
+        ("s3://bucket/{SPAN}", "{SPAN} is no field of a date"),
+    ):
+        assert compile_with(tmp_path, data=data) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+    vertex = {"target": "vertex", "pipeline_root": "gs://b/digits", "data": "gs://b/{YYYY}"}
+    assert compile_with(tmp_path, **vertex) == 2
+    assert "nothing fills in the date on Vertex" in " ".join(capsys.readouterr().err.split())
+
+
 def test_where_the_model_runs_and_whose_place_it_takes(tmp_path: Path) -> None:
     """`--target` is the cluster here; of a file only its contract travels, as the file is not on the cluster."""
     model = tf.lite.TFLiteConverter.from_concrete_functions(

@@ -1,6 +1,7 @@
 """Submitting and scheduling, by the real kfp client against a server that checks as the real one does."""
 
 import argparse
+import datetime
 import importlib.metadata
 import importlib.util
 import json
@@ -454,10 +455,28 @@ def test_wait_says_which_step_failed_and_where_to_look(cli: Cli, write: Callable
     assert json.loads(cli.out) == {"exit_code": 3, "run_id": run_id, "url": url, "state": "failed"}
     assert "[1/3] failed  Trainer 0.0 s: main: Error (exit code 1)" in cli.err
     assert f"run {run_id} failed: no luck" in cli.err
-    assert (
-        f"the logs of Trainer: kubectl logs -n kubeflow -c main --prefix --tail 50 -l pipeline/runid={run_id}"
-        in cli.err
-    )
+    assert f"the logs of Trainer: kubectl get pods -n kubeflow -l pipeline/runid={run_id} -o name " in cli.err
+    assert "--field-selector status.phase=Failed | xargs -I POD kubectl logs -n kubeflow -c main " in cli.err
+
+
+@pytest.mark.parametrize("first", ["driver", "step"])
+def test_wait_names_the_step_whose_driver_failed(cli: Cli, write: Callable[..., Path], first: str) -> None:
+    # seen on 2.16.1: errors are empty, the step itself is left out or omitted
+    ended = {"end_time": "2027-01-01T00:00:07Z"}
+    trained = [task("Trainer-driver", "SUCCEEDED", **ended), task("Trainer", "SUCCEEDED", **ended)]
+    failed = [task("Evaluator-driver", "FAILED", **ended), task("Evaluator", "SKIPPED")]
+    cli.api.polls = [poll("RUNNING", *trained), poll("FAILED", *trained, *failed[:: 1 if first == "driver" else -1])]
+    assert cli("submit", write(), "--param", "data=s3://b/data", "--wait") == 3
+    assert "failed  Evaluator 7.0 s: Evaluator-driver failed, before the step" in cli.out
+    assert "the logs of Evaluator: kubectl get pods " in cli.out
+    assert "driver" not in cli.out.replace("Evaluator-driver failed", "")  # others are the server's own affair
+
+
+def test_wait_says_that_the_run_did_not_begin(cli: Cli, write: Callable[..., Path]) -> None:
+    started = {"task_details": [task("root-driver", "FAILED")]}
+    cli.api.polls = [{"state": "FAILED", "run_details": started}]
+    assert cli("submit", write(), "--param", "data=s3://b/data", "--wait") == 3
+    assert "failed: root-driver failed, which reads the run's parameters and pipeline root" in cli.out
 
 
 def test_wait_ends_when_the_run_is_cancelled(cli: Cli, write: Callable[..., Path]) -> None:
@@ -603,17 +622,62 @@ def test_schedule_refuses(options: tuple[str, ...], message: str, cli: Cli, writ
     assert cli.api.requests == []
 
 
-def test_a_time_in_a_default_is_given_to_the_server_which_fills_it_in(cli: Cli, write: Callable[..., Path]) -> None:
-    timed = pipeline()
-    timed["root"]["inputDefinitions"]["parameters"]["data"]["defaultValue"] = "s3://b/[[ScheduledTime.2006-01-02]]"
-    assert cli("schedule", write(timed), "--cron", "@daily") == 0
-    [made] = cli.api.recurring
-    assert made["runtime_config"]["parameters"] == {"data": "s3://b/[[ScheduledTime.2006-01-02]]"}
-    # a run that is submitted has no such time
-    assert "only a schedule fills in the time [[...]] of data: give --param data=VALUE" in cli.refused(
-        "submit", write(timed)
-    )
-    assert cli("submit", write(timed), *DATA) == 0
+DATED = "s3://b/{YYYY}/{MM}-{DD}"
+
+
+def test_a_date_is_that_of_the_runs_creation(cli: Cli, write: Callable[..., Path]) -> None:
+    dated = pipeline()
+    dated["root"]["inputDefinitions"]["parameters"]["data"]["defaultValue"] = DATED
+    for document, given in ((dated, ()), (pipeline(), ("--param", f"data={DATED}"))):
+        options = (write(document), *given)
+        cli.api.recurring.clear()
+        assert cli("schedule", *options, "--cron", "@daily") == 0
+        [made] = cli.api.recurring
+        # a catch-up has no other time than that at which it was made
+        for day in (datetime.datetime(2026, 11, 27, 2, 30), datetime.datetime(2027, 1, 5, 23, 59)):
+            assert cli.api.fire(made, day) == {"data": f"s3://b/{day:%Y}/{day:%m-%d}"}
+        assert cli("submit", *options, "--date", "2026-03-04") == 0
+        assert cli("submit", *options) == 0
+        *_, named, today = (run["runtime_config"]["parameters"]["data"] for run in cli.api.runs)
+        assert named == "s3://b/2026/03-04"
+        assert today in {f"s3://b/{now:%Y}/{now:%m-%d}" for now in (datetime.datetime.now(datetime.UTC),)}
+
+
+@pytest.mark.parametrize("version", ["2.5.0", "2.17.0", "unknown"])
+def test_a_date_in_a_schedule_of_a_server_that_was_never_tried(
+    version: str, cli: Cli, write: Callable[..., Path]
+) -> None:
+    cli.api.version = version
+    said = cli.refused("schedule", write(), "--param", f"data={DATED}", "--cron", "@daily")
+    assert f"what a server of version {version} fills in as the date" in said
+    assert "(known: 2.16)" in said
+    assert "edgeline kubeflow submit --date YYYY-MM-DD" in said
+    assert not cli.api.recurring
+    if version != "unknown":
+        assert cli("submit", write(), "--param", f"data={DATED}", "--date", "2026-03-04") == 0
+        assert cli.api.runs[0]["runtime_config"]["parameters"]["data"] == "s3://b/2026/03-04"
+    assert cli("schedule", write(), *DATA, "--cron", "@daily") == 0  # without a date any will do
+
+
+def test_what_the_server_never_fills_in(cli: Cli, write: Callable[..., Path]) -> None:
+    def given(text: str) -> tuple[Any, ...]:
+        return write(), "--param", f"data=s3://b/{text}"
+
+    for command in (("submit",), ("schedule", "--cron", "@daily")):
+        said = cli.refused(command[0], *given("[[ScheduledTime.2006-01-02]]"), *command[1:])
+        assert "never fills in [[ScheduledTime]]" in said
+        assert "write {YYYY}-{MM}-{DD}" in said
+        assert "{HH} is no field of a date" in cli.refused(command[0], *given("{YYYY}{HH}"), *command[1:])
+    for macro in ("[[CurrentTime.2006-01-02]]", "[[RunUUID]]", "[[Index]]"):
+        said = cli.refused("schedule", *given(macro), "--cron", "@daily")
+        assert f"never fills in {macro} in a schedule" in said
+    assert not cli.api.recurring
+    # a run that is submitted has a time
+    assert cli("submit", *given("[[CurrentTime.2006-01-02]]")) == 0
+    assert cli.api.runs[-1]["runtime_config"]["parameters"]["data"].startswith("s3://b/20")
+    assert "not known that it fills in [[Index]]" in cli.refused("submit", *given("[[Index]]"))
+    cli.api.version = "2.5.0"
+    assert "of a server of version 2.5.0" in cli.refused("submit", *given("[[CurrentTime.2006-01-02]]"))
 
 
 def test_schedule_warns_when_no_run_would_see_new_data(cli: Cli, write: Callable[..., Path]) -> None:
@@ -621,7 +685,7 @@ def test_schedule_warns_when_no_run_would_see_new_data(cli: Cli, write: Callable
     del fixed["deploymentSpec"]["executors"]["exec-Examples"]["importer"]["reimport"]
     cli("schedule", write(fixed), *DATA, "--cron", "@daily")
     assert "every run will be served from the cache" in cli.err
-    cli("schedule", write(fixed), "--param", "data=s3://b/[[ScheduledTime.20060102]]", "--cron", "@daily")
+    cli("schedule", write(fixed), "--param", f"data={DATED}", "--cron", "@daily")
     assert cli.err == ""
     cli("schedule", write(), *DATA, "--cron", "@daily")
     assert cli.err == ""
