@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections import Counter
 from typing import Any
 
 import numpy as np
+from ai_edge_litert import schema_py_generated as schema
 from ai_edge_quantizer import calibrator, qtyping, quantizer, recipe_manager
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.utils import qsv_utils
@@ -68,6 +70,7 @@ def quantized(
         raise
     except Exception as error:  # each operator has its own ways to fail
         raise ConversionError(f"ai-edge-quantizer cannot make {kind} of the model: {first_line(error)}") from error
+    _refuse_unchanged(content, result, kind)
     # of int8 there is another quantizer, which may know more operators
     if entry.activations != "int8" or not inspection.structure(result)["float_ops"]:
         return [result]
@@ -85,6 +88,32 @@ def _refuse_loops(content: bytes, kind: str) -> None:
             f"{kind} cannot be made of a TFLite model with loops (WHILE): the quantizers do not see into them. Choose "
             f"dynamic_range or float16"
         )
+
+
+def _refuse_unchanged(content: bytes, result: bytes, kind: str) -> None:
+    """Refuses a file all of whose weights are as they were, which the quantizer makes without a word."""
+    before, after = _weight_types(content), _weight_types(result)
+    if before["float32"] and after["float32"] >= before["float32"]:
+        with_weights = ", ".join(sorted(inspection.structure(content)["ops"]["builtin"]))
+        raise ConversionError(
+            f"{kind} changed none of the {before['float32']} weights: ai-edge-quantizer has no {kind} of the operators "
+            f"that use them (the model's: {with_weights}). Choose another scheme, or make the model a float32 TFLite "
+            f"file anew with a converter of today"
+        )
+
+
+def _weight_types(content: bytes) -> Counter[str]:
+    """Returns of how many constants of two axes or more the numbers have which type."""
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    names = {number: name.lower() for name, number in vars(schema.TensorType).items() if not name.startswith("_")}
+    return Counter(
+        names.get(tensor.type, "")
+        for graph in model.subgraphs
+        for tensor in graph.tensors
+        if len(tensor.shape if tensor.shape is not None else ()) > 1
+        and (data := model.buffers[tensor.buffer].data) is not None
+        and len(data)
+    )
 
 
 def _set_end(manager: recipe_manager.RecipeManager, end: qtyping.TFLOperationName, io_type: str) -> None:

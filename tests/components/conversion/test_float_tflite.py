@@ -264,12 +264,83 @@ def test_one_of_several_signatures(tmp_path: Path) -> None:
         np.testing.assert_allclose(received, expected, rtol=1e-6)
 
 
+# files of other converters --------------------------------------------------------------------------------------------
+
+
+def old_numbers(model: Any) -> None:
+    """As converters before TensorFlow 2.4 wrote them: the number of an operator in the older field alone."""
+    for code in model.operatorCodes:
+        assert code.builtinCode == code.deprecatedBuiltinCode
+        code.builtinCode = 0
+
+
+def one_name(model: Any) -> None:
+    for tensor in model.subgraphs[0].tensors:
+        tensor.name = b"model/same/Tensor"
+
+
+@pytest.mark.parametrize("edit", [old_numbers, one_name], ids=lambda edit: edit.__name__)
+def test_what_quantizers_read_otherwise_than_the_runtime(
+    tmp_path: Path, plain: tuple[tf_keras.Model, bytes], edit: Callable[[Any], None]
+) -> None:
+    other = edited(plain[1], edit)
+    content, io = read(tmp_path, other)
+    assert io == read(tmp_path, plain[1])[1]
+    expected = litert.TFLiteModel(plain[1]).run({"image": SAMPLES})
+    for name, values in litert.TFLiteModel(content).run({"image": SAMPLES}).items():
+        np.testing.assert_array_equal(values, expected[name])
+    for scheme in ("int8", "dynamic_range", "float16"):
+        facts, plain_facts = (inspection.facts(quantized(file, scheme)) for file in (content, plain[1]))
+        assert facts["ops"] == plain_facts["ops"]
+        assert facts["number_types"] == plain_facts["number_types"]
+        if edit is old_numbers:  # names are bytes of the file
+            assert facts["bytes"] == plain_facts["bytes"]
+
+
+def test_weights_stored_as_float16_are_the_same_numbers_in_float32(
+    tmp_path: Path, plain: tuple[tf_keras.Model, bytes]
+) -> None:
+    model, source = plain
+    half = quantized(source, "float16")
+    assert inspection.structure(half)["ops"]["builtin"]["DEQUANTIZE"] > 4
+    content, io = read(tmp_path, half)
+    facts = inspection.facts(content)
+    assert facts["ops"] == inspection.structure(source)["ops"]
+    assert "float16" not in facts["number_types"]
+    assert facts["bytes"] < 1.1 * len(source)  # the halves are gone
+    values = {weight["name"]: weight["values"] for weight in facts["weights"] if weight["dtype"] == "float32"}
+    halves = {w["name"]: w["values"] for w in inspection.facts(half)["weights"] if w["dtype"] == "float16"}
+    assert halves.items() <= values.items()
+    expected = litert.TFLiteModel(half).run({"image": SAMPLES})
+    received = litert.TFLiteModel(content).run({"image": SAMPLES})
+    for name in ("logits", "side"):
+        np.testing.assert_allclose(received[name], expected[name], rtol=1e-6)
+    assert io == read(tmp_path, source)[1]
+    whole = litert.TFLiteModel(quantized(content, "int8")).run({"image": SAMPLES})["logits"]
+    assert np.abs(whole - model(SAMPLES)[0]).max() < 0.05 * np.abs(model(SAMPLES)[0]).max()
+
+
+def test_weights_in_loops_are_folded_and_named_too(tmp_path: Path) -> None:
+    """A loop's body is a graph of its own, whose tensors have the names of the condition's."""
+    path = tmp_path / "m.tflite"
+    path.write_bytes(several(tmp_path / "sm", "encode", "loop"))
+    content, _ = float_tflite.read(path, "loop")
+    tensors = [t for graph in schema.ModelT.InitFromPackedBuf(content, 0).subgraphs for t in graph.tensors]
+    assert len({tensor.name for tensor in tensors}) == len(tensors)
+    x = SAMPLES.reshape(-1)[:60][None]
+    np.testing.assert_allclose(litert.TFLiteModel(content).run({"x1": x})["y1"], x + 1, rtol=1e-6)
+
+
+def test_a_file_in_which_nothing_was_quantized_is_refused(plain: tuple[tf_keras.Model, bytes]) -> None:
+    """As it was before operators got their numbers: the quantizer took each for an ADD, and left it alone."""
+    with pytest.raises(ConversionError, match=r"dynamic_range changed none of the \d+ weights: ai-edge-quantizer"):
+        quantized(edited(plain[1], old_numbers), "dynamic_range")
+
+
 # bad input ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("scheme", "words"), [("int8", r"int8\)"), ("dynamic_range", r"int8\)"), ("float16", r"float16\)")]
-)
+@pytest.mark.parametrize(("scheme", "words"), [("int8", r"int8\)"), ("dynamic_range", r"int8\)")])
 def test_a_quantized_file_is_refused(
     tmp_path: Path, plain: tuple[tf_keras.Model, bytes], scheme: str, words: str
 ) -> None:
