@@ -51,6 +51,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from google.protobuf import text_format
 from tensorflow_model_analysis.proto import config_pb2
 
+from edgeline.budget import Budget
 from edgeline.config import FineTuning
 from edgeline.data import reading
 from edgeline.data.data_folder import SHARD_SUFFIX
@@ -328,7 +329,7 @@ def convert(model: Any, module: hooks.ModelModule, files: list[str], out: Path) 
 def run_evaluator(files: list[str], models: dict[str, Path], module: str, beam_args: list[str]) -> Results:
     """Runs the Evaluator's Beam transform as its executor does, and returns the merged results."""
     paths = {name: str(path) for name, path in models.items()}
-    plan = Plan(module, (INPUT,), (OUTPUT,), paths, "reference", metric="accuracy")
+    plan = Plan(module, (INPUT,), (OUTPUT,), paths, "reference", budget=Budget(metric="accuracy"))
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder, "results"))
         with beam.Pipeline(options=PipelineOptions(beam_args or ["--runner=FnApiRunner"])) as pipeline:

@@ -29,10 +29,12 @@ from edgeline import (
     Trainer,
     files,
 )
+from edgeline.budget import slice_drops
 from edgeline.clusterer.config import Cluster
 from edgeline.data.data_folder import SHARD_SUFFIX, SPLITS
 from edgeline.data.spans import Window
 from edgeline.errors import UserError
+from edgeline.evaluator.measuring import compiled as compiled_metrics
 from edgeline.evaluator.measuring import slices
 from edgeline.model_importer.config import Import
 from edgeline.model_module import hooks
@@ -45,6 +47,7 @@ from edgeline.quantizer.config import Quantize
 from edgeline.recipe import Recipe, Step
 from edgeline.span_example_gen.component import SpanExampleGen
 from edgeline.toolchain import toolchain
+from edgeline.training import loop
 
 #: The component that does a step, by its config. It takes examples, a model and, where it asks for them, calibration
 #: samples, and makes a `compressed` model.
@@ -57,13 +60,21 @@ def check(job: Job) -> None:
     """Checks before any work what only the imported module can tell.
 
     Raises:
-      UserError: the module cannot be imported, its phases are none, or a slice that it or the budget names cannot be
-        made.
+      UserError: the module cannot be imported, its phases are none, it does not compile a metric that the budget names,
+        or a slice that it or the budget names cannot be made.
     """
     module = hooks.load(job.module.reference)
-    slices.check_asked(job.budget.max_slice_drops, module)
+    budget = job.budget
     if job.model is None:
         module.phases()
+        loop.start(job.train.seed)
+        compiled = compiled_metrics.directions_of(module)
+        judged = budget.judged(compiled) if compiled else budget.metrics
+    else:
+        judged = budget.metrics  # the model that the metrics are compiled for is not there yet
+    names = [metric.name for metric in judged]
+    limited = {key for name in names for key in slice_drops(budget.max_slice_drops, name, names)}
+    slices.check_asked(sorted(limited) if names else budget.max_slice_drops, module)
 
 
 def create_pipeline(

@@ -145,7 +145,7 @@ def _plan(
         models,
         sound[0].name,
         findings.DEPLOYED if field is not None else None,
-        budget.metric,
+        budget,
         config.max_bad_records,
         form,
     )

@@ -33,6 +33,7 @@ class Details:
     costs: words.Costs | None
     classes: words.Classes | None
     worst_slices: list[words.SliceRow]
+    more_slices: dict[str, list[words.SliceRow]]
 
 
 def render(report: Report) -> str:
@@ -68,12 +69,16 @@ def render(report: Report) -> str:
             words.costs(candidate, report.baseline, budget, style),
             words.classes(candidate, report.baseline, labels),
             words.worst_slices(candidate, report.baseline, budget, labels),
+            {
+                judged.metric: words.worst_slices(candidate, report.baseline, budget, labels, judged.metric)
+                for judged in report.budget.more_metrics
+            },
         )
         for row, candidate in zip(rows, report.candidates, strict=True)
     ]
     for details in candidates:
         figures |= _candidate_figures(details, report.baseline)
-    curves = [words.training_curves(training, metric) for training in report.training]
+    curves = [words.training_curves(training, report.budget) for training in report.training]
     for number, (training, names) in enumerate(zip(report.training, curves, strict=True), 1):
         for index, name in enumerate(names):
             figures[f"training-{number}-{index}"] = charts.learning(training.history, name, training.phases)

@@ -51,18 +51,42 @@ class DatasetReport:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class JudgedMetric:
+    """A metric that the budget judges.
+
+    Attributes:
+      metric: its name.
+      direction: `max` where more of the metric is better, `min` where less is.
+      max_drop: largest drop from the baseline, at least 0; None: any.
+    """
+
+    metric: str
+    direction: Literal["max", "min"]
+    max_drop: float | None = None
+
+    @property
+    def sign(self) -> int:
+        """1 where more of the metric is better, -1 where less is."""
+        return -1 if self.direction == "min" else 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BudgetReport:
     """What a candidate may cost and lose: the budget that the candidates were judged by.
 
     Attributes:
-      metric: that is judged.
+      metric: that is judged; of several, the first, by which the candidates are ranked.
       direction: `max` where more of the metric is better, `min` where less is.
       max_drop: largest drop from the baseline, at least 0; None: any.
+      more_metrics: that are judged as well.
+      metric_is_default: whether the budget named no metric, so that `metric` is accuracy where that is compiled, else
+        the first compiled metric, else the loss.
       drop_bound: what must be within max_drop: `point`, the measured drop, or `upper`, the upper end of its interval.
-      value_threshold: the worst value that the metric may have; None: any.
-      max_deployed_drop: largest drop from the deployed model, at least 0; None: any.
+      value_threshold: the worst value that `metric` may have; None: any.
+      max_deployed_drop: largest drop of each metric from the deployed model, at least 0; None: any.
       max_slice_drops: largest drops from the baseline within slices, at least 0, by what they hold for: the name of a
-        feature (then for each of its values), several joined by commas, or one value, as in `camera=front,label=7`.
+        feature (then for each of its values), several joined by commas, or one value, as in `camera=front,label=7`;
+        after the name of a metric and a colon, as in `boxes_mae:label`, for that metric instead of all.
       min_slice_examples: slices with fewer examples are not judged; None: not known.
       objective: what the selected candidate has the least of: `zlib_bytes`, `bytes` or `latency_ms`.
       target: the kind of hardware that has to be able to run it, such as `cpu`; None: not known.
@@ -73,6 +97,8 @@ class BudgetReport:
     direction: Literal["max", "min"]
     objective: str
     max_drop: float | None = None
+    more_metrics: tuple[JudgedMetric, ...] = ()
+    metric_is_default: bool = False
     drop_bound: Literal["point", "upper"] = "point"
     value_threshold: float | None = None
     max_deployed_drop: float | None = None
@@ -80,6 +106,16 @@ class BudgetReport:
     min_slice_examples: Count | None = None
     target: str | None = None
     limits: Mapping[str, Amount | None] = field(default_factory=dict, prefix="max_")
+
+    @property
+    def judged(self) -> tuple[JudgedMetric, ...]:
+        """All metrics that are judged, the first ranks the candidates."""
+        first = JudgedMetric(metric=self.metric, direction=self.direction, max_drop=self.max_drop)
+        return (first, *self.more_metrics)
+
+    def named(self, metric: str) -> JudgedMetric:
+        """Returns one of the metrics that are judged."""
+        return next(judged for judged in self.judged if judged.metric == metric)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -256,13 +292,16 @@ class SliceReport:
       features: the values that its examples have, by the feature's name.
       examples: that are in it.
       metrics: of these examples.
-      drop: of the budget's metric, from the baseline's in the same slice; None: of the baseline itself, or not known.
+      drop: of the budget's first metric, from the baseline's in the same slice; None: of the baseline itself, or not
+        known.
+      more_drops: likewise of its other metrics, by name.
     """
 
     features: Mapping[str, str | int | float | bool]
     examples: Count
     metrics: Metrics
     drop: float | None = None
+    more_drops: Metrics = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -508,16 +547,34 @@ class FailureReport:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DropReport:
+    """What a candidate loses by a metric of the budget.
+
+    Attributes:
+      drop: from the baseline; None: it was not evaluated.
+      drop_interval: of the drop; None: not known.
+      deployed_drop: from the deployed model; None: there is none to compare with.
+      deployed_drop_interval: of that drop; None: not known.
+    """
+
+    drop: float | None = None
+    drop_interval: Interval | None = None
+    deployed_drop: float | None = None
+    deployed_drop_interval: Interval | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class CandidateReport(MeasuredReport):
     """A candidate beside the baseline, and the verdict.
 
     Attributes:
       name: of the recipe.
       recipe: its steps; empty: none changed the model, or an earlier step failed and left nothing to read.
-      drop: of the budget's metric, from the baseline; None: it was not evaluated.
+      drop: of the budget's first metric, from the baseline; None: it was not evaluated.
       drop_interval: of the drop; None: not known.
-      deployed_drop: of the budget's metric, from the deployed model; None: there is none to compare with.
+      deployed_drop: of the budget's first metric, from the deployed model; None: there is none to compare with.
       deployed_drop_interval: of that drop; None: not known.
+      more_drops: by the budget's other metrics, by name.
       ratio: zlib_bytes of the baseline divided by its own, above 0; None: it was not evaluated.
       sparsity: fraction of zeros in the weights of the file, from 0 to 1; None: there is no file.
       ladder: what each step left of the weights, in the order of the steps.
@@ -525,7 +582,7 @@ class CandidateReport(MeasuredReport):
       ladder_walked: the schemes that `auto` tried, the one that holds last; None: not asked for.
       blessed: whether it meets the budget.
       reasons: why it does not, in words; empty: it does.
-      pareto: whether no other candidate is better in zlib_bytes and the budget's metric both.
+      pareto: whether no other candidate is better in zlib_bytes and the budget's first metric both.
       failure: why it failed; None: it did not.
       steps: the Keras model's quality after each step that trains.
       layers: what was done to each layer.
@@ -537,6 +594,7 @@ class CandidateReport(MeasuredReport):
     drop_interval: Interval | None = None
     deployed_drop: float | None = None
     deployed_drop_interval: Interval | None = None
+    more_drops: Mapping[str, DropReport] = dataclasses.field(default_factory=dict)
     ratio: float | None = None
     sparsity: float | None = None
     ladder: tuple[LadderStep, ...] = ()
@@ -548,6 +606,11 @@ class CandidateReport(MeasuredReport):
     failure: FailureReport | None = None
     steps: tuple[StepQuality, ...] = ()
     layers: tuple[LayerReport, ...] = ()
+
+    def lost(self, metric: str) -> DropReport:
+        """Returns what it loses by one of the budget's metrics; the first is the one that is none of `more_drops`."""
+        names = [own.name for own in dataclasses.fields(DropReport)]
+        return self.more_drops.get(metric) or DropReport(**{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeline.budget import slice_limit
+from edgeline.budget import slice_drops, slice_limit
 from edgeline.report.formats import Format
 from edgeline.report.schema import (
     BudgetReport,
@@ -17,8 +17,10 @@ from edgeline.report.schema import (
     ClassificationReport,
     ClassReport,
     DeviceCost,
+    DropReport,
     FailureReport,
     Interval,
+    JudgedMetric,
     Latency,
     LayerSensitivity,
     MeasuredReport,
@@ -245,7 +247,73 @@ def columns(budget: PageBudget, style: Format, rows: Sequence[Row]) -> list[Colu
             wide=True,
         ),
     ]
+    always[2:2] = _judged_columns(budget)
+    newer += _other_columns(budget, rows)
     return always + [c for c in newer if c.title == "Sparsity" or any(c.value(row) is not None for row in rows)]
+
+
+def _judged_columns(budget: PageBudget) -> list[Column]:
+    """Returns the columns of the metrics that are judged beside the first: value and drop."""
+    return [
+        column
+        for judged in budget.terms.more_metrics
+        for column in (_metric_column(judged.metric), _drop_column(judged))
+    ]
+
+
+def _other_columns(budget: PageBudget, rows: Sequence[Row]) -> list[Column]:
+    """Returns the columns of the compiled metrics that are not judged; the loss has none."""
+    judged = {metric.metric for metric in budget.terms.judged}
+    names = dict.fromkeys(name for row in rows for name in row.model.metrics or ())
+    return [_metric_column(name, wide=True) for name in names if name not in judged and name != "loss"]
+
+
+def _metric_column(name: str, *, wide: bool = False) -> Column:
+    return Column(
+        name,
+        lambda row: row.model.value(name),
+        lambda row: style_of(row.model.value(name)).metric(row.model.value(name)),
+        wide=wide,
+    )
+
+
+def _drop_column(judged: JudgedMetric) -> Column:
+    name = judged.metric
+
+    def lost(row: Row) -> DropReport:
+        return row.model.lost(name) if isinstance(row.model, CandidateReport) else DropReport()
+
+    return Column(
+        drop_word(judged).capitalize(),
+        lambda row: lost(row).drop,
+        lambda row: style_of(row.model.value(name)).metric(lost(row).drop),
+        note=lambda row: style_of(row.model.value(name)).interval(lost(row).drop_interval),
+    )
+
+
+def style_of(value: float | None) -> Format:
+    """Returns the format for values of a metric that are about as large as this one."""
+    return Format.of(value, None)
+
+
+def drop_word(metric: JudgedMetric) -> str:
+    """Returns what a loss of quality is called, as a metric of which less is better rises."""
+    return "drop" if metric.sign > 0 else "rise"
+
+
+def judged_by(budget: BudgetReport) -> str:
+    """Says by which metrics the candidates were judged, and why by these.
+
+    >>> judged_by(BudgetReport(metric="mae", direction="min", max_drop=0.5, objective="bytes", metric_is_default=True))
+    'mae (less is better; rise at most 0.5), as no --metric was given'
+    """
+    said = [
+        f"{m.metric} ({'more' if m.sign > 0 else 'less'} is better"
+        + (")" if m.max_drop is None else f"; {drop_word(m)} at most {m.max_drop:g})")
+        for m in budget.judged
+    ]
+    why = ", as no --metric was given" if budget.metric_is_default else ""
+    return ", ".join(said) + why + ("; the first ranks the candidates" if len(said) > 1 else "")
 
 
 def class_names(count: int, labels: Sequence[str] | None) -> list[str]:
@@ -275,7 +343,7 @@ class SliceRow:
         name: as the budget writes it.
         examples: in it.
         few: whether these are too few to be judged.
-        baseline: the baseline's value of the budget's metric.
+        baseline: the baseline's value of a metric of the budget.
         metric: the candidate's.
         drop: from the baseline.
         limit: the most that the drop may be; None where no limit holds.
@@ -293,28 +361,35 @@ class SliceRow:
 
 
 def worst_slices(
-    candidate: ModelReport, baseline: ModelReport, budget: PageBudget, labels: Sequence[str] | None
+    candidate: ModelReport,
+    baseline: ModelReport,
+    budget: PageBudget,
+    labels: Sequence[str] | None,
+    metric: str | None = None,
 ) -> list[SliceRow]:
-    """Returns a candidate's slices, the largest drop first."""
-    before = {_key(part): part.metrics.get(budget.metric) for part in baseline.slices}
+    """Returns a candidate's slices by one of the budget's metrics, the largest drop first; None: by the first."""
+    metric = metric or budget.metric
+    before = {_key(part): part.metrics.get(metric) for part in baseline.slices}
+    drops = slice_drops(budget.terms.max_slice_drops, metric, [judged.metric for judged in budget.terms.judged])
     rows = []
     for part in candidate.slices:
-        limit = slice_limit(part.features.items(), budget.terms.max_slice_drops)
+        limit = slice_limit(part.features.items(), drops)
+        drop = part.drop if metric == budget.metric else part.more_drops.get(metric)
         few = part.examples < (budget.terms.min_slice_examples or 0)
         if limit is None:
             verdict = ""
         elif few:
             verdict = "few"
         else:
-            verdict = "over" if part.drop is None or part.drop > limit + 1e-9 else "within"
+            verdict = "over" if drop is None or drop > limit + 1e-9 else "within"
         rows.append(
             SliceRow(
                 name=slice_name(part.features, labels),
                 examples=part.examples,
                 few=few,
                 baseline=before.get(_key(part)),
-                metric=part.metrics.get(budget.metric),
-                drop=part.drop,
+                metric=part.metrics.get(metric),
+                drop=drop,
                 limit=limit,
                 verdict=verdict,
             )
@@ -684,10 +759,11 @@ def _changed_pairs(
     return sorted(rows, key=lambda row: -abs(row.change))[:_MOST_ROWS]
 
 
-def training_curves(training: TrainingReport, metric: str) -> list[str]:
-    """Returns which metrics of a training step's history are drawn: its loss, and the budget's metric."""
+def training_curves(training: TrainingReport, budget: BudgetReport) -> list[str]:
+    """Returns which metrics of a training step's history are drawn: its loss, and the budget's metrics."""
     history = training.history
-    return [name for name in dict.fromkeys(("loss", metric)) if history.get(name) or history.get(f"val_{name}")]
+    names = dict.fromkeys(("loss", *(judged.metric for judged in budget.judged)))
+    return [name for name in names if history.get(name) or history.get(f"val_{name}")]
 
 
 def largest_drop(sensitivity: Sequence[LayerSensitivity]) -> float:

@@ -145,11 +145,13 @@ def _draw_history(page: Path, pipeline: str, nights: list[events.Night], log: li
 def _history_table(nights: list[events.Night]) -> Table:
     metrics = {night.metric for night in nights if night.metric}
     metric = metrics.pop() if len(metrics) == 1 else "metric"
+    more = list(dict.fromkeys(name for night in nights for name in night.more_metrics or ()))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    right = ("exit", metric, "drop", "zlib bytes", "time")
-    for name in ("started", "verdict", "selected", *right, "pushed, or why not"):
-        table.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
+    numbers = ("exit", metric, "drop", *(title for name in more for title in (name, "drop")), "zlib bytes", "time")
+    for name in ("started", "verdict", "selected", *numbers, "pushed, or why not"):
+        table.add_column(Text(name), justify="right" if name in numbers else "left", overflow="fold")
     for night in nights:
+        others = [(night.more_metrics or {}).get(name, {}) for name in more]
         cells = (
             f"{night.started.astimezone():%Y-%m-%d %H:%M}",
             night.verdict,
@@ -157,6 +159,11 @@ def _history_table(nights: list[events.Night]) -> Table:
             _written("{}", night.exit_code),
             _written("{:.4f}", night.value),
             _written("{:+.4f}", night.drop),
+            *(
+                _written(style, other.get(key))
+                for other in others
+                for style, key in (("{:.4f}", "value"), ("{:+.4f}", "drop"))
+            ),
             _written("{:,}", night.zlib_bytes),
             "" if night.seconds is None else console.format_seconds(night.seconds),
             night.pushed or (night.why or "").partition("\n")[0].removesuffix(":"),

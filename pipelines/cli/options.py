@@ -235,14 +235,26 @@ def add_budget(parser: argparse.ArgumentParser, *, target_flag: str = "--target"
         type=float,
         default=unset.max_drop,
         metavar="X",
-        help="below the float32 baseline, in the metric's unit (default: %(default)s)",
+        help="below the float32 baseline, in the metric's unit, of metrics without a DROP (default: %(default)s)",
     )
-    _add(group, "--metric", unset.metric, "the compiled metric that counts")
-    what = "whether more (max) or less (min) of it is better"
-    _add(group, "--direction", unset.direction, what, choices=DIRECTIONS)
+    group.add_argument(
+        "--metric",
+        action="append",
+        dest="metrics",
+        default=[],
+        metavar="NAME[:max|min[:DROP]]",
+        help="a compiled metric that must hold, or loss; whether more or less of it is better, and its own largest "
+        "drop; may be repeated, the first ranks the candidates (default: accuracy if compiled, else the first metric)",
+    )
+    group.add_argument(
+        "--direction",
+        choices=DIRECTIONS,
+        default=unset.direction,
+        help="of metrics that say none (default: what name and class of the metric tell)",
+    )
     what = "what must be within the drop: the measured one, or the upper end of its 95%% interval"
     _add(group, "--drop-bound", unset.drop_bound, what, choices=DROP_BOUNDS)
-    what = "the worst value that the metric may have, whatever the baseline has (default: any)"
+    what = "the worst value that the first metric may have, whatever the baseline has (default: any)"
     _add_optional(group, "--value-threshold", unset.value_threshold, what, of=float, metavar="X")
     what = f"below the model that was pushed last, on the same data; {NONE}: do not compare"
     _add_optional(group, "--max-deployed-drop", unset.max_deployed_drop, what, of=float, metavar="X")
@@ -253,7 +265,8 @@ def add_budget(parser: argparse.ArgumentParser, *, target_flag: str = "--target"
         nargs=2,
         default=[],
         metavar=("SLICE", "X"),
-        help="likewise in each slice by features (label, camera, or camera,label) or in one (label=7); may be repeated",
+        help="likewise in each slice by features (label, camera, or camera,label) or in one (label=7); NAME:SLICE for "
+        "that metric alone; may be repeated",
     )
     what = "slices with fewer are not judged"
     _add(group, "--min-slice-examples", unset.min_slice_examples, what, metavar="N")
@@ -284,8 +297,9 @@ def budget(arguments: argparse.Namespace) -> Budget:
     Raises:
       UserError: a value is out of range, or two contradict each other.
     """
-    names = Budget().parameters().keys() - {"target"}
-    values = {name: getattr(arguments, name) for name in names} | {"target": arguments.runs_on}
+    names = Budget().parameters().keys() - {"metric", "target"}
+    values = {name: getattr(arguments, name) for name in names}
+    values |= {"metric": arguments.metrics, "target": arguments.runs_on}
     drops: dict[str, float] = {}
     for key, text in arguments.max_slice_drops:
         try:

@@ -176,7 +176,9 @@ def _brief(value: Any) -> str:
 
 
 def _print_results(comparison: Comparison, out: Console) -> None:
-    table = _table("result", comparison.metric, "drop", "zlib bytes", "p50 ms", "verdict", right=(1, 2, 3, 4))
+    more = [title for name in comparison.more_metrics for title in (name, "drop")]
+    titles = ("result", comparison.metric, "drop", *more, "zlib bytes", "p50 ms", "verdict")
+    table = _table(*titles, right=tuple(range(1, len(titles) - 1)))
     for pair in comparison.models:
         a, b = pair.a, pair.b
         verdicts = ["selected" if r.selected else r.verdict or "" for r in (a, b)]
@@ -184,6 +186,11 @@ def _print_results(comparison: Comparison, out: Console) -> None:
             pair.name,
             _both("{:.4f}".format, a.metric, b.metric),
             _both("{:+.4f}".format, a.drop, b.drop),
+            *(
+                _both(write, *(result.more_metrics[name][key] for result in (a, b)))
+                for name in comparison.more_metrics
+                for key, write in (("value", "{:.4f}".format), ("drop", "{:+.4f}".format))
+            ),
             _both("{:,}".format, a.zlib_bytes, b.zlib_bytes),
             _both("{:.3f}".format, a.p50_ms, b.p50_ms),
             _both(str, *verdicts),
@@ -196,11 +203,16 @@ def _print_results(comparison: Comparison, out: Console) -> None:
 
 
 def _print_slices(comparison: Comparison, out: Console) -> None:
-    table = _table("model", "slice", "examples", comparison.metric, "change", right=(2, 3, 4))
+    is_one = not comparison.more_metrics
+    titles = (
+        ("model", "slice", "examples", comparison.metric) if is_one else ("model", "slice", "metric", "examples", "")
+    )
+    table = _table(*titles, "change", right=tuple(range(len(titles) - 2, len(titles) + 1)))
     for each in comparison.slices:
         cells = (
             each.model,
             each.slice,
+            *(() if is_one else (each.metric,)),
             _both("{:,}".format, *each.examples),
             _both("{:.4f}".format, each.a, each.b),
             f"{each.b - each.a:+.4f}",

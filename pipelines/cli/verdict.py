@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from edgeline.pipelines import console
 from edgeline.pipelines.console import Console
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.report import words
-from edgeline.report.schema import CandidateReport, DeployedReport, Latency, MeasuredReport, Report
+from edgeline.report.schema import CandidateReport, DeployedReport, JudgedMetric, Latency, MeasuredReport, Report
 
 
 def show(outcome: Any, log: Path, arguments: argparse.Namespace, terminal: console.Terminal) -> int:
@@ -58,7 +59,9 @@ _WIDE, _SPARED = 110, ("bytes", "p50/p90 ms", "sparsity")
 
 
 def _table(report: Report, width: int) -> Table:
-    metric = report.budget.metric
+    metric, more = report.budget.metric, [judged.metric for judged in report.budget.more_metrics]
+    # what else is compiled; the loss says little beside a metric
+    others = [name for name in report.baseline.metrics or () if name not in (metric, *more, "loss")]
     table = Table(
         title=f"{report.pipeline}: {report.dataset.examples:,} examples of the eval split",
         title_justify="left",
@@ -67,19 +70,29 @@ def _table(report: Report, width: int) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
-    columns = ["candidate", metric, "drop", "bytes", "zlib bytes", "ratio", "p50/p90 ms", "sparsity", "verdict"]
-    shown = [i for i, name in enumerate(columns) if width >= _WIDE or name not in _SPARED]
+    columns = [
+        *("candidate", metric, "drop", *(title for name in more for title in (name, "drop")), *others),
+        *("bytes", "zlib bytes", "ratio", "p50/p90 ms", "sparsity", "verdict"),
+    ]
+    shown = [i for i, name in enumerate(columns) if width >= _WIDE or name not in (*_SPARED, *others)]
     for i in shown:
-        table.add_column(columns[i], justify="left" if i in (0, 8) else "right", no_wrap=True)
+        table.add_column(columns[i], justify="left" if i in (0, len(columns) - 1) else "right", no_wrap=True)
 
     def add(
         name: str, model: MeasuredReport, drop: str, ratio: str, sparsity: float | None, verdict: str, **style: Any
     ) -> None:
         latency = model.latency_ms or Latency()
+        lost = [model.lost(each).drop if isinstance(model, CandidateReport) else None for each in more]
         cells = [
             name,
             _number(model.value(metric), ".4f"),
             drop,
+            *(
+                cell
+                for each, drop in zip(more, lost, strict=True)
+                for cell in (_number(model.value(each), ".4f"), _number(drop, "+.4f"))
+            ),
+            *(_number(model.value(each), ".4f") for each in others),
             _number(model.bytes, ","),
             _number(model.zlib_bytes, ","),
             ratio,
@@ -115,6 +128,8 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
     for training in report.training:
         if training.warm_start:
             say(f"warm start: {training.warm_start.note}")
+    if report.budget.metric_is_default or report.budget.more_metrics:
+        say(f"metric    {words.judged_by(report.budget)}")
     for note in (words.at_chance_level(report), words.without_examples(report)):
         if note is not None:
             say(f"note      {note}", "yellow")
@@ -125,7 +140,7 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
     if selected := report.candidate(report.selected):
         say(f"selected  {selected.name}", "bold green")
         if report.deployed:
-            say(f"against   {_beside_deployed(selected, report.deployed, report.budget.metric)}")
+            say(f"against   {_beside_deployed(selected, report.deployed, report.budget.judged)}")
     else:
         near = f"; closest was {report.closest}" if report.closest else ""
         say(f"no candidate meets the budget, nothing is pushed{near}", "bold yellow")
@@ -136,7 +151,7 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
         say(f"deployed  {outcome.not_pushed}", "yellow")
 
 
-def _beside_deployed(new: CandidateReport, old: DeployedReport, metric: str) -> str:
+def _beside_deployed(new: CandidateReport, old: DeployedReport, metrics: Sequence[JudgedMetric]) -> str:
     """Says in one line what the selected candidate would change for those who use the deployed model."""
     # by now, this or a later push may have replaced it
     who = f"{old.name or 'the model'} (version {old.version}), deployed before"
@@ -144,10 +159,15 @@ def _beside_deployed(new: CandidateReport, old: DeployedReport, metric: str) -> 
         return f"{who}: not comparable, {old.failure}"
     if old.sha256 == new.sha256:
         return f"{who}: the same file"
+    sizes = " → ".join(_number(model.zlib_bytes, ",") or "unknown" for model in (old, new))
+    qualities = [_beside(new, old, judged.metric) for judged in metrics]
+    return f"{who}: {', '.join(qualities)}, zlib bytes {sizes}"
+
+
+def _beside(new: CandidateReport, old: DeployedReport, metric: str) -> str:
     quality = " → ".join(_number(model.value(metric), ".4f") or "unknown" for model in (old, new))
-    drop = _number(new.deployed_drop, "+.4f")
-    interval = new.deployed_drop_interval
+    lost = new.lost(metric)
+    drop, interval = _number(lost.deployed_drop, "+.4f"), lost.deployed_drop_interval
     if interval and None not in interval:
         drop += f", 95% interval {interval[0]:+.4f} to {interval[1]:+.4f}"
-    sizes = " → ".join(_number(model.zlib_bytes, ",") or "unknown" for model in (old, new))
-    return f"{who}: {metric} {quality}{drop and f' (drop {drop})'}, zlib bytes {sizes}"
+    return f"{metric} {quality}{drop and f' (drop {drop})'}"

@@ -15,6 +15,7 @@ from edgeline.report.schema import (
     CandidateReport,
     DatasetReport,
     DeployedReport,
+    JudgedMetric,
     MeasuredReport,
     ModelReport,
     Report,
@@ -56,7 +57,8 @@ class Result:
 
     Attributes:
       metric: value of the comparison's metric.
-      drop: below the baseline; None if the report's budget names another metric.
+      drop: below the baseline; None if the report's budget does not judge that metric, or the other way round.
+      more_metrics: by B's other metrics the same, `value` and `drop`, by name.
       zlib_bytes: of the file.
       p50_ms: median latency with one thread.
       verdict: fits, rejected or failed; None for the baseline.
@@ -65,6 +67,7 @@ class Result:
 
     metric: float | None
     drop: float | None
+    more_metrics: Mapping[str, Mapping[str, float | None]]
     zlib_bytes: int | None
     p50_ms: float | None
     verdict: str | None
@@ -82,19 +85,21 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class SliceChange:
-    """A slice of a model on which the metric differs.
+    """A slice of a model on which a metric differs.
 
     Attributes:
       model: name of the candidate, or baseline.
       slice: its features, as in "camera=front,label=3".
+      metric: its name.
       examples: of the slice, in each report.
-      a: the metric.
-      b: the metric.
+      a: its value.
+      b: its value.
       loss: how much worse it is in the second report; negative: better.
     """
 
     model: str
     slice: str
+    metric: str
     examples: tuple[int, int]
     a: float
     b: float
@@ -106,18 +111,20 @@ class Comparison:
     """What differs between two reports, A and B.
 
     Attributes:
-      metric: the one that B's budget names.
+      metric: the one that B's budget judges, the first of several.
+      more_metrics: the others.
       parts: data, module, training, budget, recipes, deployed, versions and machine, by name.
       selected: names of the selected candidates; None where none was.
       models: the baseline, then the candidates of both reports in the order of B.
       only_a: candidates that B does not have.
       only_b: candidates that A does not have.
-      slices: those whose metric differs by more than SLICE_CHANGE, the worst MOST_SLICES; those too small to be judged
-        are left out.
+      slices: those in which a metric differs by more than SLICE_CHANGE, the worst MOST_SLICES; of several metrics the
+        worst as a multiple of what B's budget allows. Those too small to be judged are left out.
       more_slices: how many more there are.
     """
 
     metric: str
+    more_metrics: tuple[str, ...]
     parts: dict[str, Part]
     selected: Change
     models: tuple[Pair, ...]
@@ -134,22 +141,22 @@ def compare(a: Report, b: Report) -> Comparison:
       a: the first.
       b: the second.
     """
-    metric = b.budget.metric
-    has_same_drop = (a.budget.metric, a.budget.direction) == (b.budget.metric, b.budget.direction)
     candidates_a = {candidate.name: candidate for candidate in a.candidates}
     candidates = [(candidates_a[after.name], after) for after in b.candidates if after.name in candidates_a]
     models: list[tuple[MeasuredReport, MeasuredReport]] = [(a.baseline, b.baseline), *candidates]
     slices = _slices(models, a.budget, b.budget)
     names_b = {candidate.name for candidate in b.candidates}
+    first, *more = [judged.metric for judged in b.budget.judged]
     return Comparison(
-        metric,
+        first,
+        tuple(more),
         {
             "data": _data(a.dataset, b.dataset),
             "module": _joined(
                 _known("content", a.module_digest, b.module_digest), _known("reference", a.module, b.module)
             ),
             "training": _training(_trainer(a), _trainer(b)),
-            "budget": Part(_changes(to_json(a.budget), to_json(b.budget))),
+            "budget": Part(_changes(_budget(a.budget), _budget(b.budget))),
             "recipes": _recipes(candidates),
             "deployed": Part(_changes(_deployed(a), _deployed(b))),
             "versions": Part(_changes(a.versions, b.versions)),
@@ -157,8 +164,7 @@ def compare(a: Report, b: Report) -> Comparison:
         },
         Change("selected", a.selected, b.selected),
         tuple(
-            Pair(str(after.name), _result(before, a, metric, has_same_drop), _result(after, b, metric, True))
-            for before, after in models
+            Pair(str(after.name), _result(before, a, b.budget), _result(after, b, b.budget)) for before, after in models
         ),
         tuple(name for name in candidates_a if name not in names_b),
         tuple(candidate.name for candidate in b.candidates if candidate.name not in candidates_a),
@@ -197,6 +203,14 @@ def natural(name: str, value: Any) -> Any:
     with contextlib.suppress(ValueError):
         return json.loads(value) if value.startswith(("[", "{")) else value
     return value
+
+
+def _budget(budget: BudgetReport) -> dict[str, Any]:
+    """Returns a budget by field, the other metrics as they are written."""
+    more = [
+        f"{m.metric}:{m.direction}" + ("" if m.max_drop is None else f":{m.max_drop:g}") for m in budget.more_metrics
+    ]
+    return to_json(budget) | {"more_metrics": more}
 
 
 def _known(what: str, a: Any, b: Any) -> Part:
@@ -251,14 +265,22 @@ def _recipes(candidates: Iterable[tuple[CandidateReport, CandidateReport]]) -> P
     return Part(tuple(changed), tuple(unknown))
 
 
-def _result(model: MeasuredReport, report: Report, metric: str, is_drop_comparable: bool) -> Result:
-    drop, verdict = None, None
+def _result(model: MeasuredReport, report: Report, budget: BudgetReport) -> Result:
+    """Returns what a model of a report came to by the metrics of a budget, its report's own or the other's."""
+    verdict = None
     if isinstance(model, CandidateReport):
         verdict = "failed" if model.failure or not model.metrics else "fits" if model.blessed else "rejected"
-        drop = model.drop if is_drop_comparable else None
+    own = [(judged.metric, judged.direction) for judged in report.budget.judged]
+
+    def drop(metric: JudgedMetric) -> float | None:
+        is_comparable = isinstance(model, CandidateReport) and (metric.metric, metric.direction) in own
+        return model.lost(metric.metric).drop if isinstance(model, CandidateReport) and is_comparable else None
+
+    first, *more = budget.judged
     return Result(
-        model.value(metric),
-        drop,
+        model.value(first.metric),
+        drop(first),
+        {metric.metric: {"value": model.value(metric.metric), "drop": drop(metric)} for metric in more},
         model.zlib_bytes,
         model.latency_ms.p50 if model.latency_ms else None,
         verdict,
@@ -269,19 +291,22 @@ def _result(model: MeasuredReport, report: Report, metric: str, is_drop_comparab
 def _slices(
     models: Iterable[tuple[ModelReport, ModelReport]], budget_a: BudgetReport, budget_b: BudgetReport
 ) -> list[SliceChange]:
-    """Returns the slices whose metric differs by more than SLICE_CHANGE, the worst first."""
-    metric, sign = budget_b.metric, -1 if budget_b.direction == "min" else 1
+    """Returns the slices in which a metric differs by more than SLICE_CHANGE, the worst first."""
     changes = []
     for a, b in models:
         before, after = _judged_slices(a, budget_a), _judged_slices(b, budget_b)
         for name, new in after.items():
             if (old := before.get(name)) is None:
                 continue
-            x, y = old.metrics.get(metric), new.metrics.get(metric)
-            # a point more or less by rounding alone is no change of more than a point
-            if x is not None and y is not None and abs(y - x) > SLICE_CHANGE + 1e-9:
-                changes.append(SliceChange(str(b.name), name, (old.examples, new.examples), x, y, sign * (x - y)))
-    return sorted(changes, key=lambda change: -change.loss)
+            for judged in budget_b.judged:
+                x, y = old.metrics.get(judged.metric), new.metrics.get(judged.metric)
+                # a point more or less by rounding alone is no change of more than a point
+                if x is not None and y is not None and abs(y - x) > SLICE_CHANGE + 1e-9:
+                    loss = judged.sign * (x - y)
+                    counts = (old.examples, new.examples)
+                    changes.append(SliceChange(str(b.name), name, judged.metric, counts, x, y, loss))
+    unit = {judged.metric: judged.max_drop or SLICE_CHANGE for judged in budget_b.judged}
+    return sorted(changes, key=lambda change: -change.loss / unit[change.metric])
 
 
 def _judged_slices(model: ModelReport, budget: BudgetReport) -> dict[str, SliceReport]:

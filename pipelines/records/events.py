@@ -8,8 +8,10 @@ Events of a run, in their order:
     data           fingerprint, request (digests by which the next run knows them again), spans (or null), cache (see
                    `edgeline.pipelines.root.CACHE`)
     step           step, state (running, done, cached, failed or skipped), seconds, detail
-    evaluated      metric, baseline, examples, candidates, blessed (how many), deployed (version, value, zlib_bytes)
-    selected       name, sha256, value (of the metric), drop, bytes, zlib_bytes; or
+    evaluated      metric, baseline, examples, candidates, blessed (how many), deployed (version, value, zlib_bytes,
+                   more_metrics)
+    selected       name, sha256, metric (of the budget, the first), value, drop, more_metrics (value and drop of the
+                   others, by name), bytes, zlib_bytes; or
     none_selected  closest, and of that the same
     pushed         version, name; or
     not_pushed     why
@@ -111,6 +113,7 @@ _COUNT, _NUMBER, _MAYBE_NUMBER = (int,), (int, float), (int, float, types.NoneTy
 _CHOSEN: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("metric", "sha256"), _MAYBE_TEXT),
     **dict.fromkeys(("value", "drop", "bytes", "zlib_bytes"), _MAYBE_NUMBER),
+    "more_metrics": (dict, types.NoneType),
 }
 #: What events must hold to be read, by their names: fields and their types; one that may be None may be absent too.
 _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
@@ -133,8 +136,9 @@ _FIELDS: dict[str, dict[str, tuple[type, ...]]] = {
 #: No number in the log comes near it; neither NaN nor infinity is less.
 _MOST = 1e18
 _DEPLOYED: dict[str, tuple[type, ...]] = {
-    "version": _TEXT, "value": _MAYBE_NUMBER, "zlib_bytes": _MAYBE_NUMBER
+    "version": _TEXT, "value": _MAYBE_NUMBER, "zlib_bytes": _MAYBE_NUMBER, "more_metrics": (dict, types.NoneType)
 }  # fmt: skip
+_MORE_METRICS: dict[str, tuple[type, ...]] = {"value": _MAYBE_NUMBER, "drop": _MAYBE_NUMBER}
 
 
 def _parsed(lines: list[str]) -> Iterator[dict[str, Any]]:
@@ -155,8 +159,13 @@ def _is_event(event: Any) -> bool:
     if "run" not in event or moment.tzinfo is None:
         return False
     moment.astimezone().timestamp()  # raises where no clock can have shown it
+    if not _has(event, _FIELDS.get(event["event"], {})):
+        return False
     deployed = event.get("deployed") if event["event"] == "evaluated" else None
-    return _has(event, _FIELDS.get(event["event"], {})) and (deployed is None or _has(deployed, _DEPLOYED))
+    more = (event if "more_metrics" in _FIELDS.get(event["event"], {}) else deployed or {}).get("more_metrics") or {}
+    return (deployed is None or _has(deployed, _DEPLOYED)) and all(
+        isinstance(numbers, dict) and _has(numbers, _MORE_METRICS) for numbers in more.values()
+    )
 
 
 def _has(content: dict[str, Any], fields: dict[str, tuple[type, ...]]) -> bool:
@@ -178,7 +187,8 @@ class Night:
       exit_code: None likewise.
       verdict: in a few words, such as `pushed` or `refused`.
       selected: the candidate that was selected, or came closest; None without an evaluation.
-      metric, value, drop, bytes, zlib_bytes: of that candidate.
+      metric, value, drop, bytes, zlib_bytes: of that candidate; the metric is the first of the budget.
+      more_metrics: value and drop by the others, by name; None likewise, and of older logs.
       examples: of the eval split.
       candidates: how many were made.
       blessed: how many of these met the budget.
@@ -196,6 +206,7 @@ class Night:
     metric: str | None = None
     value: float | None = None
     drop: float | None = None
+    more_metrics: dict[str, dict[str, float | None]] | None = None
     bytes: int | None = None
     zlib_bytes: int | None = None
     examples: int | None = None
@@ -233,7 +244,7 @@ def _night(run: str, events: dict[str, dict[str, Any]], is_last: bool) -> Night:
         finished.get("exit_code"),
         verdict,
         chosen.get("name") or chosen.get("closest"),
-        **{key: chosen.get(key) for key in ("metric", "value", "drop", "bytes", "zlib_bytes")},
+        **{key: chosen.get(key) for key in ("metric", "value", "drop", "more_metrics", "bytes", "zlib_bytes")},
         **{key: evaluated.get(key) for key in ("examples", "candidates", "blessed")},
         pushed=events.get("pushed", nothing).get("version"),
         why=finished.get("error") or why,

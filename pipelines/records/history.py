@@ -66,6 +66,7 @@ def render(pipeline: str, nights: list[Night], back: list[Rollback]) -> str:
         pipeline=pipeline,
         nights=nights[::-1],
         rollbacks=back[::-1],
+        more_metrics=list(dict.fromkeys(name for night in nights for name in night.more_metrics or ())),
         verdicts={v: sum(n.verdict == v for n in nights) for v in dict.fromkeys(n.verdict for n in nights)},
         marks=MARKS,
         seconds=format_seconds,

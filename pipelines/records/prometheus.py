@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ _HELP = {
     "edgeline_last_run_exit_code": "0 deployed or nothing new, 1 nothing fits, 2 refused, 3 failed, over 100 stopped.",
     "edgeline_last_run_duration_seconds": "How long the last run took.",
     "edgeline_last_push_timestamp_seconds": "When a run last pushed a model.",
-    "edgeline_deployed_metric": "The deployed model's metric, as it was last measured.",
+    "edgeline_deployed_metric": "The deployed model's metrics, as they were last measured.",
     "edgeline_deployed_zlib_bytes": "What a download of the deployed model transfers.",
     "edgeline_examples": "Examples of the eval split that the last evaluation used.",
     "edgeline_candidates": "Candidates that the last evaluation judged.",
@@ -51,10 +52,12 @@ def render(pipeline: str, log: list[dict[str, Any]], version: str | None) -> str
       log: events, oldest first.
       version: that is deployed, if one is.
     """
-    lines = []
-    for name, labels, value in _samples(log, version):
-        pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in {"pipeline": pipeline, **labels}.items())
-        lines += [f"# HELP {name} {_HELP[name]}", f"# TYPE {name} gauge", f"{name}{{{pairs}}} {value!r}"]
+    lines: list[str] = []
+    for name, samples in itertools.groupby(_samples(log, version), key=lambda sample: sample[0]):
+        lines += [f"# HELP {name} {_HELP[name]}", f"# TYPE {name} gauge"]
+        for _, labels, value in samples:
+            pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in {"pipeline": pipeline, **labels}.items())
+            lines.append(f"{name}{{{pairs}}} {value!r}")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -63,7 +66,7 @@ def _escaped(text: str) -> str:
 
 
 def _samples(log: list[dict[str, Any]], version: str | None) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Yields (name, labels, value); what is not known has no sample."""
+    """Yields (name, labels, value), those of one name together; what is not known has no sample."""
     last = {event["event"]: event for event in log}
     if finished := last.get("finished"):
         yield "edgeline_last_run_timestamp_seconds", {}, _seconds(finished)
@@ -72,8 +75,9 @@ def _samples(log: list[dict[str, Any]], version: str | None) -> Iterator[tuple[s
     if pushed := last.get("pushed"):
         yield "edgeline_last_push_timestamp_seconds", {}, _seconds(pushed)
     metric, known = _measured(log).get(version or "", (None, {}))
-    if metric and known.get("value") is not None:
-        yield "edgeline_deployed_metric", {"metric": metric}, known["value"]
+    for name, numbers in {metric: known, **(known.get("more_metrics") or {})}.items():
+        if name and numbers.get("value") is not None:
+            yield "edgeline_deployed_metric", {"metric": name}, numbers["value"]
     if known.get("zlib_bytes") is not None:
         yield "edgeline_deployed_zlib_bytes", {}, known["zlib_bytes"]
     if evaluated := last.get("evaluated"):

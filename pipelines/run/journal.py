@@ -105,6 +105,7 @@ class Journal:
 
     def _evaluated(self, report: Report) -> None:
         metric, deployed, chosen = report.budget.metric, report.deployed, report.chosen
+        more = [judged.metric for judged in report.budget.more_metrics]
         self.write(
             "evaluated",
             metric=metric,
@@ -113,12 +114,20 @@ class Journal:
             candidates=len(report.candidates),
             blessed=sum(candidate.blessed for candidate in report.candidates),
             deployed=deployed
-            and {"version": deployed.version, "value": deployed.value(metric), "zlib_bytes": deployed.zlib_bytes},
+            and {
+                "version": deployed.version,
+                "value": deployed.value(metric),
+                "zlib_bytes": deployed.zlib_bytes,
+                "more_metrics": {name: {"value": deployed.value(name)} for name in more},
+            },
         )
         numbers: dict[str, Any] = {}
         if chosen is not None:
             numbers = {"sha256": chosen.sha256, "drop": chosen.drop, "bytes": chosen.bytes}
             numbers |= {"zlib_bytes": chosen.zlib_bytes, "metric": metric, "value": chosen.value(metric)}
+            numbers["more_metrics"] = {
+                name: {"value": chosen.value(name), "drop": chosen.lost(name).drop} for name in more
+            }
         if report.selected:
             self.write("selected", name=report.selected, **numbers)
         else:

@@ -11,7 +11,8 @@ from edgeline.report.schema import Report
 
 #: What the summary says of each candidate: fields of its report.
 _SUMMARY = (
-    *("name", "metrics", "drop", "bytes", "zlib_bytes", "ratio", "latency_ms", "sparsity", "blessed", "reasons"),
+    *("name", "metrics", "drop", "more_drops", "bytes", "zlib_bytes", "ratio", "latency_ms", "sparsity"),
+    *("blessed", "reasons"),
 )
 
 

@@ -86,7 +86,7 @@ def test_every_parameter_has_its_default(target: str, run: Job) -> None:
     found = {n: p["defaultValue"] for n, p in spec["root"]["inputDefinitions"]["parameters"].items()}
     assert found == {
         "data": DATA, "module": "edgeline.pipelines.examples.digits.model", "module_digest": "0" * 64,
-        "epochs": 4, "finetune_epochs": 2, "metric": "accuracy", "direction": "max", "max_drop": 0.01,
+        "epochs": 4, "finetune_epochs": 2, "metric": "none", "direction": "none", "max_drop": 0.01,
         "max_bytes": "none", "max_zlib_bytes": "none", "max_latency_ms": "none",
         "objective": "zlib_bytes", "drop_bound": "point",
         "max_deployed_drop": "0.0", "max_slice_drops": "{}", "min_slice_examples": 20, "max_latency_p90_ms": "none",

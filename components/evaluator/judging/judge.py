@@ -9,11 +9,11 @@ from typing import TypeVar
 
 import tensorflow as tf
 
-from edgeline.budget import LIMITS, Budget, matches, slice_limit
+from edgeline.budget import LIMITS, Budget, MetricBudget, matches, slice_drops, slice_limit
 from edgeline.errors import UserError, did_you_mean
 from edgeline.evaluator.judging import verdict
 from edgeline.evaluator.judging.candidates import Candidate
-from edgeline.evaluator.judging.verdict import Measured, SliceDrop
+from edgeline.evaluator.judging.verdict import Measured, Quality, SliceDrop
 from edgeline.evaluator.measuring import comparison, slices
 from edgeline.evaluator.measuring.comparison import GROUPS
 from edgeline.evaluator.measuring.findings import DEPLOYED, Findings
@@ -31,129 +31,141 @@ class Judge:
 
     Attributes:
       budget: that candidates are judged by.
-      baseline_quality: the baseline's value of the budget's metric.
+      judged: its metrics.
     """
 
     def __init__(self, budget: Budget, findings: Findings, name: str, baseline: Evaluated):
         self.budget = budget
         self._metrics = findings.metrics
+        self.judged = budget.judged(self._metrics.directions)
         self._task = findings.task
         self._findings = findings
         self._name = name
         self._baseline = baseline
-        self.baseline_quality = self.quality(baseline)
-        self._baseline_undefined = self._metrics.undefined(baseline.overall).get(budget.metric)
-        self._slices = {key: self._value(state) for key, state in baseline.slices.items()}
-        for named in budget.max_slice_drops:
-            if not any(matches(key, named) for key in baseline.slices):
-                hint = did_you_mean(named, map(slices.spell, baseline.slices))
+        self._baseline_values, self._baseline_undefined = self._metrics.read(baseline.overall)
+        self._slices = {key: self._metrics.result(state) for key, state in baseline.slices.items()}
+        names = [metric.name for metric in self.judged]
+        self._slice_drops = {name: slice_drops(budget.max_slice_drops, name, names) for name in names}
+        for metric in names:
+            self._check_slices(metric, self._slice_drops[metric])
+
+    def _check_slices(self, metric: str, drops: dict[str, float]) -> None:
+        """Raises UserError where a limit of a metric's drops in slices would judge nothing."""
+        slices_of_baseline = self._baseline.slices
+        for named in drops:
+            if not any(matches(key, named) for key in slices_of_baseline):
+                hint = did_you_mean(named, map(slices.spell, slices_of_baseline))
                 raise UserError(
                     f"the budget limits the drop in slices by {named!r}{hint}, but the eval split has no example in one"
                 )
-        if budget.max_slice_drops and not any(
-            state.examples >= budget.min_slice_examples and slice_limit(key, budget.max_slice_drops) is not None
-            for key, state in baseline.slices.items()
-        ):
+        limited = [key for key in slices_of_baseline if slice_limit(key, drops) is not None]
+        if drops and not any(slices_of_baseline[key].examples >= self.budget.min_slice_examples for key in limited):
             raise UserError(
-                f"the budget limits the drop in slices by {', '.join(budget.max_slice_drops)}, but none of them has "
-                f"the {budget.min_slice_examples} examples that --min-slice-examples asks for"
+                f"the budget limits the drop in slices by {', '.join(drops)}, but none of them has "
+                f"the {self.budget.min_slice_examples} examples that --min-slice-examples asks for"
             )
-        limited = [key for key in baseline.slices if slice_limit(key, budget.max_slice_drops) is not None]
-        if limited and not any(math.isfinite(self._slices[key]) for key in limited):
-            why = self._metrics.undefined(baseline.slices[limited[0]]).get(budget.metric, "")
+        if limited and not any(math.isfinite(self._slices[key][metric]) for key in limited):
+            why = self._metrics.undefined(slices_of_baseline[limited[0]]).get(metric, "")
             raise UserError(
-                f"the budget limits the drop in slices by {', '.join(budget.max_slice_drops)}, but {budget.metric} has "
+                f"the budget limits the drop in slices by {', '.join(drops)}, but {metric} has "
                 f"no value in any of them ({slices.spell(limited[0])}: {why}); slice by another feature, or judge "
                 f"another metric with --metric"
             )
 
-    def quality(self, result: Evaluated) -> float:
-        """Returns the budget's metric of a model on the whole eval split."""
-        return self._value(result.overall)
-
-    def _value(self, state: State) -> float:
-        values = self._metrics.result(state)
-        if self.budget.metric not in values:
-            raise UserError(
-                f"the budget's metric {self.budget.metric!r} is not compiled by the model module, which has "
-                f"{', '.join(values)}; name one of them with --metric, or add it to metrics in compile_model"
-            )
-        return values[self.budget.metric]
-
-    def _drop(self, baseline: float, quality: float) -> float:
-        return verdict.drop(self.budget, baseline, quality)
-
-    def _interval(self, name: str, result: Evaluated, reference: Evaluated) -> tuple[float, float] | None:
+    def _interval(
+        self, metric: MetricBudget, name: str, result: Evaluated, reference: Evaluated
+    ) -> tuple[float, float] | None:
         """Returns the 95% interval of the drop below a reference, whose name in the states is `name`."""
         difference = None
-        if (paired := result.paired.get(name)) is not None:
+
+        def lead(ours: State, theirs: State) -> float:
+            return self._metrics.result(ours)[metric.name] - self._metrics.result(theirs)[metric.name]
+
+        if (paired := result.paired.get((name, metric.name))) is not None:
             difference = paired.interval()
         elif len(result.groups) == len(reference.groups) > 1:
             without = [
-                self._value(_all_but(result.groups, group)) - self._value(_all_but(reference.groups, group))
-                for group in result.groups
+                lead(_all_but(result.groups, group), _all_but(reference.groups, group)) for group in result.groups
             ]
             if len(without) == GROUPS:  # fewer where some group has no example: too few for an interval
-                difference = comparison.jackknife(self.quality(result) - self.quality(reference), without)
+                difference = comparison.jackknife(lead(result.overall, reference.overall), without)
         if difference is None:
             return None
-        return (-difference[1], -difference[0]) if self.budget.direction == "max" else difference
+        return (-difference[1], -difference[0]) if metric.direction == "max" else difference
 
     def measure(self, candidate: Candidate, result: Evaluated, field: Evaluated | None) -> Measured:
         """Returns what the budget judges."""
         device = self._findings.device(candidate.name) or DeviceCost()
         metadata = candidate.metadata or {}
-        drops = {key: self._drop(self._slices[key], self._value(s)) for key, s in result.slices.items()}
-        # a metric may be no number in a slice whose weights are all 0: no model can be judged there
-        enough = [
-            key
-            for key, state in result.slices.items()
-            if state.examples >= self.budget.min_slice_examples and math.isfinite(self._slices[key])
-        ]
-        judged = [
-            SliceDrop(slices.spell(key), result.slices[key].examples, drops[key], limit)
-            for key in enough
-            if (limit := slice_limit(key, self.budget.max_slice_drops)) is not None
-        ]
-        worse = []
-        if field is not None:
-            for key in enough:
-                if key in field.slices:
-                    lost = self._drop(self._value(field.slices[key]), self._value(result.slices[key]))
-                    if verdict.exceeds(lost, 0.0):
-                        worse.append(SliceDrop(slices.spell(key), result.slices[key].examples, lost, 0.0))
         return Measured(
             candidate.name,
-            self.quality(result),
+            self._qualities(result, field),
             {name: limit.cost(metadata, device) for name, limit in LIMITS.items()},
-            # the baseline itself is often a candidate too, and has no difference to estimate
-            (0.0, 0.0) if result is self._baseline else self._interval(self._name, result, self._baseline),
-            None if field is None else self._drop(self.quality(field), self.quality(result)),
-            judged,
-            sorted(worse, key=lambda s: (-s.drop, s.name)),
-            undefined=self._undefined(result),
         )
 
-    def _undefined(self, result: Evaluated) -> str | None:
-        """Returns why the budget's metric has no value, of a model or of the baseline; None where both have one."""
-        own = self._metrics.undefined(result.overall).get(self.budget.metric)
-        for model, why in (("", own), ("the baseline's ", self._baseline_undefined)):
-            if why is not None:
-                return f"{model}{self.budget.metric} has no value on the eval split: {why}"
-        return None
+    def _qualities(self, result: Evaluated, field: Evaluated | None) -> tuple[Quality, ...]:
+        values, undefined = self._metrics.read(result.overall)
+        in_slices = {key: self._metrics.result(state) for key, state in result.slices.items()}
+        field_values = self._metrics.result(field.overall) if field else {}
+        field_slices = {key: self._metrics.result(state) for key, state in field.slices.items()} if field else {}
+        qualities = []
+        for metric in self.judged:
+            name = metric.name
+            # a metric may be no number in a slice whose weights are all 0: no model can be judged there
+            enough = {
+                key: (slices.spell(key), state.examples)
+                for key, state in result.slices.items()
+                if state.examples >= self.budget.min_slice_examples and math.isfinite(self._slices[key][name])
+            }
+            judged = [
+                SliceDrop(*part, metric.drop(self._slices[key][name], in_slices[key][name]), limit)
+                for key, part in enough.items()
+                if (limit := slice_limit(key, self._slice_drops[name])) is not None
+            ]
+            beside_field = [
+                SliceDrop(*part, metric.drop(field_slices[key][name], in_slices[key][name]), 0.0)
+                for key, part in enough.items()
+                if key in field_slices
+            ]
+            worse = [part for part in beside_field if verdict.exceeds(part.drop, 0.0)]
+            qualities.append(
+                Quality(
+                    metric,
+                    values[name],
+                    self._baseline_values[name],
+                    # the baseline itself is often a candidate too, and has no difference to estimate
+                    (0.0, 0.0)
+                    if result is self._baseline
+                    else self._interval(metric, self._name, result, self._baseline),
+                    metric.drop(field_values[name], values[name]) if field else None,
+                    self._interval(metric, DEPLOYED, result, field) if field else None,
+                    judged,
+                    sorted(worse, key=lambda s: (-s.drop, s.name)),
+                    self._why_undefined(name, undefined),
+                )
+            )
+        return tuple(qualities)
 
-    def deployed_drop_interval(self, result: Evaluated, field: Evaluated | None) -> tuple[float, float] | None:
-        """Returns the 95% interval of the drop below the deployed model; None where it is not known."""
-        return None if field is None else self._interval(DEPLOYED, result, field)
+    def _why_undefined(self, metric: str, undefined: dict[str, str]) -> str | None:
+        """Returns why a metric has no value, of a model or of the baseline; None where both have one."""
+        for model, reasons in (("", undefined), ("the baseline's ", self._baseline_undefined)):
+            if metric in reasons:
+                return f"{model}{metric} has no value on the eval split: {reasons[metric]}"
+        return None
 
     def described(self, model: M, result: Evaluated) -> M:
         """Returns the report of a model with what it did; with drops, unless it is the baseline."""
         slices = []
         for key, state in sorted(result.slices.items(), key=_order):
-            values, drop = self._metrics.result(state), None
+            values, drops = self._metrics.result(state), {}
             if key in self._slices and not isinstance(model, BaselineReport):
-                drop = self._drop(self._slices[key], values[self.budget.metric])
-            slices.append(SliceReport(features=dict(key), examples=state.examples, metrics=values, drop=drop))
+                drops = {m.name: m.drop(self._slices[key][m.name], values[m.name]) for m in self.judged}
+            drop, more_drops = _first_and_more(drops)
+            slices.append(
+                SliceReport(
+                    features=dict(key), examples=state.examples, metrics=values, drop=drop, more_drops=more_drops
+                )
+            )
         metrics, undefined = self._metrics.read(result.overall)
         return dataclasses.replace(
             model,
@@ -164,6 +176,12 @@ class Judge:
             slices=tuple(slices),
             flipped=tuple(_flip(flip) for flip in result.flips),
         )
+
+
+def _first_and_more(drops: dict[str, float]) -> tuple[float | None, dict[str, float]]:
+    """Returns the drop of the first metric, None where there is none, and those of the others by name."""
+    drop, *_ = [*drops.values(), None]
+    return drop, dict(list(drops.items())[1:])
 
 
 def _order(item: tuple[Key, State]) -> list[tuple[str, bool, str | int]]:

@@ -16,7 +16,7 @@ from edgeline.deployed.pointer_file import Deployed
 from edgeline.evaluator.judging import verdict
 from edgeline.evaluator.judging.candidates import Candidate
 from edgeline.evaluator.judging.judge import Judge
-from edgeline.evaluator.judging.verdict import Measured
+from edgeline.evaluator.judging.verdict import Measured, Quality
 from edgeline.evaluator.measuring.findings import DEPLOYED, Findings
 from edgeline.evaluator.measuring.measurements import Evaluated
 from edgeline.report.dataclass_json import from_json
@@ -28,6 +28,7 @@ from edgeline.report.schema import (
     DatasetReport,
     DeployedReport,
     DeviceCost,
+    DropReport,
     FailureReport,
     KerasReport,
     LadderRung,
@@ -91,7 +92,7 @@ def report(
       module_digest: of its code.
 
     Raises:
-      UserError: the budget's metric is not compiled, or no slice has examples enough to be judged.
+      UserError: a metric of the budget is not compiled, or no slice has examples enough to be judged.
       ValueError: the baseline itself could not be evaluated.
     """
     reference = findings.results.get(baseline.name, "it was not evaluated")
@@ -112,7 +113,7 @@ def report(
         reports.append(candidate_report)
         measured += [judged] if judged else []
     reports += [_missing(name) for name in missing]
-    front = verdict.pareto(budget, measured)
+    front = verdict.pareto(measured)
     blessed = {candidate.name for candidate in reports if candidate.blessed}
     selected = verdict.select(budget, [judged for judged in measured if judged.name in blessed])
     device = findings.device(baseline.name)
@@ -122,7 +123,7 @@ def report(
         module=module,
         module_digest=module_digest,
         dataset=dataset,
-        budget=from_json(BudgetReport, budget.parameters()),
+        budget=_budget(judge),
         like=ContractReport(of=like[0], contract=like[1]) if like else None,
         baseline=judge.described(
             BaselineReport(
@@ -139,7 +140,7 @@ def report(
         candidates=tuple(dataclasses.replace(candidate, pareto=candidate.name in front) for candidate in reports),
         training=_trainings([baseline, *candidates]),
         selected=selected,
-        closest=None if selected else verdict.closest(budget, judge.baseline_quality, measured),
+        closest=None if selected else verdict.closest(budget, measured),
         versions=toolchain.versions(),
         machine=machine(),
     )
@@ -164,14 +165,12 @@ def _judged(
         device = findings.device(candidate.name)
         report = dataclasses.replace(
             judge.described(report, result),
-            drop=verdict.drop(judge.budget, judge.baseline_quality, measured.quality),
-            drop_interval=measured.drop_interval,
-            deployed_drop=measured.deployed_drop,
-            deployed_drop_interval=judge.deployed_drop_interval(result, field),
+            **_drop(measured.ranking),
+            more_drops={quality.metric.name: DropReport(**_drop(quality)) for quality in measured.qualities[1:]},
             ratio=baseline["zlib_bytes"] / candidate.metadata["zlib_bytes"],
             latency_ms=_latency(device),
             device=device,
-            reasons=tuple(verdict.reasons(judge.budget, judge.baseline_quality, measured)),
+            reasons=tuple(verdict.reasons(judge.budget, measured)),
         )
         if isinstance(error := findings.devices.get(candidate.name), str):
             failure = FailureReport(step="Evaluator", error=f"its cost could not be measured: {error}")
@@ -179,6 +178,23 @@ def _judged(
     if report.failure:
         report = dataclasses.replace(report, reasons=(f"{report.failure.step} failed: {report.failure.error}",))
     return dataclasses.replace(report, blessed=report.metrics is not None and not report.reasons), measured
+
+
+def _drop(quality: Quality) -> dict[str, Any]:
+    """Returns the fields of a DropReport."""
+    names = [field.name for field in dataclasses.fields(DropReport)]
+    return {name: getattr(quality, name) for name in names}
+
+
+def _budget(judge: Judge) -> BudgetReport:
+    """Returns what the report says of the budget, and of the metrics that it came to."""
+    first, *more = [
+        {"metric": metric.name, "direction": metric.direction, "max_drop": metric.max_drop} for metric in judge.judged
+    ]
+    is_default = judge.budget.metric is None
+    return from_json(
+        BudgetReport, {**judge.budget.parameters(), **first, "more_metrics": more, "metric_is_default": is_default}
+    )
 
 
 def _missing(name: str) -> CandidateReport:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from edgeline.budget import LIMITS, Budget
+from edgeline.budget import LIMITS, Budget, MetricBudget
 
 #: Slices that a reason names one by one.
 _NAMED = 3
@@ -30,46 +30,62 @@ class SliceDrop:
 
 
 @dataclasses.dataclass(frozen=True)
+class Quality:
+    """What a candidate does by one of the budget's metrics.
+
+    Attributes:
+      metric: what it may lose by it.
+      value: on the whole eval split.
+      baseline: the baseline's.
+      drop_interval: 95% interval of the drop below the baseline; None where it is not known.
+      deployed_drop: how much worse than the deployed model it is; None where there is none to compare with.
+      deployed_drop_interval: 95% interval of that; None where it is not known.
+      slices: those for which the budget has a limit and that have examples enough.
+      worse_slices: those that are worse than the deployed model's, worst first.
+      undefined: why the metric has no value, of it or of the baseline; None: both have one.
+    """
+
+    metric: MetricBudget
+    value: float
+    baseline: float
+    drop_interval: tuple[float, float] | None = None
+    deployed_drop: float | None = None
+    deployed_drop_interval: tuple[float, float] | None = None
+    slices: Sequence[SliceDrop] = ()
+    worse_slices: Sequence[SliceDrop] = ()
+    undefined: str | None = None
+
+    @property
+    def drop(self) -> float:
+        """How much worse than the baseline it is."""
+        return self.metric.drop(self.baseline, self.value)
+
+
+@dataclasses.dataclass(frozen=True)
 class Measured:
     """What a candidate costs and does.
 
     Attributes:
       name: of the candidate.
-      quality: value of the budget's metric.
+      qualities: by each of the budget's metrics; the first ranks the candidates.
       costs: by the budget's field that limits them; None where one was not measured.
-      drop_interval: 95% interval of the drop below the baseline; None where it is not known.
-      deployed_drop: how much worse than the deployed model it is; None where there is none to compare with.
-      slices: those for which the budget has a limit and that have examples enough.
-      worse_slices: those that are worse than the deployed model's, worst first.
       misfits: why it cannot be used where it is to go, whatever it costs and does.
-      undefined: why the metric has no value, of it or of the baseline; None: both have one.
     """
 
     name: str
-    quality: float
+    qualities: Sequence[Quality]
     costs: dict[str, float | None]
-    drop_interval: tuple[float, float] | None = None
-    deployed_drop: float | None = None
-    slices: Sequence[SliceDrop] = ()
-    worse_slices: Sequence[SliceDrop] = ()
     misfits: Sequence[str] = ()
-    undefined: str | None = None
+
+    @property
+    def ranking(self) -> Quality:
+        """By the metric that ranks the candidates."""
+        return self.qualities[0]
 
     @property
     def zlib_bytes(self) -> float:
         """Of the file after zlib at level 9."""
         return self.costs["max_zlib_bytes"] or 0.0
-
-
-def drop(budget: Budget, baseline: float, quality: float) -> float:
-    """Returns how much worse a quality is than the baseline's, in the metric's unit; negative where it is better.
-
-    >>> drop(Budget(metric="accuracy", direction="max"), 0.75, 0.5)
-    0.25
-    >>> drop(Budget(metric="mae", direction="min"), 2.0, 1.5)
-    -0.5
-    """
-    return baseline - quality if budget.direction == "max" else quality - baseline
 
 
 def exceeds(value: float, limit: float) -> bool:
@@ -80,39 +96,30 @@ def exceeds(value: float, limit: float) -> bool:
     return not value <= limit + 1e-9
 
 
-def reasons(budget: Budget, baseline: float, candidate: Measured) -> list[str]:
+def reasons(budget: Budget, candidate: Measured) -> list[str]:
     """Returns why a candidate does not meet the budget; empty where it does.
 
     Args:
       budget: what is allowed.
-      baseline: the reference's value of the budget's metric.
       candidate: what is judged.
     """
     texts = list(candidate.misfits)
-    lost = drop(budget, baseline, candidate.quality)
-    if candidate.undefined is not None:
-        texts.append(candidate.undefined)
-    elif exceeds(lost, budget.max_drop):
-        texts.append(f"{budget.metric} drop {lost:.4g} exceeds {budget.max_drop:g}")
-    elif budget.drop_bound == "upper":
-        if candidate.drop_interval is None:
-            texts.append(f"the interval of the {budget.metric} drop, which --drop-bound upper asks for, is not known")
-        elif exceeds(candidate.drop_interval[1], budget.max_drop):
-            texts.append(
-                f"{budget.metric} drop {lost:.4g} may be up to {candidate.drop_interval[1]:.4g} (95% interval), which "
-                f"exceeds {budget.max_drop:g}; more eval examples would narrow it"
-            )
+    for quality in candidate.qualities:
+        texts += _drop_reasons(budget, quality)
+    ranking = candidate.ranking
     if (
         budget.value_threshold is not None
-        and not math.isnan(candidate.quality)
-        and exceeds(drop(budget, budget.value_threshold, candidate.quality), 0.0)
+        and not math.isnan(ranking.value)
+        and exceeds(ranking.metric.drop(budget.value_threshold, ranking.value), 0.0)
     ):
         texts.append(
-            f"{budget.metric} {candidate.quality:.4g} is worse than {budget.value_threshold:g} (--value-threshold); "
-            f"the baseline has {baseline:.4g}"
+            f"{ranking.metric.name} {ranking.value:.4g} is worse than {budget.value_threshold:g} (--value-threshold); "
+            f"the baseline has {ranking.baseline:.4g}"
         )
-    texts += _slice_reasons(budget, candidate.slices)
-    texts += _deployed_reasons(budget, candidate)
+    for quality in candidate.qualities:
+        texts += _slice_reasons(quality)
+    for quality in candidate.qualities:
+        texts += _deployed_reasons(budget, quality)
     for name, allowed in budget.limits.items():
         limit, value = LIMITS[name], candidate.costs.get(name)
         if value is None:
@@ -123,34 +130,52 @@ def reasons(budget: Budget, baseline: float, candidate: Measured) -> list[str]:
     return texts
 
 
-def _slice_reasons(budget: Budget, judged: Sequence[SliceDrop]) -> list[str]:
+def _drop_reasons(budget: Budget, quality: Quality) -> list[str]:
+    name, limit, lost = quality.metric.name, quality.metric.max_drop, quality.drop
+    if quality.undefined is not None:
+        return [quality.undefined]
+    if exceeds(lost, limit):
+        return [f"{name} drop {lost:.4g} exceeds {limit:g}"]
+    if budget.drop_bound != "upper":
+        return []
+    if quality.drop_interval is None:
+        return [f"the interval of the {name} drop, which --drop-bound upper asks for, is not known"]
+    if not exceeds(quality.drop_interval[1], limit):
+        return []
+    return [
+        f"{name} drop {lost:.4g} may be up to {quality.drop_interval[1]:.4g} (95% interval), which exceeds {limit:g}; "
+        f"more eval examples would narrow it"
+    ]
+
+
+def _slice_reasons(quality: Quality) -> list[str]:
     def margin(s: SliceDrop) -> tuple[float, str]:
         return (-math.inf if math.isnan(s.drop) else s.limit - s.drop), s.name
 
-    over = sorted((s for s in judged if exceeds(s.drop, s.limit)), key=margin)
+    name = quality.metric.name
+    over = sorted((s for s in quality.slices if exceeds(s.drop, s.limit)), key=margin)
     texts = [
-        f"{budget.metric} has no value in {s.name} ({s.examples:,} examples), where the budget limits its drop"
+        f"{name} has no value in {s.name} ({s.examples:,} examples), where the budget limits its drop"
         if math.isnan(s.drop)
-        else f"{budget.metric} drop {s.drop:.4g} in {s.name} ({s.examples:,} examples) exceeds {s.limit:g}"
+        else f"{name} drop {s.drop:.4g} in {s.name} ({s.examples:,} examples) exceeds {s.limit:g}"
         for s in over[:_NAMED]
     ]
     if len(over) > _NAMED:
-        texts.append(f"{budget.metric} drop exceeds its limit in {_more(len(over) - _NAMED)}")
+        texts.append(f"{name} drop exceeds its limit in {_more(len(over) - _NAMED)}")
     return texts
 
 
-def _deployed_reasons(budget: Budget, candidate: Measured) -> list[str]:
-    lost, allowed = candidate.deployed_drop, budget.max_deployed_drop
-    if lost is None or allowed is None or candidate.undefined is not None:
+def _deployed_reasons(budget: Budget, quality: Quality) -> list[str]:
+    name, lost, allowed = quality.metric.name, quality.deployed_drop, budget.max_deployed_drop
+    if lost is None or allowed is None or quality.undefined is not None:
         return []  # there is nothing to compare
     if math.isnan(lost):
-        return [f"the deployed model's {budget.metric} has no value on the eval split (--max-deployed-drop)"]
+        return [f"the deployed model's {name} has no value on the eval split (--max-deployed-drop)"]
     if not exceeds(lost, allowed):
         return []
-    worse = f"; worse in {_list(candidate.worse_slices)}" if candidate.worse_slices else ""
+    worse = f"; worse in {_list(quality.worse_slices)}" if quality.worse_slices else ""
     return [
-        f"{budget.metric} is {lost:.4g} worse than the deployed model's, which exceeds {allowed:g} "
-        f"(--max-deployed-drop){worse}"
+        f"{name} is {lost:.4g} worse than the deployed model's, which exceeds {allowed:g} (--max-deployed-drop){worse}"
     ]
 
 
@@ -163,54 +188,55 @@ def _more(count: int) -> str:
     return f"{count:,} more slice{'s' if count > 1 else ''}"
 
 
-def pareto(budget: Budget, candidates: list[Measured]) -> set[str]:
-    """Returns the names of the candidates that no other one beats in both zlib bytes and quality."""
+def pareto(candidates: list[Measured]) -> set[str]:
+    """Returns the names of the candidates that no other one beats in both zlib bytes and the metric that ranks them."""
 
     def beats(a: Measured, b: Measured) -> bool:
-        lost = drop(budget, b.quality, a.quality)
+        lost = a.ranking.metric.drop(b.ranking.value, a.ranking.value)
         return a.zlib_bytes <= b.zlib_bytes and lost <= 0 and (a.zlib_bytes < b.zlib_bytes or lost < 0)
 
-    sound = [c for c in candidates if math.isfinite(c.quality)]
+    sound = [c for c in candidates if math.isfinite(c.ranking.value)]
     return {c.name for c in sound if not any(beats(other, c) for other in sound)}
 
 
 def select(budget: Budget, blessed: list[Measured]) -> str | None:
-    """Returns the name of the best candidate: least of the objective, then best quality, then name."""
+    """Returns the name of the best candidate: least of the objective, then best by the first metric, then by name."""
     if not blessed:
         return None
 
     def rank(candidate: Measured) -> tuple[float, float, str]:
-        cost = candidate.costs.get(f"max_{budget.objective}")
-        return math.inf if cost is None else cost, drop(budget, 0.0, candidate.quality), candidate.name
+        cost, ranking = candidate.costs.get(f"max_{budget.objective}"), candidate.ranking
+        return math.inf if cost is None else cost, ranking.metric.drop(0.0, ranking.value), candidate.name
 
     return min(blessed, key=rank).name
 
 
-def closest(budget: Budget, baseline: float, candidates: list[Measured]) -> str | None:
+def closest(budget: Budget, candidates: list[Measured]) -> str | None:
     """Returns the name of the candidate that misses the budget by the least: the smallest sum of relative excesses.
 
     An excess is the part above a limit as a fraction of that limit; of a drop, of its limit or of one point (0.01),
-    whichever is larger; of the threshold, in points. Of all slices the worst excess counts. A misfit counts as the
-    whole of a limit.
+    whichever is larger; of the threshold, in points. Of all slices the worst excess of a metric counts. A misfit counts
+    as the whole of a limit.
     """
 
     def above(value: float, limit: float) -> float:
         return math.inf if math.isnan(value) else max(value - limit, 0.0) / max(limit, 0.01)
 
+    def lost(q: Quality) -> float:
+        drop = q.drop_interval[1] if budget.drop_bound == "upper" and q.drop_interval is not None else q.drop
+        total = above(drop, q.metric.max_drop) + max((above(s.drop, s.limit) for s in q.slices), default=0.0)
+        if q.deployed_drop is not None and budget.max_deployed_drop is not None:
+            total += above(q.deployed_drop, budget.max_deployed_drop)
+        return total
+
     def excess(c: Measured) -> float:
-        lost = drop(budget, baseline, c.quality)
-        if budget.drop_bound == "upper" and c.drop_interval is not None:
-            lost = c.drop_interval[1]
-        total = above(lost, budget.max_drop)
+        total = sum(map(lost, c.qualities))
         if budget.value_threshold is not None:
-            total += above(drop(budget, budget.value_threshold, c.quality), 0.0)
-        total += max((above(s.drop, s.limit) for s in c.slices), default=0.0)
-        if c.deployed_drop is not None and budget.max_deployed_drop is not None:
-            total += above(c.deployed_drop, budget.max_deployed_drop)
+            total += above(c.ranking.metric.drop(budget.value_threshold, c.ranking.value), 0.0)
         for name, limit in budget.limits.items():
             value = c.costs.get(name)
             total += 1.0 if value is None else max(value - limit, 0.0) / limit
         return total + len(c.misfits)
 
-    sound = [c for c in candidates if math.isfinite(c.quality)]
+    sound = [c for c in candidates if all(math.isfinite(q.value) for q in c.qualities)]
     return min(sound, key=lambda c: (excess(c), c.name)).name if sound else None

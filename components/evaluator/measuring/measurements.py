@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeline.budget import Budget
 from edgeline.evaluator.measuring.classification import Classification
 from edgeline.evaluator.measuring.comparison import Comparison, Paired
 from edgeline.evaluator.measuring.metrics import State
@@ -29,7 +30,7 @@ class Plan:
       models: paths of `.tflite` files by name.
       baseline: name of the model that the others are compared with.
       deployed: name of the model in the field, with which they are compared too; None without one.
-      metric: the budget's: differences of it get an interval.
+      budget: differences of its metrics get an interval.
       max_bad_records: records that may be unreadable before it fails.
       form: of an imported model; None: the module builds the model.
     """
@@ -40,7 +41,7 @@ class Plan:
     models: dict[str, str]
     baseline: str
     deployed: str | None = None
-    metric: str = "loss"
+    budget: Budget = dataclasses.field(default_factory=Budget)
     max_bad_records: int = 0
     form: ModelForm | None = None
 
@@ -73,10 +74,11 @@ class Evaluated:
     Attributes:
       overall: on all examples.
       slices: on those of each slice.
-      groups: on those of each group of the jackknife; empty where the budget's metric is a mean.
+      groups: on those of each group of the jackknife; empty where the budget's metrics are means.
       classes: what a classifier does class by class.
       comparison: with the baseline; None for the baseline itself.
-      paired: the difference of the budget's metric to the baseline and to the deployed model, by their names.
+      paired: by the name of the baseline or of the deployed model, and of one of the budget's metrics that is a mean:
+        its difference.
       flips: examples that the baseline and this model disagree about.
     """
 
@@ -85,7 +87,7 @@ class Evaluated:
     groups: dict[int, State] = dataclasses.field(default_factory=dict)
     classes: Classification | None = None
     comparison: Comparison | None = None
-    paired: dict[str, Paired] = dataclasses.field(default_factory=dict)
+    paired: dict[tuple[str, str], Paired] = dataclasses.field(default_factory=dict)
     flips: list[Flip] = dataclasses.field(default_factory=list)
 
     def __add__(self, other: Evaluated) -> Evaluated:

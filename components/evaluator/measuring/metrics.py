@@ -12,7 +12,7 @@ import tf_keras
 from tf_keras.src.engine import compile_utils
 from tf_keras.src.utils import losses_utils
 
-from edgeline.evaluator.measuring import undefined
+from edgeline.evaluator.measuring import directions, undefined
 from edgeline.model_module.hooks import ModelModule
 
 
@@ -109,6 +109,16 @@ class CompiledMetrics:
     def has_others(self) -> bool:
         """Whether some metrics are no means; known once a batch was seen."""
         return bool(self._others)
+
+    @property
+    def directions(self) -> dict[str, str | None]:
+        """The loss and the metrics by name: `max`, `min`, or None where the class does not say what is better.
+
+        Known once a batch was seen, or `prepare` was called.
+        """
+        metrics = {name: metric for name, (_, _, metric) in self._means.items()}
+        metrics |= {metric.name: metric for metric in self._others}
+        return {"loss": "min", **{name: directions.of_metric(metrics[name]) for name in self._order}}
 
     def masks(self, inputs: Any) -> list[tf.Tensor | None]:
         """Returns which elements of each output count, as Keras' layers (Embedding, Masking) pass it on.

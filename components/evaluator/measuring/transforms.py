@@ -87,6 +87,7 @@ class EvaluateShards(beam.DoFn):
         self._metrics = CompiledMetrics(self._module)
         self._task = Task.of(self._metrics.model, list(plan.outputs))
         self._slicer = Slicer(self._module, self._task.classes if self._task else None)
+        self._judged: list[str] = []  # known once the metrics have seen a batch
         self._parse = tf.function(self._parse_batch, input_signature=[tf.TensorSpec([None], tf.string)])
         self._batch = reading.fitting_batch(self._parse.get_concrete_function().structured_outputs[0], BATCH_SIZE)
         # others are compared with these two as they go
@@ -216,6 +217,7 @@ class EvaluateShards(beam.DoFn):
         """Returns what a model did on a group, and notes it in `ran` for those that are compared with it."""
         scores = self._metrics.scores(group.label, outputs, group.weight, group.masks)
         own = _Ran(outputs, scores)
+        self._judged = self._judged or [metric.name for metric in self._plan.budget.judged(self._metrics.directions)]
         others = self._metrics.others(group.label, outputs, group.weight, group.masks)
         evaluated = Evaluated(State(len(scores.values), scores.values.sum(0), scores.weights.sum(0), others))
         if self._task is not None:
@@ -225,15 +227,17 @@ class EvaluateShards(beam.DoFn):
             ran[name] = own
         for numbers, keys in group.slices:
             evaluated.slices.update(self._parts(numbers, keys, own, group))
-        if self._plan.metric not in scores.names:
+        means = [name for name in self._judged if name in scores.names]
+        if means != self._judged:
             dealt = (group.digests % GROUPS).astype(np.int64)
             evaluated.groups = self._parts(dealt, list(range(GROUPS)), own, group)
         for other in (self._plan.baseline, self._plan.deployed):
-            if other is not None and other != name and other in ran and self._plan.metric in scores.names:
-                column = scores.names.index(self._plan.metric)
-                evaluated.paired[other] = Paired.of(
-                    scores.values[:, column], ran[other].scores.values[:, column], scores.weights[:, column]
-                )
+            if other is not None and other != name and other in ran:
+                for metric in means:
+                    column = scores.names.index(metric)
+                    evaluated.paired[other, metric] = Paired.of(
+                        scores.values[:, column], ran[other].scores.values[:, column], scores.weights[:, column]
+                    )
         if name != self._plan.baseline and self._plan.baseline in ran:
             evaluated.comparison, evaluated.flips = self._compare(own, ran[self._plan.baseline], group)
         return evaluated

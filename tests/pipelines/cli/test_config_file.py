@@ -62,7 +62,7 @@ winsor_percent = 1.5
 max_accuracy_drop = 0.02
 max-bytes = 100_000
 max_slice_drop = {label = 0.03, "camera,label" = 0}
-direction = "max"
+metrics = ["classes_accuracy", "boxes_mae:min:0.5"]
 target = "gpu"
 
 [evaluation]
@@ -93,7 +93,8 @@ def test_a_file_asks_what_the_command_line_does(file: Path) -> None:
             1.5,
         ),
         *("--max-drop", 0.02, "--max-bytes", 100_000, "--max-slice-drop", "label", 0.03),
-        *("--max-slice-drop", "camera,label", 0, "--direction", "max", "--target", "gpu", "--check-keras"),
+        *("--max-slice-drop", "camera,label", 0, "--metric", "classes_accuracy"),
+        *("--metric", "boxes_mae:min:0.5", "--target", "gpu", "--check-keras"),
         *("--like", "none", "--allow-custom-ops", "--memory-limit", 6.5),
     ]
     assert asked("run", "--config", file) == asked("run", *words)

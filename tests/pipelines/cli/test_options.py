@@ -179,7 +179,20 @@ def test_a_slice_drop_that_is_out_of_range(text: str) -> None:
 
 def test_a_direction_that_contradicts_the_metric() -> None:
     with pytest.raises(UserError, match=r"contradicts the metric loss: less of it is better \(--direction min\)"):
-        options.budget(parse("--metric", "loss"))
+        options.budget(parse("--metric", "loss", "--direction", "max"))
+    with pytest.raises(UserError, match=r"loss cannot be max: less of it is better; write loss:min, or loss alone"):
+        options.budget(parse("--metric", "loss:max"))
+
+
+def test_several_metrics() -> None:
+    words = ("--metric", "boxes_mae:min:0.5", "--metric", "classes_accuracy")
+    assert options.budget(parse(*words)) == Budget(metric=["boxes_mae:min:0.5", "classes_accuracy"])
+    with pytest.raises(UserError, match=r"Budget.metric names boxes_mae 2 times; name it once"):
+        options.budget(parse(*words, "--metric", "boxes_mae"))
+    with pytest.raises(UserError, match=r"the drop of boxes_mae must be a positive finite number, received '-1'"):
+        options.budget(parse("--metric", "boxes_mae:min:-1"))
+    with pytest.raises(UserError, match=r"must be NAME\[:max\|min\[:DROP\]\], .*, received 'boxes_mae:0.5'"):
+        options.budget(parse("--metric", "boxes_mae:0.5"))
 
 
 def test_what_argparse_refuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -309,13 +309,43 @@ def test_json_has_the_same_facts(tmp_path: Path, facts: Facts, capsys: pytest.Ca
     assert (found["only_a"], found["only_b"], found["more_slices"]) == (["float16"], ["int8"], 0)
     assert [pair["name"] for pair in found["models"]] == ["baseline", "prune80_int8"]
     assert found["models"][1]["b"] == {
-        "metric": 0.94, "drop": 0.03, "zlib_bytes": 9000, "p50_ms": 0.05, "verdict": "rejected", "selected": False,
+        "metric": 0.94, "drop": 0.03, "more_metrics": {}, "zlib_bytes": 9000, "p50_ms": 0.05, "verdict": "rejected",
+        "selected": False,
     }  # fmt: skip
     worst = found["slices"][0]
     assert worst.pop("loss") == pytest.approx(0.05)
     assert worst == {
-        "model": "prune80_int8", "slice": "camera=front,label=3", "examples": [40, 41], "a": 0.9, "b": 0.85,
+        "model": "prune80_int8", "slice": "camera=front,label=3", "metric": "accuracy", "examples": [40, 41],
+        "a": 0.9, "b": 0.85,
     }  # fmt: skip
+
+
+def test_reports_of_several_metrics_are_compared_by_all(
+    tmp_path: Path, facts: Facts, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = edit(facts)
+    other["budget"]["more_metrics"] = [{"metric": "loss", "direction": "min", "max_drop": 0.5}]
+    other["candidates"][1]["more_drops"] = {"loss": {"drop": 0.125}}
+    other["candidates"][1]["slices"][0]["metrics"]["loss"] = 3.0
+    facts["candidates"][1]["slices"][0]["metrics"]["loss"] = 1.0
+    a, b = write(tmp_path / "a.json", facts), write(tmp_path / "b.json", other)
+    assert edgeline("compare", a, b, "--output", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["metric"], found["more_metrics"]) == ("accuracy", ["loss"])
+    # the first report's budget does not judge the loss, so that nothing was lost by it
+    before, after = (found["models"][1][key] for key in "ab")
+    assert before["more_metrics"] == {"loss": {"value": facts["candidates"][1]["metrics"]["loss"], "drop": None}}
+    assert after["more_metrics"] == {"loss": {"value": 0.6, "drop": 0.125}}
+    assert {"what": "more_metrics", "a": [], "b": ["loss:min:0.5"]} in found["parts"]["budget"]["changed"]
+    # 2.0 of 0.5 allowed are more than 0.05 of 0.02
+    assert [(each["metric"], each["slice"]) for each in found["slices"]][:2] == [
+        ("loss", "camera=front,label=3"),
+        ("accuracy", "camera=front,label=3"),
+    ]
+    assert edgeline("compare", a, b) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["result", "accuracy", "drop", "loss", "drop", "zlib", "bytes", "p50", "ms", "verdict"] in rows
+    assert ["prune80_int8", "camera=front,label=3", "loss", "40", "→", "41", "1.0000", "→", "3.0000", "+2.0000"] in rows
 
 
 def test_reports_that_do_not_know_everything(tmp_path: Path, facts: Facts, capsys: pytest.CaptureFixture[str]) -> None:

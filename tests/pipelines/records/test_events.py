@@ -35,10 +35,15 @@ CANDIDATE = {
 
 
 def outcome(
-    selected: str | None = "int8", version: str | None = "1790000000", *, now: bool = True, **more: Any
+    selected: str | None = "int8",
+    version: str | None = "1790000000",
+    *,
+    now: bool = True,
+    mae: bool = False,
+    **more: Any,
 ) -> SimpleNamespace:
-    """What session.run returns, as far as the log reads it."""
-    content = {
+    """What session.run returns, as far as the log reads it; judged by a second metric where `mae` is set."""
+    content: dict[str, Any] = {
         **{"schema_version": 3, "created": "2026-11-22T02:00:00+00:00", "pipeline": "p", "module": "m"},
         **{"versions": {}, "machine": {}},
         "budget": {"metric": "accuracy", "direction": "max", "objective": "zlib_bytes"},
@@ -49,6 +54,11 @@ def outcome(
         "closest": None if selected else "int8",
         "deployed": {"version": "1780000000", "metrics": {"accuracy": 0.91}, "zlib_bytes": 22},
     }
+    if mae:
+        content["budget"]["more_metrics"] = [{"metric": "mae", "direction": "min", "max_drop": 0.5}]
+        second = {"metrics": {"accuracy": 0.96, "mae": 1.5}, "more_drops": {"mae": {"drop": 0.25}}}
+        content["candidates"] = [candidate | second for candidate in content["candidates"]]
+        content["deployed"]["metrics"]["mae"] = 1.75
     pushed = Path("/srv/pushed", version, "model.tflite") if version else None
     report = parse(content, "the report")
     facts = {"failures": (), "report": report, "pushed": pushed, "not_pushed": None, "pushed_now": now, "run_id": "t"}
@@ -81,8 +91,9 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
     assert (started["command"], started["data"], started["pid"]) == ("run", "data", os.getpid())
     assert (running["step"], running["state"], done["state"], done["seconds"]) == ("Trainer", "running", "done", 1.235)
     assert (evaluated["examples"], evaluated["candidates"], evaluated["blessed"]) == (173, 2, 2)
-    assert evaluated["deployed"] == {"version": "1780000000", "value": 0.91, "zlib_bytes": 22}
+    assert evaluated["deployed"] == {"version": "1780000000", "value": 0.91, "zlib_bytes": 22, "more_metrics": {}}
     assert (selected["name"], selected["value"], selected["zlib_bytes"]) == ("int8", 0.96, 11)
+    assert selected["more_metrics"] == {}
     assert (pushed["version"], pushed["name"]) == ("1790000000", "int8")
     assert (finished["exit_code"], finished["error"], finished["mlmd_run"]) == (0, None, "t")
 
@@ -190,7 +201,7 @@ _SAMPLE = re.compile(r'([a-zA-Z_:][\w:]*)\{((?:[a-z_]+="(?:[^"\\\n]|\\["\\n])*",
 
 
 def samples(text: str) -> dict[str, float]:
-    """Reads an exposition strictly: HELP, TYPE and one sample for each name."""
+    """Reads an exposition of one metric strictly: HELP, TYPE and one sample for each name."""
     assert text.endswith("\n")
     lines = text.splitlines()
     found = {}
@@ -250,6 +261,41 @@ def test_metrics(tmp_path: Path) -> None:
     found = samples((root / "metrics.prom").read_text())
     assert (found["edgeline_deployed_metric"], found["edgeline_deployed_zlib_bytes"]) == (0.91, 22)
     assert [path.name for path in root.glob(".*")] == []
+
+
+def test_several_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deploy(tmp_path, "1790000000")
+    night(tmp_path, outcome(), 0)
+    night(tmp_path, outcome(mae=True))
+    log = events.read(Root(tmp_path))
+    [evaluated] = [event for event in log if event["event"] == "evaluated"][1:]
+    assert evaluated["deployed"]["more_metrics"] == {"mae": {"value": 1.75}}
+    one, two = events.nights(log)
+    assert (one.more_metrics, two.metric, two.value) == ({}, "accuracy", 0.96)
+    assert two.more_metrics == {"mae": {"value": 1.5, "drop": 0.25}}
+    prometheus.write(Root(tmp_path))
+    text = (tmp_path / "metrics.prom").read_text()
+    about = "edgeline_deployed_metric"
+    assert [line for line in text.splitlines() if about in line] == [
+        f"# HELP {about} The deployed model's metrics, as they were last measured.",
+        f"# TYPE {about} gauge",
+        f'{about}{{pipeline="{tmp_path.name}",metric="accuracy"}} 0.96',
+        f'{about}{{pipeline="{tmp_path.name}",metric="mae"}} 1.5',
+    ]
+    capsys.readouterr()
+    assert main.main(["history", str(tmp_path), "--html"]) == 0
+    out = capsys.readouterr().out
+    rows = [line.split()[2:] for line in out.splitlines() if line.strip().startswith("20")]
+    assert [row[:6] for row in rows] == [
+        ["pushed", "int8", "0", "0.9600", "+0.0100", "11"],
+        ["pushed", "int8", "0", "0.9600", "+0.0100", "1.5000"],
+    ]
+    assert '<th scope="col" class="number">mae</th>' in (tmp_path / "report" / "history.html").read_text()
+    # what anybody may have written there costs its line, and no more
+    odd = json.dumps(log[-2] | {"event": "selected", "name": "x", "more_metrics": {"mae": {"value": "much"}}})
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write(odd + "\n")
+    assert len(events.read(Root(tmp_path))) == len(log)
 
 
 def test_another_machine_may_still_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,7 +216,7 @@ def full() -> dict[str, Any]:
             95,
             classes=classes({(0, 0): 50, (1, 1): 45, (1, 2): 5}),
             slices=sliced(front=48, rear=47),
-            paired={DEPLOYED: Paired(100, 1, 3, 0, 100, 2, 100, 2, 4)},
+            paired={(DEPLOYED, "accuracy"): Paired(100, 1, 3, 0, 100, 2, 100, 2, 4)},
         ),
         "small": did(
             92,
@@ -225,8 +225,8 @@ def full() -> dict[str, Any]:
             slices=sliced(rear=47, front=45),
             comparison=Comparison(100, {"logits": error}, True, 94, 4, 1),
             paired={
-                "baseline": Paired(100, 4, 1, 0, 100, -3, 100, -3, 5),
-                DEPLOYED: Paired(100, 2, 1, 0, 100, -1, 100, -1, 3),
+                ("baseline", "accuracy"): Paired(100, 4, 1, 0, 100, -3, 100, -3, 5),
+                (DEPLOYED, "accuracy"): Paired(100, 2, 1, 0, 100, -1, 100, -1, 3),
             },
             flips=[
                 Flip(1, "right_to_wrong", 0, 0, 2, np.arange(80, dtype=np.uint8).reshape(8, 10), {"camera": "front"}),
@@ -295,6 +295,7 @@ def test_all_of_a_candidate(whole: dict[str, Any]) -> None:
         "undefined": {},
         "drop": pytest.approx(0.03),
         "deployed_drop": pytest.approx(0.01),
+        "more_drops": {},
         "bytes": 1000,
         "zlib_bytes": 500,
         "ratio": 4.0,  # 2,000 by 500
@@ -313,12 +314,14 @@ def test_all_of_a_candidate(whole: dict[str, Any]) -> None:
                 "examples": 50,
                 "metrics": {"loss": 0.25, "accuracy": 0.9},
                 "drop": pytest.approx(0.06),
+                "more_drops": {},
             },
             {
                 "features": {"camera": "rear"},
                 "examples": 50,
                 "metrics": {"loss": 0.25, "accuracy": 0.94},
                 "drop": 0.0,
+                "more_drops": {},
             },
         ],
         "ladder": [
@@ -346,7 +349,7 @@ def test_every_candidate_has_every_field(whole: dict[str, Any]) -> None:
         *("name", "recipe", "steps", "layers", "metrics", "drop", "bytes", "zlib_bytes", "ratio", "latency_ms"),
         *("sparsity", "blessed", "reasons", "pareto", "sha256", "failure", "drop_interval", "device"),
         *("classification", "comparison", "deployed_drop", "deployed_drop_interval", "slices", "flipped", "ladder"),
-        *("sensitivity", "ladder_walked", "undefined"),
+        *("sensitivity", "ladder_walked", "undefined", "more_drops"),
     }
     assert [entry["name"] for entry in whole["candidates"]] == ["small", "float32", "failed", "nan", "crashes", "gone"]
     for entry in whole["candidates"]:
@@ -548,7 +551,7 @@ def test_what_was_not_measured_counts_only_where_it_is_limited(report: Reporter)
 
 
 def test_the_upper_bound_of_the_drop(report: Reporter) -> None:
-    paired = {"baseline": Paired(100, 4, 1, 0, 100, -3, 100, -3, 5)}  # 0.03, up to 0.0799293
+    paired = {("baseline", "accuracy"): Paired(100, 4, 1, 0, 100, -3, 100, -3, 5)}  # 0.03, up to 0.0799293
     for bound, blessed in (("point", True), ("upper", False)):
         facts = report([candidate("a")], {"a": did(92, paired=paired)}, Budget(max_drop=0.05, drop_bound=bound))
         assert facts["candidates"][0]["blessed"] == blessed
@@ -569,7 +572,7 @@ def test_an_error_wants_to_be_small(report: Reporter) -> None:
         {
             "baseline": did(0, 4, loss=1.1875),
             "better": did(0, 4, loss=0.6875),
-            "worse": did(0, 4, loss=4.1875, paired={"baseline": paired}),
+            "worse": did(0, 4, loss=4.1875, paired={("baseline", "loss"): paired}),
         },
         Budget(metric="loss", direction="min", max_drop=0.5),
     )
@@ -587,6 +590,8 @@ def test_limits_that_are_off_are_none_in_the_report(report: Reporter) -> None:
         "metric": "accuracy",
         "direction": "max",
         "max_drop": 0.01,
+        "more_metrics": [],
+        "metric_is_default": True,
         "drop_bound": "point",
         "value_threshold": None,
         "max_deployed_drop": None,
@@ -604,6 +609,88 @@ def test_limits_that_are_off_are_none_in_the_report(report: Reporter) -> None:
         "objective": "zlib_bytes",
         "target": "cpu",
     }
+
+
+# several metrics ------------------------------------------------------------------------------------------------------
+
+
+def lossy(right: int, loss: float, **more: Any) -> Evaluated:
+    """What a model did, with slices of 50 examples by camera that are as good as the whole."""
+    parts = {(("camera", name),): state(50, right // 2, loss) for name in ("front", "rear")}
+    return Evaluated(state(100, right, loss), slices=parts, **more)
+
+
+def test_every_metric_is_reported_and_judged(report: Reporter) -> None:
+    paired = {
+        ("baseline", "accuracy"): Paired(100, 4, 1, 0, 100, -3, 100, -3, 5),  # 0.03 +- 0.0499293
+        ("baseline", "loss"): Paired.of(np.array([1.5, 4.0, 3.25, 8.0]), np.array([0.5, 2.0, 0.25, 2.0]), np.ones(4)),
+    }
+    results = {
+        "baseline": lossy(96, 0.25),
+        "good": lossy(94, 0.5, paired=paired),
+        "small": lossy(94, 1.0),
+        "wrong": lossy(80, 0.25),
+        DEPLOYED: lossy(95, 0.75),
+    }
+    budget = Budget(metric=["loss:min:0.5", "accuracy:max:0.05"], max_deployed_drop=0.02)
+    candidates = [candidate("good"), candidate("small", zlib_bytes=100), candidate("wrong", zlib_bytes=90)]
+    facts = report(candidates, results, budget)
+    assert {key: facts["budget"][key] for key in ("metric", "direction", "max_drop", "metric_is_default")} == {
+        "metric": "loss", "direction": "min", "max_drop": 0.5, "metric_is_default": False,
+    }  # fmt: skip
+    assert facts["budget"]["more_metrics"] == [{"metric": "accuracy", "direction": "max", "max_drop": 0.05}]
+    found = by_name(facts)
+    assert found["good"]["reasons"] == []
+    assert found["small"]["reasons"] == [
+        "loss drop 0.75 exceeds 0.5",
+        "loss is 0.25 worse than the deployed model's, which exceeds 0.02 (--max-deployed-drop); worse in camera=front "
+        "(0.25), camera=rear (0.25)",
+    ]
+    assert found["wrong"]["reasons"] == [
+        "accuracy drop 0.16 exceeds 0.05",
+        "accuracy is 0.15 worse than the deployed model's, which exceeds 0.02 (--max-deployed-drop); worse in "
+        "camera=front (0.14), camera=rear (0.14)",
+    ]
+    assert facts["selected"] == "good"
+    good = found["good"]
+    assert (good["drop"], good["deployed_drop"]) == (0.25, -0.25)
+    assert good["drop_interval"] == pytest.approx((3 - 2.117003, 3 + 2.117003), abs=1e-6)
+    accuracy = good["more_drops"]["accuracy"]
+    assert list(good["more_drops"]) == ["accuracy"]
+    assert (accuracy["drop"], accuracy["deployed_drop"]) == (pytest.approx(0.02), pytest.approx(0.01))
+    assert accuracy["drop_interval"] == pytest.approx((-0.0211058, 0.0799293), abs=1e-6)
+    assert accuracy["deployed_drop_interval"] is None
+    for part in good["slices"]:
+        assert (part["drop"], part["more_drops"]) == (0.25, {"accuracy": pytest.approx(0.02)})
+    assert [part["more_drops"] for part in facts["baseline"]["slices"]] == [{}, {}]
+
+
+def test_slices_may_be_limited_by_metric(report: Reporter) -> None:
+    results = {"baseline": lossy(96, 0.25), "a": lossy(86, 1.0)}
+
+    def of(**drops: float) -> list[str]:
+        limits = {key.replace("_", ":"): drop for key, drop in drops.items()}
+        budget = Budget(metric=["accuracy:max:0.5", "loss:min:5"], max_slice_drops=limits)
+        [entry] = report([candidate("a")], results, budget)["candidates"]
+        return [reason.split(" (")[0] for reason in entry["reasons"]]
+
+    accuracy = [f"accuracy drop 0.1 in camera={name}" for name in ("front", "rear")]
+    loss = [f"loss drop 0.75 in camera={name}" for name in ("front", "rear")]
+    assert of(camera=0.05) == accuracy + loss
+    assert of(camera=0.05, loss_camera=2.0) == accuracy
+    assert of(loss_camera=0.5) == loss
+    assert of(camera=0.05, accuracy_camera=0.2) == loss
+    with pytest.raises(UserError, match="limits the drop in slices by 'hour'"):
+        of(loss_hour=0.5)
+
+
+def test_a_second_metric_without_a_value_makes_nothing_eligible(binary: CompiledMetrics) -> None:
+    scores = np.float32([[0.2], [0.3], [0.7]])
+    results = {name: Evaluated(binary.batch(tf.zeros([3, 1]), [scores])) for name in ("baseline", "a")}
+    whole = Reporter(binary)([candidate("a")], results, Budget(metric=["accuracy", "auc:max:0.05"]))
+    assert whole["selected"] is whole["closest"] is None
+    assert whole["candidates"][0]["reasons"] == ["auc has no value on the eval split: no example has a positive label"]
+    assert whole["candidates"][0]["more_drops"]["auc"]["drop"] is None
 
 
 # slices ---------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def shifted(small: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def plan_of(small: Any, models: dict[str, str]) -> Plan:
-    return Plan(small.path, ("image",), ("logits",), models, "baseline", metric="accuracy")
+    return Plan(small.path, ("image",), ("logits",), models, "baseline")
 
 
 def test_what_was_found_can_be_read(small: Any, shifted: str) -> None:

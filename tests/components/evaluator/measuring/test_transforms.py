@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from edgeline.budget import Budget
 from edgeline.data import reading
 from edgeline.errors import UserError
 from edgeline.evaluator.measuring import slices, transforms
@@ -67,7 +68,7 @@ def by_bundle(plan: Plan, bundles: list[list[str]]) -> list[Results]:
 
 
 def plan_of(small: Any, models: dict[str, str], **changes: Any) -> Plan:
-    settings = {"baseline": "float32", "metric": "accuracy"} | changes
+    settings = {"baseline": "float32"} | changes
     return Plan(small.path, ("image",), ("logits",), models, **settings)
 
 
@@ -174,7 +175,7 @@ class Sliced:
     logits: dict[str, np.ndarray]
 
     def plan(self, **changes: Any) -> Plan:
-        settings = {"baseline": "good", "metric": "accuracy"} | changes
+        settings = {"baseline": "good"} | changes
         reference = self.module.source.reference
         return Plan(reference, ("image",), ("logits",), self.models, **settings)
 
@@ -234,7 +235,7 @@ def test_comparison_with_the_baseline(sliced: Sliced, judged: Results) -> None:
     assert facts["outputs"]["logits"]["mean_abs_error"] == pytest.approx(difference.mean(), rel=1e-6)
     signal = (sliced.logits["good"].astype(float) ** 2).sum() / (difference**2).sum()
     assert facts["outputs"]["logits"]["sqnr_db"] == pytest.approx(10 * np.log10(signal), rel=1e-6)
-    paired = found.paired["good"]
+    paired = found.paired["good", "accuracy"]
     assert (paired.examples, paired.lower, paired.higher, paired.between) == (300, broken, mended, 0)
     assert sound(judged, "good").comparison is None
 
@@ -283,13 +284,13 @@ def test_slices(sliced: Sliced, judged: Results) -> None:
         assert result == pytest.approx(expected, abs=1e-6, rel=1e-6)
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "auc"])
+@pytest.mark.parametrize("metric", ["accuracy", "auc", ["auc", "accuracy"]])
 def test_shards_bundles_and_batches_do_not_matter(sliced: Sliced, monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
-    [one] = by_bundle(sliced.plan(metric=metric), [reading.split_files(str(sliced.root), "eval")])
+    [one] = by_bundle(sliced.plan(budget=Budget(metric=metric)), [reading.split_files(str(sliced.root), "eval")])
     files = reading.split_files(str(sliced.root / "many"), "eval")
     monkeypatch.setattr(transforms, "BATCH_SIZE", 9)
     monkeypatch.setattr(transforms, "BATCHES_PER_STATE", 2)
-    parts = by_bundle(sliced.plan(metric=metric), [files[:1], files[1:3], files[3:]])
+    parts = by_bundle(sliced.plan(budget=Budget(metric=metric)), [files[:1], files[1:3], files[3:]])
     many = functools.reduce(Results.__add__, parts)
     for name in sliced.models:
         a, b = sound(one, name), sound(many, name)
@@ -308,11 +309,11 @@ def test_shards_bundles_and_batches_do_not_matter(sliced: Sliced, monkeypatch: p
         assert (a.classes.confusion == b.classes.confusion).all()
         assert a.classes.log_loss == pytest.approx(b.classes.log_loss, rel=1e-9)
         assert [flip.digest for flip in a.flips] == [flip.digest for flip in b.flips]
-        assert set(a.groups) == set(b.groups) == (set(range(20)) if metric == "auc" else set())
+        assert set(a.groups) == set(b.groups) == (set(range(20)) if "auc" in metric else set())
         for group in a.groups:
             np.testing.assert_array_equal(a.groups[group].others[0], b.groups[group].others[0])
     ours, theirs = sound(one, "worse").paired, sound(many, "worse").paired
-    assert set(ours) == ({"good"} if metric != "auc" else set())
+    assert set(ours) == ({("good", "accuracy")} if metric != "auc" else set())
     for other, pair in ours.items():
         assert pair.interval() == pytest.approx(theirs[other].interval(), rel=1e-9)
 
@@ -321,8 +322,9 @@ def test_another_model_can_be_in_the_field(sliced: Sliced, tmp_path: Path) -> No
     models = {**sliced.models, "@deployed": sliced.models["worse"]}
     plan = dataclasses.replace(sliced.plan(), models=models, deployed="@deployed")
     found = sound(evaluate(plan, reading.split_files(str(sliced.root), "eval"), tmp_path / "results"), "good")
-    assert set(found.paired) == {"@deployed"}
-    assert found.paired["@deployed"].higher > found.paired["@deployed"].lower
+    assert set(found.paired) == {("@deployed", "accuracy")}
+    [paired] = found.paired.values()
+    assert paired.higher > paired.lower
 
 
 # bad input ------------------------------------------------------------------------------------------------------------
