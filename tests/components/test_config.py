@@ -526,7 +526,7 @@ def requests(draw: st.DrawFn) -> StepConfig:
         reject()
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 @given(requests())
 def test_what_tfx_is_given_says_the_same_request(config: StepConfig) -> None:
     encoded = config.encoded()

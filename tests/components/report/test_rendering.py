@@ -267,6 +267,47 @@ def test_a_metric_of_which_less_is_better(report):
     assert region.y0 < 0
 
 
+def judge_mae(report):
+    """Lets the budget judge a second metric, and compiles a third that it does not judge."""
+    report["budget"]["more_metrics"] = [{"metric": "boxes_mae", "direction": "min", "max_drop": 2.0}]
+    report["budget"]["max_slice_drops"] = {"boxes_mae:camera": 1.5}
+    report["baseline"]["metrics"] |= {"boxes_mae": 80.0, "kind_auc": 0.9125}
+    for entry, mae in zip(report["candidates"], (80.5, 81.0, 95.0), strict=False):
+        entry["metrics"] |= {"boxes_mae": mae, "kind_auc": 0.875}
+        entry["more_drops"] = {"boxes_mae": {"drop": mae - 80, "drop_interval": [mae - 81, mae - 79]}}
+        part = {"features": {"camera": "front"}, "examples": 50}
+        entry["slices"] = [
+            part | {"metrics": {"boxes_mae": mae + 1}, "drop": 0.0, "more_drops": {"boxes_mae": mae - 79}}
+        ]
+    report["baseline"]["slices"] = [part | {"metrics": {"boxes_mae": 80.0}}]
+
+
+def test_all_metrics_of_the_budget_are_shown(report):
+    judge_mae(report)
+    html = page(report)
+    assert "Change of accuracy" in verdict(html)
+    assert "Change of boxes_mae +1.00 80.00 → 81.00 allowed rise 2" in verdict(html)
+    titles = [text(cell) for cell in html.xpath("//table[@id='candidates']//thead//th")]
+    at = titles.index("boxes_mae")
+    assert titles[at - 2 : at + 2] == ["accuracy", "Drop", "boxes_mae", "Rise"]
+    assert "kind_auc" in titles
+    assert "loss" not in titles
+    row = table(html)["prune80_int8"]
+    assert row[2:4] == ["81.00", "1.000.00 to 2.00"]
+    assert "0.8750" in row
+    facts = text(html.xpath("//section[@aria-labelledby='facts-title']")[0])
+    assert "Metricboxes_mae, less is better Riseat most 2" in facts
+    assert "accuracy, more is better; it ranks the candidates" in facts
+    details = text(html.xpath("//*[@id='candidate-2']")[0])
+    assert "Slices, worst first by boxes_mae" in details
+    assert "camera=front 2.00 1.50 80.00 82.00 50 ✕ too much" in details
+
+
+def test_a_metric_that_nobody_named_is_said(report):
+    report["budget"]["metric_is_default"] = True
+    assert "accuracy, more is better; no metric was named" in text(page(report))
+
+
 def test_no_candidates(report):
     report["candidates"], report["selected"] = [], None
     html = page(report)

@@ -434,6 +434,31 @@ def test_the_selected_is_shown_beside_the_deployed(
     assert f"against   qat8 (version 1790000000), deployed before: {line}\n" in show(outcome)[1]
 
 
+def test_every_metric_of_the_budget_is_shown(run: Run) -> None:
+    judged = {"metric": "mae", "direction": "min", "max_drop": 0.5}
+    mae = {"drop": 0.25, "deployed_drop": -0.5, "deployed_drop_interval": [-0.75, -0.25]}
+    outcome = run()
+    metrics = {"accuracy": 0.96, "mae": 1.25, "auc": 0.875, "loss": 3.5}
+    content = to_json(outcome.report)
+    outcome = edited(
+        outcome,
+        budget=content["budget"] | {"more_metrics": [judged]},
+        baseline=content["baseline"] | {"metrics": metrics},
+        deployed=OLD | {"metrics": {"accuracy": 0.9512, "mae": 1.75}},
+        candidate={"metrics": metrics, "more_drops": {"mae": mae}},
+    )
+    shown = show(outcome)[1]
+    rows = [line.split() for line in shown.splitlines()]
+    [title] = [row for row in rows if row[:1] == ["candidate"]]
+    assert title[1:6] == ["accuracy", "drop", "mae", "drop", "auc"]
+    assert "loss" not in title
+    [row] = [row for row in rows if row[:2] == ["▶", "int8"]]
+    assert row[4:7] == ["1.2500", "+0.2500", "0.8750"]
+    assert "metric    accuracy (more is better" in shown
+    assert "mae (less is better; rise at most 0.5); the first ranks the candidates\n" in shown
+    assert "mae 1.7500 → 1.2500 (drop -0.5000, 95% interval -0.7500 to -0.2500), zlib bytes" in shown
+
+
 def edited(outcome: Outcome, *, candidate: dict[str, Any], **changes: Any) -> Outcome:
     """An outcome whose report says something else of its first candidate, and of itself."""
     content = to_json(outcome.report) | changes
