@@ -306,7 +306,7 @@ def _reference_of_graph(model: GraphModel, inputs: dict[str, np.ndarray]) -> dic
 def run_graph(folder: Path, *, model: str, io: dict[str, Any]) -> None:
     """Runs a graph on `inputs.npz` and leaves `outputs.npz`: in a process of its own."""
     inputs = files.read_arrays(folder / _INPUTS)
-    files.write_arrays(folder / _OUTPUTS, _reference(graph_model.load(model, io), io, inputs))
+    files.write_arrays(folder / _OUTPUTS, _reference(graph_model.opened(model, io), io, inputs))
 
 
 def _reference(

@@ -1,7 +1,8 @@
 """Makes `.tflite` files of Keras models and graphs by a passport's scheme, and of one calibration many variants.
 
 Calibrating runs the model on all samples; quantizing what was calibrated takes a fraction of that, so that many
-variants of one model are cheap. All of it is done in the child process of `worker`, where a crash ends nothing else.
+variants of one model are cheap. All of it is done in the child processes of `worker`, where a crash ends nothing else;
+what came from a stranger has one of its own for each call, and is not even loaded in this one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from edgeline.conversion import finite, float_tflite, tensorflow_converter, tfli
 from edgeline.conversion.nodes import Node, nodes
 from edgeline.data.calibration_set import batches
 from edgeline.model_io import graph_model, keras_file
-from edgeline.model_io.graph_model import GraphModel, TFLiteGraph
+from edgeline.model_io.graph_model import GraphModel, StoredGraph, TFLiteGraph
 from edgeline.schemes import SCHEMES, Scheme
 from edgeline.tflite.litert import DEFAULT_SIGNATURE
 
@@ -37,10 +39,12 @@ class Calibrated:
     Attributes:
       content: of the `.tflite` file; its kernels are float.
       nodes: its ops in the order in which they run, those of subgraphs after the main graph's.
+      strangers: whether it was made of a stranger's graph.
     """
 
     content: bytes
     nodes: tuple[Node, ...]
+    strangers: bool = False
 
     @property
     def layers(self) -> list[str]:
@@ -90,9 +94,9 @@ def _by_number_types(
         return quantize(calibrated, calibrated.of(kept["layers"], kept["ops"]), scheme["io_type"])
     samples = calibration if entry.calibrated else {}
     if isinstance(model, TFLiteGraph):
-        [content] = worker.call(
+        [content] = worker.call_apart(
             tflite_quantizer.quantized, _content(model, io), entry, scheme, _in_batches(samples, io)
-        )  # fmt: skip
+        )
         return content
     return _converted(model, io, entry, scheme, samples)
 
@@ -107,21 +111,53 @@ def _converted(
     model: tf_keras.Model | GraphModel, io: dict[str, Any], entry: Scheme, scheme: dict[str, Any],
     samples: dict[str, np.ndarray], *, calibrate_only: bool = False,
 ) -> bytes:  # fmt: skip
-    """Has a model converted in the child process; see `convert`."""
-    batch = graph_model.fixed_batch(io)
-    infer = keras_file.inference_function(model, io).get_concrete_function(**keras_file.input_signature(io, batch))
-    # a float file may hold an infinite constant: it only computes with it
-    finite.check_weights(infer.graph.variables, scheme["scheme"], infinite=entry.weights == "float32")
-    with _saved(infer, model) as folder:
-        [content] = worker.call(
-            tensorflow_converter.convert, folder, entry, scheme, samples, batch or 1, _layers(model), calibrate_only
-        )
+    """Has a model converted in a child process; see `convert`."""
+    settings = (io, entry, scheme, samples, calibrate_only)
+    if isinstance(model, StoredGraph):
+        [content] = worker.call_apart(convert_stored, str(Path(model.folder).absolute()), model.io, *settings)
+        return content
+    with _saved(model, io, entry, scheme) as folder:
+        [content] = worker.call(tensorflow_converter.convert, folder, *_arguments(_layers(model), *settings))
     return content
 
 
+def convert_stored(folder: str, own_io: dict[str, Any], *settings: Any) -> list[bytes]:
+    """Loads a stranger's graph and converts it: in a process of its own.
+
+    Args:
+      folder: the artifact's where the graph lies.
+      own_io: the passport's, with the shapes that the graph has.
+      *settings: the passport's `io` with those that are asked for, the scheme's entry, the scheme, the samples, and
+        whether to calibrate only.
+
+    Returns:
+      The content of the `.tflite` file.
+
+    Raises:
+      ConversionError: it cannot be converted.
+    """
+    io, entry, scheme, *_ = settings
+    with _saved(graph_model.opened(folder, own_io), io, entry, scheme) as saved:
+        return tensorflow_converter.convert(saved, *_arguments(None, *settings))
+
+
+def _arguments(
+    layers: list[str] | None, io: dict[str, Any], entry: Scheme, scheme: dict[str, Any],
+    samples: dict[str, np.ndarray], calibrate_only: bool,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Returns those of `tensorflow_converter.convert` behind the folder."""
+    return entry, scheme, samples, graph_model.fixed_batch(io) or 1, layers, calibrate_only
+
+
 @contextlib.contextmanager
-def _saved(infer: Any, model: tf_keras.Model | GraphModel) -> Iterator[str]:
-    """Yields the folder of a SavedModel, whose signature `serving_default` is a function of a model's."""
+def _saved(
+    model: tf_keras.Model | GraphModel, io: dict[str, Any], entry: Scheme, scheme: dict[str, Any]
+) -> Iterator[str]:
+    """Yields the folder of a SavedModel, whose signature `serving_default` is a model's inference; see `convert`."""
+    signature = keras_file.input_signature(io, graph_model.fixed_batch(io))
+    infer = keras_file.inference_function(model, io).get_concrete_function(**signature)
+    # a float file may hold an infinite constant: it only computes with it
+    finite.check_weights(infer.graph.variables, scheme["scheme"], infinite=entry.weights == "float32")
     options = tf.saved_model.SaveOptions(save_debug_info=True)  # by which errors name layers
     signatures = {DEFAULT_SIGNATURE: infer}
     with tempfile.TemporaryDirectory(prefix="edgeline-") as folder:
@@ -167,11 +203,12 @@ def calibrate(model: tf_keras.Model | GraphModel, io: dict[str, Any], calibratio
       ConversionError: it cannot be converted or calibrated, or a range is not finite; names layers.
     """
     if isinstance(model, TFLiteGraph):
-        [content] = worker.call(tensorflow_converter.calibrate, _content(model, io), _in_batches(calibration, io))
+        [content] = worker.call_apart(tensorflow_converter.calibrate, _content(model, io), _in_batches(calibration, io))
     else:
         scheme = {"scheme": _BY_OPERATOR, "io_type": "float32"}
         content = _converted(model, io, SCHEMES[_BY_OPERATOR], scheme, calibration, calibrate_only=True)
-    return Calibrated(content, tuple(nodes(content, _layers(model))))
+    strangers = isinstance(model, StoredGraph | TFLiteGraph)
+    return Calibrated(content, tuple(nodes(content, _layers(model))), strangers)
 
 
 def quantize(
@@ -193,14 +230,18 @@ def quantize(
     Raises:
       ConversionError: the quantizer cannot; says why.
     """
-    [content] = worker.call(tensorflow_converter.quantize, calibrated.content, [list(keep_float)], io_type, verify)
+    [content] = _quantized(calibrated, [list(keep_float)], io_type, verify)
     return content
 
 
 def quantize_each(calibrated: Calibrated, keep_float: Iterable[Collection[str]]) -> list[bytes]:
     """Quantizes as `quantize` does, once for each collection of nodes that stay float."""
-    kept = [list(names) for names in keep_float]
-    return worker.call(tensorflow_converter.quantize, calibrated.content, kept, "float32", False)
+    return _quantized(calibrated, [list(names) for names in keep_float], "float32", False)
+
+
+def _quantized(calibrated: Calibrated, kept: list[list[str]], io_type: str, verify: bool) -> list[bytes]:
+    call = worker.call_apart if calibrated.strangers else worker.call
+    return call(tensorflow_converter.quantize, calibrated.content, kept, io_type, verify)
 
 
 def layer_names(model: tf_keras.Model) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -50,31 +51,72 @@ def export(
       UserError: the extra is missing, the model has operators that ONNX lacks, or the results differ.
     """
     check_installed()
-    from onnxruntime.capi import onnxruntime_pybind11_state as failures
-
     from edgeline.conversion import checks
     from edgeline.conversion.failures import ExportError
 
-    batch = io["inputs"][0]["shape"][0]
     try:
-        content = convert(model, io, opset)
+        content = _converted(model, io, opset)
         expected = checks.reference(model, io, samples)
-        closeness = checks.parity(expected, run(content, samples, batch))
+        closeness = checks.parity(expected, _outputs(model, io, content, samples))
         try:
             checks.check_parity("float32", closeness, {}, "onnxruntime")
         except ExportError as error:
-            without = checks.parity(expected, run(content, samples, batch, pad_fusion=False))
+            without = checks.parity(expected, _outputs(model, io, content, samples, pad_fusion=False))
             checks.check_parity("float32", without, {}, "onnxruntime without Pad_Fusion")
             raise ExportError(
                 f"{error}. onnxruntime's optimizer Pad_Fusion does it, which takes the zeros that a layer pads with "
                 f"before a max pooling for the least of all numbers; give that pooling padding='same', or no padding"
             ) from error
-    except (failures.Fail, failures.InvalidGraph, failures.NotImplemented, failures.InvalidArgument) as error:
-        raise UserError(f"the model as ONNX cannot be run by onnxruntime: {first_line(error)}") from error
     except (ValueError, ExportError) as error:
         raise UserError(f"the model cannot be made an ONNX file of opset {opset}: {first_line(error)}") from error
     files.write_bytes(output, content)
     return {"opset": opset, "bytes": len(content), "parity": closeness}
+
+
+def _converted(model: Any, io: dict[str, Any], opset: int) -> bytes:
+    """Converts a model as `convert` does, a stranger's graph in a process of its own."""
+    from edgeline.conversion import worker
+    from edgeline.model_io.graph_model import StoredGraph
+
+    if not isinstance(model, StoredGraph):
+        return convert(model, io, opset)
+    [content] = worker.call_apart(convert_stored, str(Path(model.folder).absolute()), model.io, io, opset)
+    return content
+
+
+def convert_stored(folder: str, own_io: dict[str, Any], io: dict[str, Any], opset: int) -> list[bytes]:
+    """Loads a stranger's graph, which lies in an artifact's folder, and converts it: in a process of its own."""
+    from edgeline.model_io import graph_model
+
+    return [convert(graph_model.opened(folder, own_io), io, opset)]
+
+
+def _outputs(
+    model: Any, io: dict[str, Any], content: bytes, samples: dict[str, np.ndarray], *, pad_fusion: bool = True
+) -> dict[str, np.ndarray]:
+    """Returns what onnxruntime makes of samples, as `run`; what was a stranger's graph runs in a process of its own."""
+    from edgeline.conversion import worker
+    from edgeline.model_io.graph_model import StoredGraph
+
+    batch = io["inputs"][0]["shape"][0]
+    if not isinstance(model, StoredGraph):
+        return run(content, samples, batch, pad_fusion=pad_fusion)
+    names = [port["name"] for port in io["outputs"]]
+    parts = worker.call_apart(run_stored, content, samples, batch, pad_fusion, names)
+    outputs = [np.load(BytesIO(part), allow_pickle=False) for part in parts]
+    return dict(zip(names, outputs, strict=True))
+
+
+def run_stored(
+    content: bytes, samples: dict[str, np.ndarray], batch: int | None, pad_fusion: bool, names: list[str]
+) -> list[bytes]:
+    """Returns what `run` returns as contents of `.npy` files, in the order of these names: in a process of its own."""
+    outputs = run(content, samples, batch, pad_fusion=pad_fusion)
+    parts = []
+    for name in names:
+        np.save(buffer := BytesIO(), outputs[name])
+        parts.append(buffer.getvalue())
+    return parts
 
 
 def convert(model: Any, io: dict[str, Any], opset: int = DEFAULT_OPSET) -> bytes:
@@ -128,16 +170,24 @@ def run(
       samples: by input name, shape [samples, ...].
       batch: the size that the model was made for; None: any.
       pad_fusion: False turns off onnxruntime's optimizer of that name, which is wrong of zeros before a max pooling.
+
+    Raises:
+      ExportError: onnxruntime cannot run it.
     """
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as failures
 
+    from edgeline.conversion.failures import ExportError
     from edgeline.data.calibration_set import batches
 
     off = [] if pad_fusion else ["Pad_Fusion"]
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"], disabled_optimizers=off)
-    names = [value.name for value in session.get_outputs()]
     count = len(next(iter(samples.values())))
-    parts = [session.run(names, feeds) for feeds in batches(samples, batch or count)]
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"], disabled_optimizers=off)
+        names = [value.name for value in session.get_outputs()]
+        parts = [session.run(names, feeds) for feeds in batches(samples, batch or count)]
+    except (failures.Fail, failures.InvalidGraph, failures.NotImplemented, failures.InvalidArgument) as error:
+        raise ExportError(f"it cannot be run by onnxruntime: {first_line(error)}") from error
     return {name: np.concatenate(column)[:count] for name, column in zip(names, zip(*parts, strict=True), strict=True)}
 
 

@@ -127,13 +127,16 @@ class ChildProcess:
             os.close(self._held)
             self._held = -1
 
-    def call(self, function: Callable[..., list[bytes]], *arguments: Any, timeout: float) -> list[bytes]:
+    def call(
+        self, function: Callable[..., Sequence[Any]], *arguments: Any, timeout: float, descriptors: Sequence[int] = ()
+    ) -> list[bytes]:
         """Calls a function in the child, whose stdout and stderr are this process' meanwhile.
 
         Args:
-          function: of a module, which the child imports.
+          function: of a module, which the child imports; returns bytes, or what has a buffer of them.
           arguments: of the function; pickled as it is.
           timeout: seconds after which the child is killed.
+          descriptors: of files of this process, which the child has as `handed()` while it answers.
 
         Raises:
           DiedError: the child ended, or its time was up.
@@ -145,7 +148,7 @@ class ChildProcess:
             try:
                 self._wait_for_start()
                 self.calls += 1
-                socket.send_fds(self._socket, [b"\0"], _outputs())
+                socket.send_fds(self._socket, [bytes([len(descriptors)])], [*descriptors, *_outputs()])
                 self._connection.send((function, arguments))
                 return self._answer(stage, time.monotonic() + timeout)
             except (EOFError, BrokenPipeError, ConnectionError):
@@ -164,11 +167,11 @@ class ChildProcess:
             self._receive(_START_SECONDS)
         except (EOFError, ConnectionError):
             raise MachineError(
-                f"the child process for conversions does not start: it ended with {signal_name(self._status())}; what "
+                f"the child process does not start: it ended with {signal_name(self._status())}; what "
                 f"it said is in the log"
             ) from None
         except TimeoutError:
-            raise MachineError(f"the child process for conversions did not start in {_START_SECONDS:g} s") from None
+            raise MachineError(f"the child process did not start in {_START_SECONDS:g} s") from None
         self._started = True
 
     def _answer(self, stage: list[str], deadline: float) -> list[bytes]:
@@ -211,13 +214,31 @@ def _outputs() -> list[int]:
 
 # the child ------------------------------------------------------------------------------------------------------------
 
-_channel: list[Connection] = []
+#: Files that a call may hand over.
+_MOST_FILES = 8
+_handed: list[int] = []
+_listeners: list[Callable[[str], object]] = []
+
+
+def handed() -> list[int]:
+    """Returns the descriptors of the files that came with the call that is answered."""
+    return list(_handed)
 
 
 def say(stage: str) -> None:
     """Tells the process that waits what this one is at, for its messages; in any other process nothing happens."""
-    for connection in _channel:
-        connection.send_bytes(json.dumps({"stage": stage}).encode())
+    for listener in _listeners:
+        listener(stage)
+
+
+def listen(listener: Callable[[str], object]) -> None:
+    """Has a function called with what this process says that it is at."""
+    _listeners[:] = [listener]
+
+
+def described(error: Exception) -> dict[str, Any]:
+    """Returns as JSON can say it what `RaisedError` tells of an error."""
+    return {"kind": type(error).__name__, "message": str(error), "details": getattr(error, "details", {})}
 
 
 def serve(channel: int, watched: int, modules: Sequence[str]) -> None:
@@ -234,18 +255,19 @@ def serve(channel: int, watched: int, modules: Sequence[str]) -> None:
     gc.collect()
     gc.freeze()
     connection, receiver = Connection(os.dup(channel)), socket.socket(fileno=channel)
-    _channel[:] = [connection]
+    listen(lambda stage: connection.send_bytes(json.dumps({"stage": stage}).encode()))
     nothing = os.open(os.devnull, os.O_WRONLY)
     _write_to([nothing, nothing])
     connection.send_bytes(b"started")
     while True:
-        said, outputs, _, _ = socket.recv_fds(receiver, 1, 2)
+        said, descriptors, _, _ = socket.recv_fds(receiver, 1, _MOST_FILES + 2)
         if not said:
             return
+        _handed[:], outputs = descriptors[: said[0]], descriptors[said[0] :]
         _write_to([*outputs, nothing, nothing][:2])
         for descriptor in outputs:
             os.close(descriptor)
-        answer: list[bytes] = []
+        answer: Sequence[Any] = []
         try:
             function, arguments = connection.recv()
             made = function(*arguments)
@@ -253,9 +275,9 @@ def serve(channel: int, watched: int, modules: Sequence[str]) -> None:
             answer = made
         except Exception as error:
             traceback.print_exc()
-            header = {
-                "kind": type(error).__name__, "message": str(error), "details": getattr(error, "details", {}),
-            }  # fmt: skip
+            header = described(error)
+        for descriptor in _handed:
+            os.close(descriptor)
         sys.stdout.flush()
         sys.stderr.flush()
         # a log that nobody writes to any more must be able to end

@@ -28,7 +28,7 @@ from edgeline.errors import UserError, first_line
 from edgeline.isolation import interpreter, limits
 
 #: What the server imports before it forks.
-_PRELOADED = ("edgeline.untrusted.sandbox", "edgeline.conversion.checks")
+_PRELOADED = ("edgeline.untrusted.sandbox", "edgeline.conversion.checks", "edgeline.conversion.converter")
 _STARTING_SECONDS = 600.0
 _KILLING_SECONDS = 60.0
 #: A server without work ends by itself: TensorFlow takes most of a gigabyte, and a training may go on for hours.
@@ -39,6 +39,18 @@ _MAX_REFUSAL_BYTES = 2**20
 _BEGUN = b"begun"
 #: What the server is told where its child takes too long; of no meaning where there is none.
 _KILL = b"\n"
+
+
+class EndedError(UserError):
+    """The child was killed, crashed or left before it was done.
+
+    Attributes:
+      status: as of `subprocess`: the negative number of a signal, or what it exited with; None: its time was up.
+    """
+
+    def __init__(self, message: str, status: int | None):
+        super().__init__(message)
+        self.status = status
 
 
 def call(function: str, arguments: Mapping[str, Any], folder: Path, *, what: str, timeout: float) -> None:
@@ -52,7 +64,8 @@ def call(function: str, arguments: Mapping[str, Any], folder: Path, *, what: str
       timeout: seconds after which the child is killed.
 
     Raises:
-      UserError: the function's own; or the child crashed, or took more memory or time than it may.
+      EndedError: the child crashed, or took more memory or time than it may.
+      UserError: the function's own.
     """
     memory = limits.memory_bytes()
     request = {
@@ -67,12 +80,13 @@ def call(function: str, arguments: Mapping[str, Any], folder: Path, *, what: str
         except (ValueError, OSError, RecursionError):
             raise UserError(f"{what} is refused: the process that opened it left no answer") from None
     if status is None:
-        raise UserError(f"{what} is refused: it was not opened in {timeout:g} s")
+        raise EndedError(f"{what} is refused: it was not opened in {timeout:g} s", status)
     if status != 0:
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-        raise UserError(
+        raise EndedError(
             f"{what} is refused: the process that opened it ended {how}; it is damaged, or needs more than the "
-            f"{memory / 2**30:.1f} GiB that it may take (--memory-limit)"
+            f"{memory / 2**30:.1f} GiB that it may take (--memory-limit)",
+            status,
         )
 
 

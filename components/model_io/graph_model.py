@@ -70,7 +70,7 @@ class GraphModel(tf.Module):
 
 
 class StoredGraph(GraphModel):
-    """A graph in an artifact's folder, which is loaded when it is called first: a stranger's may do harm to who does.
+    """A graph in an artifact's folder, a stranger's: who loads it runs it. It cannot be called; `opened` can.
 
     Args:
       folder: the artifact's.
@@ -78,14 +78,15 @@ class StoredGraph(GraphModel):
     """
 
     def __init__(self, folder: str, io: dict[str, Any]):
-        super().__init__(self._run, io, folder=folder)
+        super().__init__(self._refuse, io, folder=folder)
 
-    def _run(self, **tensors: tf.Tensor) -> dict[str, tf.Tensor]:
-        if self._keep is None:
-            with tf.init_scope():  # whoever traces this has variables that outlive the trace
-                self._keep = tf.saved_model.load(str(Path(self.folder, layout.SERVING_FOLDER)))
-        outputs: dict[str, tf.Tensor] = self._keep.signatures[RAW_SIGNATURE](**tensors)
-        return outputs
+    def _refuse(self, **_: tf.Tensor) -> dict[str, tf.Tensor]:
+        raise RuntimeError(f"the graph in {self.folder} is a stranger's, and is loaded in a process of its own alone")
+
+    def opened(self) -> GraphModel:
+        """Returns the graph, loaded: in a process of its own, that serves nothing else."""
+        loaded = tf.saved_model.load(str(Path(self.folder, layout.SERVING_FOLDER)))
+        return GraphModel(loaded.signatures[RAW_SIGNATURE], self.io, keep=loaded)
 
 
 class TFLiteGraph(GraphModel):
@@ -163,6 +164,12 @@ def load(folder: str, io: dict[str, Any]) -> GraphModel:
     if Path(folder, TFLITE_FILE).exists():
         return TFLiteGraph(Path(folder, TFLITE_FILE).read_bytes(), io, folder)
     return StoredGraph(folder, io)
+
+
+def opened(folder: str, io: dict[str, Any]) -> GraphModel:
+    """Returns the model that `save` wrote, to be called: in a process of its own, that serves nothing else."""
+    model = load(folder, io)
+    return model.opened() if isinstance(model, StoredGraph) else model
 
 
 def copy(source: str, target: str) -> None:

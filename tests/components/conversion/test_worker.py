@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import operator
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +20,9 @@ import tf_keras
 
 from edgeline import errors
 from edgeline.conversion import converter, tensorflow_converter, worker
-from edgeline.conversion.failures import ConversionError, ExportError
+from edgeline.conversion.failures import ConversionError, ExportError, RefusedGraphError
 from edgeline.errors import UserError
+from edgeline.isolation import fork_server
 from edgeline.isolation.child_process import DiedError
 
 SAMPLES = np.random.default_rng(0).normal(size=(24, 8)).astype(np.float32)
@@ -146,6 +151,82 @@ def test_who_takes_too_long_is_killed(cheap: None, monkeypatch: pytest.MonkeyPat
         UserError, match="EDGELINE_CONVERSION_TIMEOUT must be a number of seconds above 0, received 'so"
     ):
         worker.call(time.sleep, 30)
+
+
+# a stranger's ---------------------------------------------------------------------------------------------------------
+
+APART = """
+import ctypes, os, signal
+from pathlib import Path
+from edgeline.conversion.failures import ConversionError, RefusedGraphError
+from edgeline.isolation import child_process
+
+def crash(number):
+    child_process.say("quantizing to int8")
+    if number == signal.SIGSEGV:
+        ctypes.string_at(1)
+    os.kill(os.getpid(), number)
+
+def refuse():
+    raise RefusedGraphError("it has no Foo", ("Foo",))
+
+def fail():
+    raise KeyError("first\\nsecond")
+
+def eat():
+    return [bytes(2**40)]
+
+def who():
+    return [str(os.getpid()).encode(), b""]
+
+def lie():
+    import tempfile
+    Path(tempfile.tempdir, "answer.json").write_text('{"parts": 1}')
+    Path(tempfile.tempdir, "part-0").symlink_to("/etc/hostname")
+    os._exit(0)
+"""
+
+
+@pytest.fixture
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module whose functions are called in processes that import no TensorFlow."""
+    (tmp_path / "called_apart.py").write_text(APART)
+    monkeypatch.syspath_prepend(tmp_path)
+    running: list[Any] = []
+    monkeypatch.setattr(fork_server, "_PRELOADED", ())
+    monkeypatch.setattr(fork_server, "_running", running)
+    yield importlib.import_module("called_apart")
+    sys.modules.pop("called_apart")
+    for server in running:
+        server.stop()
+
+
+def test_a_strangers_has_a_process_of_its_own(apart: Any) -> None:
+    first, nothing = worker.call_apart(apart.who)
+    assert nothing == b""
+    assert worker.call_apart(apart.who)[0] not in (first, str(os.getpid()).encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("crash", (signal.SIGSEGV,), r"crashed with SIGSEGV while quantizing to int8: .*needs more than .*--memory"),
+        ("crash", (signal.SIGKILL,), r"^the conversion was killed with SIGKILL while quantizing to int8: most likely"),
+        ("fail", (), r"^the converter failed: KeyError: 'first\\nsecond'$"),
+        ("eat", (), r"^the imported graph is refused: it takes more than .* GiB \(--memory-limit\)$"),
+        ("lie", (), r"^the process that converted the imported graph left no answer: part-0 is a link$"),
+    ],
+)
+def test_what_may_become_of_a_strangers(apart: Any, name: str, arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ConversionError, match=message) as told:
+        worker.call_apart(getattr(apart, name), *arguments)
+    assert not errors.is_environment(told.value)
+
+
+def test_a_refusal_crosses_with_the_operators(apart: Any) -> None:
+    with pytest.raises(RefusedGraphError, match=r"^it has no Foo$") as refused:
+        worker.call_apart(apart.refuse)
+    assert refused.value.missing == ("Foo",)
 
 
 # what it refuses ------------------------------------------------------------------------------------------------------

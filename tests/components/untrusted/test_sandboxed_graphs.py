@@ -13,8 +13,8 @@ import pytest
 import tensorflow as tf
 
 from edgeline import layout
-from edgeline.conversion import checks, float_tflite
-from edgeline.conversion.trial import ExportError
+from edgeline.conversion import checks, converter, float_tflite, worker
+from edgeline.conversion.failures import ConversionError, ExportError, RefusedGraphError
 from edgeline.errors import UserError
 from edgeline.model_io import graph_model
 from edgeline.model_io.graph_model import GraphModel, StoredGraph
@@ -92,6 +92,17 @@ def test_nothing_of_it_runs_here(
     again = graph_model.load(str(tmp_path / "artifact"), graph.io)
     received = checks.reference(again, graph.io, {"x": VALUES})
     np.testing.assert_array_equal(received[output["name"]], VALUES * 2)
+    # nor for a conversion, and the process that converts the user's own models sees nothing of it either
+    monkeypatch.setattr(worker, "call", refuse)
+    if kind == "graph_def":  # a SavedModel like the first
+        return
+    if kind == "tflite":
+        content = converter.quantize(converter.calibrate(again, graph.io, {"x": VALUES}))
+    else:
+        content = converter.convert(again, graph.io, {"scheme": "int8", "io_type": "float32"}, {"x": VALUES})
+    monkeypatch.undo()
+    [values] = litert.TFLiteModel(content).run({"x": VALUES}, 1).values()
+    np.testing.assert_allclose(values, VALUES * 2, atol=0.1)
 
 
 def test_it_goes_with_what_was_loaded(module: ModelModule, tmp_path: Path) -> None:
@@ -100,7 +111,9 @@ def test_it_goes_with_what_was_loaded(module: ModelModule, tmp_path: Path) -> No
     folder = Path(graph.folder)
     assert (folder / layout.SERVING_FOLDER / "saved_model.pb").is_file()
     assert isinstance(graph, StoredGraph)
-    np.testing.assert_array_equal(graph(tf.constant(VALUES))[0], VALUES * 2)
+    np.testing.assert_array_equal(graph.opened()(tf.constant(VALUES))[0], VALUES * 2)
+    with pytest.raises(RuntimeError, match="is loaded in a process of its own alone"):
+        graph(tf.constant(VALUES))
     del graph
     gc.collect()
     assert not folder.exists()
@@ -111,6 +124,21 @@ def test_a_graph_that_runs_for_ever(module: ModelModule, tmp_path: Path, monkeyp
     monkeypatch.setattr(checks, "_TIMEOUT_SECONDS", 2.0)
     with pytest.raises(ExportError, match="the imported graph is refused: it was not opened in 2 s"):
         checks.reference(graph, graph.io, {"x": VALUES})
+
+
+def test_a_conversion_that_crashes_or_eats(
+    module: ModelModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(body: Callable[[tf.Tensor], tf.Tensor], name: str) -> bytes:
+        graph = sandbox.load_graph(saved_model(tmp_path / name, body), "saved_model", module, Given())
+        return converter.convert(graph, graph.io, {"scheme": "float32", "io_type": "float32"}, {"x": VALUES})
+
+    with pytest.raises(RefusedGraphError, match=r"operators that are not LiteRT's own: tf\.Betainc") as refused:
+        convert(lambda x: tf.math.betainc(x, x, x), "foreign")
+    assert refused.value.missing == ("tf.Betainc",)
+    monkeypatch.setenv(worker.TIMEOUT_VARIABLE, "0.05")
+    with pytest.raises(ConversionError, match=r"^the conversion did not end within 0\.05 s"):
+        convert(doubled, "slow")
 
 
 class SlowInitializer(tf.lookup.KeyValueTensorInitializer):
