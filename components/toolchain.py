@@ -196,7 +196,7 @@ def _parsed(source: bytes, package: str) -> tuple[bytes, frozenset[str]]:
     """Returns the code of a module without comments, docstrings and blank lines, and the names of what it imports.
 
     Of `from a import b` these are `a` and `a.b`. What a child process is started with counts: `"-m", "edgeline.a"`; a
-    module that starts itself by `__spec__.name` is counted already. What `importlib` is given by name does not count.
+    module that starts itself by `__name__` is counted already. What `importlib` is given by name does not count.
     """
     lines = source.splitlines(keepends=True)
     names: set[str] = set()

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgeline import files, layout
 from edgeline.conversion.failures import BatchError, ExportError
-from edgeline.isolation import limits
+from edgeline.isolation import interpreter, limits
 from edgeline.tflite import device_cost
 from edgeline.tflite.litert import TFLiteModel
 
@@ -28,6 +28,11 @@ REFERENCE_SAMPLES = 16
 _REFERENCE_SHARE = 0.25
 #: Samples that XNNPACK also runs one by one, as an app does.
 ALONE_SAMPLES = 8
+#: What the child process runs.
+_CHILD = (
+    f"from {__name__} import main; from {limits.__name__} import limit_this_process, memory_bytes; "
+    "limit_this_process(memory_bytes()); main(*sys.argv[1:])"
+)
 #: What a process says that it is at, for its messages.
 _TOGETHER = "XNNPACK, batch {}"
 
@@ -67,9 +72,9 @@ def run(content: bytes, inputs: dict[str, np.ndarray], *, batch: int, timeout_se
         paths = [str(Path(folder, name)) for name in (layout.TFLITE_FILE, "inputs.npz", "outputs.npz")]
         Path(paths[0]).write_bytes(content)
         files.write_arrays(paths[1], inputs)
-        command = [sys.executable, "-m", __spec__.name, *paths, str(batch), str(timeout_seconds)]
+        arguments = [*paths, str(batch), str(timeout_seconds)]
         try:
-            child = subprocess.run(command, capture_output=True, timeout=timeout_seconds, check=False)
+            child = interpreter.run(_CHILD, arguments, timeout=timeout_seconds)
         except subprocess.TimeoutExpired as error:
             count = len(next(iter(inputs.values())))
             raise ExportError(
@@ -149,8 +154,3 @@ def main(model: str, inputs: str, outputs: str, batch: str, timeout_seconds: str
 def _say(stage: str) -> None:
     sys.stdout.write(f"{stage}\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    limits.limit_this_process(limits.memory_bytes())
-    main(*sys.argv[1:])

@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,8 +19,11 @@ import numpy as np
 
 from edgeline import files
 from edgeline.errors import UserError
+from edgeline.isolation import interpreter
 from edgeline.tflite.litert import Port, TFLiteModel
 
+#: What the child process of `measure` runs.
+_CHILD = f"from {__name__} import main; main(*sys.argv[1:])"
 #: A setting counts as stable when the medians of so many blocks in a row differ by no more than this fraction.
 _STABLE_BLOCKS, _STABLE_SPREAD = 5, 0.02
 #: Below this a 99th percentile is little more than the slowest run, so that stability alone does not end a measurement.
@@ -71,9 +73,8 @@ def measure(
         if sample is not None:
             files.write_arrays(inputs, sample)
         paths = [str(model), str(inputs), str(outcome)]
-        command = [sys.executable, "-m", __spec__.name, *paths, str(seconds)]
         try:
-            child = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
+            child = interpreter.run(_CHILD, [*paths, str(seconds)], timeout=timeout)
         except subprocess.TimeoutExpired:
             raise RuntimeError(f"LiteRT did not finish in {timeout:g} s") from None
         if child.returncode < 0:
@@ -301,7 +302,3 @@ def parse_profile(output: str) -> list[dict[str, Any]]:
         percent = float(row[4]) if math.isfinite(float(row[4])) else 0.0
         rows.append({"op": row[1], "ms": float(row[3]), "percent": percent, "count": int(row[2])})
     return rows
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

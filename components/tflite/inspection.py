@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import tempfile
 import zlib
 from collections import Counter
@@ -22,6 +21,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from edgeline.errors import UserError
+from edgeline.isolation import interpreter
 from edgeline.tflite import litert
 from edgeline.tflite.litert import DEFAULT_SIGNATURE
 
@@ -30,6 +30,8 @@ FLEX_PREFIX = "Flex"
 
 _OPS = {number: name for name, number in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 _TYPES = {number: name.lower() for name, number in vars(schema.TensorType).items() if not name.startswith("_")}
+#: What the child process of `read` runs.
+_CHILD = f"from {__name__} import main; main(*sys.argv[1:])"
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 #: They look at a tensor's size, not at its values.
 _SIZE_OPS = ("SHAPE", "RANK")
@@ -126,9 +128,8 @@ def read(path: str | Path, *, weights: bool = True, timeout: float | None = None
     with tempfile.TemporaryDirectory(prefix="edgeline-") as folder:
         outcome = Path(folder, "facts.json")
         what = facts if weights else structure
-        command = [sys.executable, "-m", __spec__.name, str(path), str(outcome), what.__name__]
         try:
-            child = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
+            child = interpreter.run(_CHILD, [str(path), str(outcome), what.__name__], timeout=timeout)
         except subprocess.TimeoutExpired:
             raise UserError(f"{path} was not read in {timeout:g} s; it must be a damaged TFLite file") from None
         if child.returncode < 0:
@@ -519,7 +520,3 @@ def _shifted(tensor: Any) -> int:
 def _stored(model: Any, tensor: Any) -> bytes:
     data = model.buffers[tensor.buffer].data
     return b"" if data is None else np.asarray(data, np.uint8).tobytes()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

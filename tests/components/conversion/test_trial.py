@@ -12,7 +12,9 @@ import tensorflow as tf
 from edgeline import files
 from edgeline.conversion import trial
 from edgeline.conversion.failures import BatchError, ExportError
+from edgeline.errors import UserError
 from edgeline.isolation import limits
+from edgeline.tflite import device_cost, inspection
 
 
 def convert(function: Any, spec: tf.TensorSpec) -> bytes:
@@ -131,3 +133,16 @@ def test_a_death_without_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_process_does_without_tensorflow() -> None:
     code = "import sys, edgeline.conversion.trial, edgeline.tflite.inspection; print('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_no_child_imports_what_lies_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("resource", "edgeline", "zlib", "numpy"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match="LiteRT cannot run the model: ValueError"):
+        trial.run(b"", samples(1), batch=1, timeout_seconds=60)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        inspection.read("none.tflite")
+    with pytest.raises(ValueError, match="LiteRT cannot run the model"):
+        device_cost.measure("none.tflite", seconds=0.01)
+    assert not (tmp_path / "ran").exists()
