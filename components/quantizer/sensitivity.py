@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from edgeline.conversion import converter
 from edgeline.conversion.converter import Calibrated
 from edgeline.conversion.nodes import Node
 from edgeline.data.calibration_set import batches
+from edgeline.quantizer import twins
 from edgeline.quantizer.scoring import Scorer
+from edgeline.quantizer.twins import Sums
+from edgeline.tflite import inspection
 
 SENSITIVITY_FILE = "sensitivity.json"
 
@@ -26,8 +28,6 @@ SENSITIVITY_FILE = "sensitivity.json"
 _SAMPLES = 64
 #: Validation examples on which single layers are tried.
 _EXAMPLES = 768
-#: Bars of a histogram.
-_BINS = 24
 #: Stands for an error of 0.
 _MOST_DB = 100.0
 
@@ -63,41 +63,18 @@ class Damage:
     drop_when_float: float | None = None
 
 
-@dataclasses.dataclass
-class _Sums:
-    """Of one tensor over all samples; signal and noise per channel."""
-
-    signal: Any = 0.0
-    noise: Any = 0.0
-    quantized: float = 0.0
-    dot: float = 0.0
-    max_error: float = 0.0
-    range: tuple[float, float] = (0.0, 0.0)
-    histogram: Any = dataclasses.field(default_factory=lambda: np.zeros(_BINS, np.int64))
-
-    def add(self, real: np.ndarray, error: np.ndarray) -> None:
-        axes = tuple(range(real.ndim - 1))
-        real, error = real.astype(np.float64), error.astype(np.float64)
-        self.signal = self.signal + (real**2).sum(axes)
-        self.noise = self.noise + (error**2).sum(axes)
-        self.quantized += float(((real + error) ** 2).sum())
-        self.dot += float((real * (real + error)).sum())
-        self.max_error = max(self.max_error, float(np.abs(error).max(initial=0.0)))
-        if self.range[0] < self.range[1]:
-            self.histogram = self.histogram + np.histogram(real.clip(*self.range), _BINS, self.range)[0]
-
-    def damage(self, layer: str) -> Damage:
-        norms = math.sqrt(float(np.sum(self.signal)) * self.quantized)
-        channels = [_decibel(s, n) for s, n in zip(np.ravel(self.signal), np.ravel(self.noise), strict=True) if s > 0]
-        return Damage(
-            layer=layer,
-            sqnr_db=_decibel(float(np.sum(self.signal)), float(np.sum(self.noise))),
-            channel_sqnr_db=float(np.mean(channels)) if channels else _MOST_DB,
-            cosine=min(self.dot / norms, 1.0) if norms else 0.0,
-            max_error=self.max_error,
-            range=self.range,
-            histogram=tuple(self.histogram.tolist()),
-        )
+def _damage(sums: Sums, layer: str) -> Damage:
+    norms = math.sqrt(float(np.sum(sums.signal)) * sums.quantized)
+    channels = [_decibel(s, n) for s, n in zip(np.ravel(sums.signal), np.ravel(sums.noise), strict=True) if s > 0]
+    return Damage(
+        layer=layer,
+        sqnr_db=_decibel(float(np.sum(sums.signal)), float(np.sum(sums.noise))),
+        channel_sqnr_db=float(np.mean(channels)) if channels else _MOST_DB,
+        cosine=min(sums.dot / norms, 1.0) if norms else 0.0,
+        max_error=sums.max_error,
+        range=sums.range,
+        histogram=tuple(sums.histogram.tolist()),
+    )
 
 
 def _decibel(signal: float, noise: float) -> float:
@@ -117,32 +94,13 @@ def compare(calibrated: Calibrated, samples: dict[str, np.ndarray]) -> list[Dama
 
     Returns:
       One per layer, in the order in which they run.
+
+    Raises:
+      RunError: LiteRT crashed on the model, or cannot run it.
     """
     content = converter.quantize(calibrated, verify=True)
-    interpreter = Interpreter(
-        model_content=content,
-        experimental_preserve_all_tensors=True,
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-    )
-    inputs = next(iter(interpreter._get_full_signature_list().values()))["inputs"]
-    batch = int(interpreter.get_input_details()[0]["shape"][0])
-    for name, index in inputs.items():
-        interpreter.resize_tensor_input(index, [batch, *samples[name].shape[1:]])
-    interpreter.allocate_tensors()
-    details = {detail["index"]: detail for detail in interpreter.get_tensor_details()}
-    twins = [op for op in interpreter._get_ops_details() if op["op_name"] == "NumericVerify"]
-    sums: dict[str, _Sums] = {}
-    for sample in itertools.islice(batches(samples, batch), _SAMPLES):
-        interpreter.reset_all_variables()
-        for name, index in inputs.items():
-            interpreter.set_tensor(index, sample[name])
-        interpreter.invoke()
-        for op in twins:
-            real = interpreter.get_tensor(op["inputs"][1])
-            if real.ndim:
-                quantized = details[op["inputs"][0]]["quantization"]
-                twin = sums.setdefault(details[op["inputs"][1]]["name"], _Sums(range=_range(*quantized)))
-                twin.add(real, interpreter.get_tensor(op["outputs"][0]).reshape(real.shape))
+    [size, *_] = inspection.structure(content)["inputs"][0]["shape"]
+    sums = twins.compare(content, list(itertools.islice(batches(samples, max(size, 1)), _SAMPLES)))
     worst: dict[str, Damage] = {}
     for node in calibrated.nodes:
         # the float twin of a model's last op has another name: the model's output is the int8 one's
@@ -151,14 +109,10 @@ def compare(calibrated: Calibrated, samples: dict[str, np.ndarray]) -> list[Dama
         )
         if node_sums is None or node_sums.max_error == 0:
             continue
-        damage = node_sums.damage(node.layers[0])
+        damage = _damage(node_sums, node.layers[0])
         if damage.layer not in worst or damage.channel_sqnr_db < worst[damage.layer].channel_sqnr_db:
             worst[damage.layer] = damage
     return list(worst.values())
-
-
-def _range(scale: float, zero_point: int) -> tuple[float, float]:
-    return (-128 - zero_point) * scale, (127 - zero_point) * scale
 
 
 def suspects(calibrated: Calibrated, damages: Sequence[Damage], count: int) -> list[str]:
@@ -205,7 +159,8 @@ def analyse(calibrated: Calibrated, samples: dict[str, np.ndarray], scorer: Scor
         own = calibrated.of([layer])
         kept += [[name for name in everything if name not in own], own]
     contents = converter.quantize_each(calibrated, kept)
-    reference, *scores = scorer.scores([calibrated.content, *contents], _EXAMPLES)
+    [reference] = scorer.scores([calibrated.content], _EXAMPLES)
+    scores = scorer.scores_or_errors(contents, _EXAMPLES)
     drops = [scorer.drop(reference, score) for score in scores]
     drops_by_layer = {layer: (drops[2 * i], drops[2 * i + 1]) for i, layer in enumerate(tried)}
     result = [

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils
 
 from edgeline.clusterer import clustering
 from edgeline.clusterer.config import Cluster
@@ -39,6 +41,25 @@ def serialize(example: dict[str, object]) -> bytes:
             feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[str(v).encode() for v in array.ravel()]))
         features[name] = feature
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
+
+
+@pytest.fixture(scope="session")
+def crashing() -> Callable[..., bytes]:
+    """Makes a `.tflite` file on which LiteRT crashes: the body of its loop is the whole graph again."""
+
+    def make(source: tf.TensorSpec, output: str, function: Callable[[tf.Tensor], tf.Tensor] = tf.identity) -> bytes:
+        def looped(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            loop = tf.while_loop(lambda x: tf.reduce_all(x > -1.0), lambda x: [tf.abs(x)], [inputs[source.name]])
+            return {output: function(loop[0])}
+
+        traced = tf.function(looped).get_concrete_function(**{source.name: source})
+        content = tf.lite.TFLiteConverter.from_concrete_functions([traced], tf.Module()).convert()
+        model = schema.ModelT.InitFromPackedBuf(content, 0)
+        [loop] = [op for op in model.subgraphs[0].operators if isinstance(op.builtinOptions, schema.WhileOptionsT)]
+        loop.builtinOptions.bodySubgraphIndex = 0
+        return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from edgeline.model_module.hooks import ModelModule
 from edgeline.report.dataclass_json import from_json
 from edgeline.report.schema import DeviceCost, KerasReport
 from edgeline.tflite import device_cost
-from edgeline.tflite.litert import TFLiteModel
+from edgeline.tflite.model_processes import ModelProcesses, SharedBatches
 
 #: Key of the deployed model among the results; no candidate's name can be so.
 DEPLOYED = "@deployed"
@@ -78,8 +78,7 @@ def find(plan: Plan, module: ModelModule, files: list[str], merged: Results) -> 
     inputs, label, _ = next(iter(reading.parsed_batches(files, reading.ExampleParser(module), 2)))
     named = reading.named_inputs(inputs, list(plan.inputs))
     metrics = CompiledMetrics(module)
-    outputs = TFLiteModel(plan.models[plan.baseline]).run(named)
-    metrics.prepare(label, [outputs[name] for name in plan.outputs])
+    metrics.prepare(label, _outputs(plan, named, 2))
     task = Task.of(metrics.model, list(plan.outputs))
     crosses = Slicer(module, task.classes if task else None).crosses
     findings = Findings(dict(merged.models), {}, metrics, task, [list(cross) for cross in crosses])
@@ -126,14 +125,23 @@ def check_keras(model: tf_keras.Model, plan: Plan, module: ModelModule, files: l
       module: the model module.
       files: shards of the eval split.
     """
-    metrics, baseline, state, largest = CompiledMetrics(module), TFLiteModel(plan.models[plan.baseline]), State(), 0.0
+    metrics, state, largest = CompiledMetrics(module), State(), 0.0
     parser = reading.ExampleParser(module)
     size = reading.fitting_batch(parser.compiled.get_concrete_function().structured_outputs[0], transforms.BATCH_SIZE)
     run = tf.function(lambda inputs: model(inputs, training=False), reduce_retracing=True)
     for inputs, label, weight in reading.parsed_batches(files, parser, size):
         outputs = [output.numpy() for output in tf.nest.flatten(run(inputs))]
         state += metrics.batch(label, outputs, weight, metrics.masks(inputs))
-        other = baseline.run(reading.named_inputs(inputs, list(plan.inputs)), size)
-        pairs = zip(plan.outputs, outputs, strict=True)
-        largest = max(largest, *(float(np.abs(output - other[name]).max(initial=0)) for name, output in pairs))
+        pairs = zip(outputs, _outputs(plan, reading.named_inputs(inputs, list(plan.inputs)), size), strict=True)
+        largest = max(largest, *(float(np.abs(output - other).max(initial=0)) for output, other in pairs))
     return KerasReport(metrics=metrics.result(state), max_abs_difference=largest)
+
+
+def _outputs(plan: Plan, inputs: dict[str, np.ndarray], batch: int) -> list[np.ndarray]:
+    """Returns what the baseline makes of a batch, in a child process: LiteRT may crash on it."""
+    models = ModelProcesses({plan.baseline: plan.models[plan.baseline]})
+    with SharedBatches([inputs]) as shared:
+        try:
+            return models.run(plan.baseline, shared, batch, plan.outputs)
+        finally:
+            models.close()

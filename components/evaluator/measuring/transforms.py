@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import functools
 import itertools
-import os
 import pickle
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from edgeline.evaluator.measuring.measurements import FLIPS, Evaluated, Flip, Pl
 from edgeline.evaluator.measuring.metrics import CompiledMetrics, Scores, State
 from edgeline.evaluator.measuring.slices import Key, Slicer
 from edgeline.model_module import hooks
-from edgeline.tflite.litert import TFLiteModel
+from edgeline.tflite.model_processes import ModelProcesses, RunError, SharedBatches
 
 #: Most examples in a batch: enough that Python's part per batch vanishes.
 BATCH_SIZE = 256
@@ -71,7 +70,7 @@ class EvaluateShards(beam.DoFn):
     """Runs all models on the shards of a bundle in one pass, and yields their Results.
 
     One pass, since to open a tf.data pipeline costs as much as to evaluate thousands of examples. A model that fails on
-    the way is given up with the error's text; the others go on.
+    the way is given up with the error's text; the others go on. They run in child processes: LiteRT may crash on one.
 
     Args:
       plan: what is evaluated, and how.
@@ -82,6 +81,11 @@ class EvaluateShards(beam.DoFn):
 
     def setup(self) -> None:
         plan = self._plan
+        # others are compared with these two as they go
+        first = [name for name in (plan.deployed, plan.baseline) if name in plan.models]
+        self._names = list(dict.fromkeys([*first, *plan.models]))
+        # candidates were proven on the calibration's samples alone, and the deployed model by another runtime perhaps
+        self._models = ModelProcesses({name: plan.models[name] for name in self._names})
         self._module = hooks.load(plan.module, form=plan.form)
         self._parser = ExampleParser(self._module)
         self._metrics = CompiledMetrics(self._module)
@@ -90,21 +94,12 @@ class EvaluateShards(beam.DoFn):
         self._judged: list[str] = []  # known once the metrics have seen a batch
         self._parse = tf.function(self._parse_batch, input_signature=[tf.TensorSpec([None], tf.string)])
         self._batch = reading.fitting_batch(self._parse.get_concrete_function().structured_outputs[0], BATCH_SIZE)
-        # others are compared with these two as they go
-        first = [name for name in (plan.deployed, plan.baseline) if name in plan.models]
-        self._models: dict[str, TFLiteModel] = {}
-        self._unusable: dict[str, str] = {}
-        for name in dict.fromkeys([*first, *plan.models]):
-            try:
-                self._models[name] = TFLiteModel(plan.models[name])
-            except (ValueError, RuntimeError) as error:
-                # candidates were proven; the deployed model may be older than this runtime, or newer
-                self._unusable[name] = f"{type(error).__name__}: {error}"
-        # LiteRT lets go of Python's lock while it works
-        self._pool = ThreadPoolExecutor(min(len(plan.models), os.cpu_count() or 1))
+        # threads that only wait for the processes
+        self._pool = ThreadPoolExecutor(len(plan.models))
 
     def teardown(self) -> None:
         self._pool.shutdown()
+        self._models.close()
 
     def start_bundle(self) -> None:
         self._shards: list[str] = []
@@ -161,7 +156,7 @@ class EvaluateShards(beam.DoFn):
                     yield self._parse(tf.constant(sound))
 
     def _add_up(self, batches: Iterator[_Batch]) -> Results:
-        models: dict[str, Evaluated | str] = {**self._unusable, **{name: Evaluated() for name in self._models}}
+        models: dict[str, Evaluated | str] = {name: Evaluated() for name in self._names}
         while group := list(itertools.islice(batches, BATCHES_PER_STATE)):
             self._add(models, self._group(group))
         return Results(models)
@@ -192,26 +187,28 @@ class EvaluateShards(beam.DoFn):
 
     def _add(self, models: dict[str, Evaluated | str], group: _Group) -> None:
         live = [name for name, so_far in models.items() if not isinstance(so_far, str)]
-        outcomes = self._pool.map(functools.partial(self._run, group.inputs), live)
         ran: dict[str, _Ran] = {}
-        for name, outputs in zip(live, outcomes, strict=True):
-            evaluated: Evaluated | str
-            try:
-                evaluated = outputs if isinstance(outputs, str) else self._judge(name, outputs, group, ran)
-            except (ValueError, tf.errors.InvalidArgumentError) as error:
-                evaluated = f"{type(error).__name__}: {error}"
-            before = models[name]
-            models[name] = evaluated if isinstance(evaluated, str) or isinstance(before, str) else before + evaluated
-            check_slices(models[name])
+        with SharedBatches(group.inputs) as inputs:
+            outcomes = self._pool.map(functools.partial(self._run, inputs), live)
+            for name, outputs in zip(live, outcomes, strict=True):
+                evaluated: Evaluated | str
+                try:
+                    evaluated = outputs if isinstance(outputs, str) else self._judge(name, outputs, group, ran)
+                except (ValueError, tf.errors.InvalidArgumentError) as error:
+                    evaluated = f"{type(error).__name__}: {error}"
+                before = models[name]
+                models[name] = (
+                    evaluated if isinstance(evaluated, str) or isinstance(before, str) else before + evaluated
+                )
+                check_slices(models[name])
 
-    def _run(self, inputs: list[dict[str, np.ndarray]], name: str) -> list[np.ndarray] | str:
+    def _run(self, inputs: SharedBatches, name: str) -> list[np.ndarray] | str:
         try:
-            outputs = [self._models[name].run(batch, self._batch) for batch in inputs]
-            joined = [np.concatenate([batch[output] for batch in outputs]) for output in self._plan.outputs]
-        except (KeyError, ValueError, RuntimeError) as error:
-            return f"{type(error).__name__}: {error}"
-        broken = [n for n, values in zip(self._plan.outputs, joined, strict=True) if not np.isfinite(values).all()]
-        return f"outputs {', '.join(broken)} hold NaN or infinite values" if broken else joined
+            outputs = self._models.run(name, inputs, self._batch, self._plan.outputs)
+        except RunError as error:
+            return str(error)
+        broken = [n for n, values in zip(self._plan.outputs, outputs, strict=True) if not np.isfinite(values).all()]
+        return f"outputs {', '.join(broken)} hold NaN or infinite values" if broken else outputs
 
     def _judge(self, name: str, outputs: list[np.ndarray], group: _Group, ran: dict[str, _Ran]) -> Evaluated:
         """Returns what a model did on a group, and notes it in `ran` for those that are compared with it."""

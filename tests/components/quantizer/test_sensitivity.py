@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from edgeline.conversion import converter
 from edgeline.conversion.converter import Calibrated
 from edgeline.conversion.nodes import Node
 from edgeline.quantizer import sensitivity
 from edgeline.quantizer.scoring import Scorer
-from edgeline.quantizer.sensitivity import Damage, _Sums
+from edgeline.quantizer.sensitivity import Damage
+from edgeline.quantizer.twins import Sums
+from edgeline.tflite.model_processes import RunError
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +25,11 @@ def scorer(collapsing: Any) -> Scorer:
 
 
 def test_numbers_by_hand() -> None:
-    sums = _Sums()
+    sums = Sums()
     # channel 0: signal 100, noise 1: 20 dB; channel 1: signal 1, noise 1: 0 dB
     sums.add(np.array([[10.0, 0.0]]), np.array([[1.0, 0.0]]))
     sums.add(np.array([[0.0, 1.0]]), np.array([[0.0, -1.0]]))
-    damage = sums.damage("x")
+    damage = sensitivity._damage(sums, "x")
     assert damage.sqnr_db == pytest.approx(10 * np.log10(101 / 2))
     assert damage.channel_sqnr_db == pytest.approx(10.0)
     assert damage.cosine == pytest.approx(110 / np.sqrt(101 * 121))
@@ -32,22 +37,22 @@ def test_numbers_by_hand() -> None:
 
 
 def test_no_noise_and_no_signal() -> None:
-    same = _Sums()
+    same = Sums()
     same.add(np.ones([1, 2]), np.zeros([1, 2]))
     nothing = {"range": (0.0, 0.0), "histogram": (0,) * 24}
-    assert same.damage("x") == Damage("x", 100.0, 100.0, 1.0, 0.0, **nothing)
-    silent = _Sums()
+    assert sensitivity._damage(same, "x") == Damage("x", 100.0, 100.0, 1.0, 0.0, **nothing)
+    silent = Sums()
     silent.add(np.zeros([1, 2]), np.ones([1, 2]))
-    assert silent.damage("x") == Damage("x", -100.0, 100.0, 0.0, 1.0, **nothing)
+    assert sensitivity._damage(silent, "x") == Damage("x", -100.0, 100.0, 0.0, 1.0, **nothing)
 
 
 def test_a_histogram_by_hand() -> None:
-    sums = _Sums(range=(-12.0, 12.0))
+    sums = Sums(range=(-12.0, 12.0))
     sums.add(np.array([-12.0, -11.5, 0.5, 12.0, 99.0]), np.zeros(5))
     sums.add(np.array([0.0]), np.zeros(1))
     expected = [0] * 24
     expected[0], expected[12], expected[23] = 2, 2, 2  # 12 is the last part's, 99 is cut to it
-    assert sums.damage("x").histogram == tuple(expected)
+    assert sensitivity._damage(sums, "x").histogram == tuple(expected)
 
 
 def test_small_channels_that_drown_show_by_channel_only(collapsing: Any) -> None:
@@ -111,3 +116,23 @@ def test_it_is_written_as_json(tmp_path: Path) -> None:
         "drop": None,
         "drop_when_float": None,
     }
+
+
+def test_a_layer_that_crashes_litert_is_the_worst(
+    collapsing: Any, scorer: Scorer, crashing: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibrated, make = collapsing.calibrated(), converter.quantize_each
+    [port], [output] = collapsing.passport.io["inputs"], collapsing.passport.io["outputs"]
+    source = tf.TensorSpec([None, *port["shape"][1:]], tf.float32, name=port["name"])
+    content = crashing(source, output["name"])
+
+    def quantize_each(*arguments: Any) -> list[bytes]:
+        return [*make(*arguments)[:-2], content, content]
+
+    monkeypatch.setattr(converter, "quantize_each", quantize_each)
+    worst, *others = sensitivity.analyse(calibrated, collapsing.samples(), scorer, 2)
+    assert (worst.drop, worst.drop_when_float) == (float("inf"), float("inf"))
+    assert others[0].drop is not None
+    assert others[0].drop < 1
+    with pytest.raises(RunError, match=r"^LiteRT crashed on the model with SIG\w+$"):
+        scorer.scores([calibrated.content, content], 256)
