@@ -15,6 +15,7 @@ from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEv
 
 from edgeline import artifacts, layout, progress
 from edgeline.budget import DEPLOYED, Budget
+from edgeline.conversion.failures import RefusedGraphError
 from edgeline.data import reading
 from edgeline.deployed import pointer_file
 from edgeline.errors import UserError
@@ -50,7 +51,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
         }
         candidates = [_open(name, artifact.uri) for name, artifact in artifacts.items()]
         if baseline.metadata is None:
-            raise ValueError(f"the float32 baseline could not be exported: {baseline.passport.failure}")
+            raise _no_baseline(baseline.passport.failure or {})
 
         form = _form(input_dict, baseline.passport)
         code = hooks.load(exec_properties["module"], exec_properties["module_digest"], form)
@@ -81,8 +82,10 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             merged = transforms.read_results(path)
             Path(path).unlink()
         reference = merged.models[plan.baseline]
+        if isinstance(reference, str):
+            raise ValueError(f"the float32 baseline could not be evaluated: {reference}")
         transforms.check_slices(reference)
-        if not isinstance(reference, str) and not reference.overall.examples:
+        if not reference.overall.examples:
             raise UserError(f"the eval split is empty: 0 examples in {len(files)} shards of {Path(files[0]).parent}")
 
         progress.report(1, 2, "measuring latencies")
@@ -100,7 +103,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             keras=keras,
             dataset=DatasetReport(
                 split="eval",
-                examples=0 if isinstance(reference, str) else reference.overall.examples,
+                examples=reference.overall.examples,
                 fingerprint=reading.fingerprint(examples_uri),
                 spans=_spans(input_dict["examples"][0]),
                 label_names=tuple(baseline.passport.io["labels"]) or None,
@@ -150,6 +153,15 @@ def _plan(
         form,
     )
     return plan, {c.name: unique[c.model_path] for c in sound}
+
+
+def _no_baseline(failure: dict[str, str]) -> Exception:
+    """Returns what to raise where a step failed on the float32 model, beside which all others are judged."""
+    kind, _, why = failure.get("error", "").partition(": ")
+    step = failure.get("step", "an earlier step")
+    text = f"no candidate can be judged without the float32 baseline, on which {step} failed: {why}"
+    # whoever wrote the model can replace its operators
+    return UserError(text) if kind == RefusedGraphError.__name__ else ValueError(text)
 
 
 def _spans(examples: Any) -> tuple[str, ...] | None:

@@ -14,12 +14,14 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_model_analysis as tfma
 from tfx.proto import pusher_pb2
 from tfx.types.standard_artifacts import Examples, Model, ModelBlessing, ModelEvaluation, PushedModel
 from tfx.utils import proto_utils
 
 from edgeline.budget import Budget
+from edgeline.conversion.failures import RefusedGraphError
 from edgeline.data import reading
 from edgeline.deployed import contract, pointer_file
 from edgeline.errors import UserError
@@ -347,8 +349,46 @@ def test_checking_keras_needs_the_model(run: Run) -> None:
 
 
 def test_a_baseline_that_could_not_be_exported(run: Run) -> None:
-    with pytest.raises(ValueError, match=r"the float32 baseline could not be exported: .*Quantizer"):
+    message = r"^no candidate can be judged without the float32 baseline, on which Quantizer failed: "
+    with pytest.raises(ValueError, match=message):
         run(["float16"], baseline="failed")
+
+
+def test_a_baseline_of_operators_that_litert_lacks_is_the_users_to_mend(made: Made, run: Run, tmp_path: Path) -> None:
+    operators = "the model needs operators that are not LiteRT's own: tf.Betainc (layer betainc, allow_select_tf_ops)"
+    refused = Passport.read(Path(made.exported["float32"], "Format-Serving")).failed(
+        "TFLiteExporter", RefusedGraphError(operators, ("tf.Betainc",))
+    )
+    (tmp_path / "Format-Serving").mkdir()
+    refused.write(tmp_path / "Format-Serving")
+    made.exported["refused"] = str(tmp_path)
+    with pytest.raises(UserError) as told:
+        run(["float16"], baseline="refused")
+    assert str(told.value) == (
+        f"no candidate can be judged without the float32 baseline, on which TFLiteExporter failed: {operators}"
+    )
+    del made.exported["refused"]
+
+
+def test_a_baseline_that_crashes_on_the_data(
+    made: Made, run: Run, tmp_path: Path, crashing: Callable[..., bytes]
+) -> None:
+    passport = Passport.read(Path(made.exported["float32"], "Format-Serving"))
+    source = tf.TensorSpec([None, 8, 8, 1], tf.float32, name="image")
+    content = crashing(source, "logits", lambda x: tf.reshape(x, [-1, 64])[:, :3])
+    save_export(tmp_path, content, passport)
+    made.exported["crashing"] = str(tmp_path)
+    try:
+        outcome = run(["float16", "crashing"])
+        [crashed] = [c for c in outcome.report["candidates"] if c["name"] == "crashing"]
+        assert crashed["reasons"] == ["Evaluator failed: LiteRT crashed on the model with SIGSEGV"]
+        assert outcome.report["selected"] == "float16"
+        with pytest.raises(
+            ValueError, match=r"^the float32 baseline could not be evaluated: LiteRT crashed on the mod"
+        ):
+            run(["float16"], baseline="crashing", out="again")
+    finally:
+        del made.exported["crashing"]
 
 
 # where it is to go ----------------------------------------------------------------------------------------------------
