@@ -39,6 +39,7 @@ from tfx.utils import import_utils
 
 from edgeline.data.data_folder import SPLITS
 from edgeline.errors import UserError
+from edgeline.isolation import limits
 from edgeline.kubeflow import check_tfx, convert, settings
 from edgeline.kubeflow.deployment import Deployment, check_module, check_uri
 from edgeline.pipelines.compression import create_components
@@ -189,6 +190,8 @@ def compile_pipeline(pipeline: Pipeline, deployment: Deployment, *, exit_handler
     convert.set_caching(spec, pipeline.enable_cache)
     convert.bake_declarations(spec)
     convert.check_wiring(spec)
+    if deployment.memory_limit is not None:
+        convert.set_environment(spec, {limits.MEMORY_LIMIT: f"{deployment.memory_limit:g}"})
     names = convert.rename_nodes(spec)
     # servers of one's own never read it, but `edgeline kubeflow submit` and Vertex do
     spec["defaultPipelineRoot"] = deployment.pipeline_root

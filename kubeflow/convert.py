@@ -114,6 +114,13 @@ def set_caching(spec: Json, enabled: bool) -> None:
                 task["cachingOptions"] = {"enableCache": True}
 
 
+def set_environment(spec: Json, variables: Mapping[str, str]) -> None:
+    """Sets environment variables in every container."""
+    for executor in spec["deploymentSpec"]["executors"].values():
+        if "container" in executor:
+            executor["container"]["env"] = [{"name": name, "value": value} for name, value in variables.items()]
+
+
 def bake_declarations(spec: Json) -> None:
     """Writes each component's mended declaration into its command line, from which the container takes its types."""
     for component in spec["components"].values():

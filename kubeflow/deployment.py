@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from edgeline.errors import UserError
+from edgeline.isolation import limits
 from edgeline.kubeflow.settings import Settings, mounted_at
 from edgeline.pipelines.root import PUSHED
 
@@ -36,6 +37,8 @@ class Deployment:
         Pusher and the Evaluator, or a gs:// URI. None: on Vertex `pushed` in the root; on `oss` the artifact in the
         run's folder is all.
       allow_mutable_tag: whether an image may be named by a tag, which can come to mean another image.
+      memory_limit: GiB that a process may take which opens a stranger's model, in every step; None: what the image's
+        environment says, else half of the node's memory.
 
     Raises:
       UserError: something of that is missing or does not fit the target; says how it must be.
@@ -47,6 +50,7 @@ class Deployment:
     settings: Settings = field(default_factory=Settings)
     push_to: str | None = None
     allow_mutable_tag: bool = False
+    memory_limit: float | None = None
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
@@ -60,6 +64,8 @@ class Deployment:
         check_uri("--pipeline-root", self.pipeline_root, self.target)
         if self.push_to is not None:
             self._check_push_to(self.push_to)
+        if self.memory_limit is not None:
+            limits.checked_gib(self.memory_limit)
 
     def _check_push_to(self, push_to: str) -> None:
         if push_to.startswith("gs://"):

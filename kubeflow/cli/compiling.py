@@ -72,6 +72,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--settings", type=Path, metavar="FILE.yaml", help="resources, GPUs, secrets, volumes, retries of each step"
     )
+    options.add_memory_limit(where)
     where.add_argument("--name", help="of the pipeline (default: the last part of the root)")
     what = compiler.add_argument_group("what it does")
     what.add_argument("--module", required=True, metavar="DOTTED.NAME", help="the model module, installed in the image")
@@ -139,6 +140,7 @@ def _compile(arguments: argparse.Namespace) -> int:
         settings.load(arguments.settings) if arguments.settings else settings.Settings(),
         arguments.push_to,
         arguments.allow_mutable_tag,
+        arguments.memory_limit,
     )
     deployment.check_uri("--data", arguments.data, arguments.target)
     run_date.check("--data", arguments.data)

@@ -92,7 +92,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", choices=("table", "json"), default="table", help="json: one machine-readable line")
 
 
-def add_memory_limit(parser: argparse.ArgumentParser) -> None:
+def add_memory_limit(parser: argparse._ActionsContainer) -> None:
     """Adds the option that limits what a process may take which opens a stranger's file."""
     parser.add_argument(
         "--memory-limit",

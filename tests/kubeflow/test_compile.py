@@ -326,6 +326,19 @@ def test_settings_that_do_not_fit_are_refused(fields: dict[str, Any], target: st
         compiled(run, target, fields)
 
 
+@pytest.mark.parametrize("target", ["oss", "vertex"])
+def test_a_memory_limit_holds_in_every_container(run: Job, target: str) -> None:
+    deployment = Deployment(target, IMAGE, ROOT, memory_limit=6.5)
+    text = compiler.compile_run(run, DATA, deployment, name="digits")
+    spec, *_ = yaml.safe_load_all(text)
+    executors = spec["deploymentSpec"]["executors"].values()
+    limits = [executor["container"]["env"] for executor in executors if "container" in executor]
+    assert len(limits) > 5
+    assert all(env == [{"name": "EDGELINE_MEMORY_LIMIT", "value": "6.5"}] for env in limits)
+    with pytest.raises(UserError, match="the memory limit must be at least 4 GiB, received 1"):
+        Deployment(target, IMAGE, ROOT, memory_limit=1)
+
+
 @pytest.mark.parametrize(
     ("document", "key", "value", "target", "reader"),
     [
