@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,16 @@ class PublishedFiles:
             return False
         self._remember(folder, stated)
         return True
+
+    @staticmethod
+    def are_those(folder: Path, properties: Mapping[str, Any]) -> bool:
+        """Returns whether a folder still has the files that it was published with; all of them are read.
+
+        Args:
+          folder: the artifact's.
+          properties: of the artifact; one without a signature has them.
+        """
+        return SHA256 not in properties or _digest(folder) == (properties[SHA256], properties.get(BYTES))
 
     def _remember(self, folder: Path, stated: str) -> None:
         self._seen[str(folder)] = stated

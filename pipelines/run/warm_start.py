@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edgeline import files, layout
 from edgeline.deployed import pointer_file
 from edgeline.errors import UserError
 from edgeline.model_importer.config import kind_of
 from edgeline.pipelines.root import Root
+from edgeline.pipelines.run.published_files import PublishedFiles
 from edgeline.trainer.config import Train
 
 LATEST = "latest"
@@ -46,21 +49,31 @@ def resolved(train: Train, root: Root) -> tuple[Train, str]:
     Args:
       train: as `asked` returned it. A run asked for `latest` twice is the same request, whatever that means each time.
       root: folder of the pipeline.
+
+    Raises:
+      UserError: the file is not the one that the run left which trained it.
     """
     if train.warm_start != LATEST:
         return train, ""
     try:
-        return _of(train, _behind_the_pushed(root)), ""
+        version, folder, properties = _behind_the_pushed(root)
     except UserError as error:
         return dataclasses.replace(train, warm_start=None), f"warm start: starts from scratch because {error}"
+    if not PublishedFiles.are_those(folder, properties):
+        raise UserError(
+            f"--warm-start {LATEST}: the float model behind version {version} is not what the run that made it has "
+            f"left: the files in {folder} were changed since. Put them back, name another model to begin with, or "
+            f"leave --warm-start out"
+        )
+    return _of(train, folder / layout.KERAS_FILE), ""
 
 
 def _of(train: Train, path: Path) -> Train:
     return dataclasses.replace(train, warm_start=str(path), warm_start_digest=files.sha256_of(str(path)))
 
 
-def _behind_the_pushed(root: Root) -> Path:
-    """Returns the file of the float model that the deployed model was made of.
+def _behind_the_pushed(root: Root) -> tuple[str, Path, Mapping[str, Any]]:
+    """Returns the deployed version, and the folder and properties of the float model that it was made of.
 
     Raises:
       UserError: nothing is deployed, or that model is not in the metadata, or no longer on disk.
@@ -72,10 +85,10 @@ def _behind_the_pushed(root: Root) -> Path:
         raise UserError("nothing was pushed yet")
     steps = lineage.trace(deployed.path, root).steps
     sources = {step.id for step in steps if step.component in _SOURCES}
-    folders = [i.artifact.uri for step in steps for i in step.inputs if i.port == "model" and i.producer in sources]
-    path = Path(folders[0], layout.KERAS_FILE) if folders else None
+    models = [i.artifact for step in steps for i in step.inputs if i.port == "model" and i.producer in sources]
+    path = Path(models[0].uri, layout.KERAS_FILE) if models else None
     if path is None or not path.is_file():
         raise UserError(
             f"the float model behind version {deployed.version} is not there any more ({path or 'it has no layers'})"
         )
-    return path
+    return str(deployed.version), Path(models[0].uri), models[0].properties

@@ -60,7 +60,11 @@ def test_a_change_is_found(
 ) -> None:
     published = PublishedFiles(tmp_path / "artifacts") if boot is None else in_boot(boot, tmp_path)
     assert published.are_intact(artifact)
+    signed = {name: value.string_value or value.int_value for name, value in artifact.custom_properties.items()}
+    assert PublishedFiles.are_those(Path(artifact.uri), signed)
     change(Path(artifact.uri))
+    assert not PublishedFiles.are_those(Path(artifact.uri), signed)
+    assert PublishedFiles.are_those(Path(artifact.uri), {})  # of a version that signed nothing
     assert not PublishedFiles(tmp_path / "artifacts").are_intact(artifact)
     assert not in_boot(boot, tmp_path).are_intact(artifact)
 

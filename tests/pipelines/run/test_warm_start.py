@@ -134,6 +134,13 @@ def test_a_retraining_goes_on_from_the_pushed_model(
     assert (second / layout.KERAS_FILE).is_file()
     found, note = warm_start.resolved(Train(warm_start="latest"), Root(root))
     assert (found.warm_start, note) == (str(second / layout.KERAS_FILE), "")
+    # another model in its place is none to begin with, and nothing to be silent about
+    kept = (second / layout.KERAS_FILE).read_bytes()
+    (second / layout.KERAS_FILE).write_bytes((first / layout.KERAS_FILE).read_bytes())
+    with pytest.raises(UserError, match=rf"is not what the run that made it has left: the files in {second} were chan"):
+        warm_start.resolved(Train(warm_start="latest"), Root(root))
+    (second / layout.KERAS_FILE).write_bytes(kept)
+    assert warm_start.resolved(Train(warm_start="latest"), Root(root)) == (found, "")
     # if it is gone all the same, that is no reason to stop
     shutil.rmtree(second)
     _, note = warm_start.resolved(Train(warm_start="latest"), Root(root))
