@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from unittest import mock
 from edgeline.errors import UserError
 from edgeline.kubeflow import check_tfx
 from edgeline.kubeflow.deployment import SCRATCH
+from edgeline.pipelines import endings
+from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.toolchain import toolchain
 
 Json = dict[str, Any]
@@ -33,6 +36,9 @@ MOUNTS = {"gs://": "gcs", "minio://": "minio", "s3://": "s3"}
 
 #: Before a list, a dict or the like in an artifact's metadata, of which the launcher would make something else.
 JSON_PREFIX = "json:"
+
+#: What argparse ends with after a mistake in the arguments.
+_USAGE = 2
 
 _CONTAINER = "tfx.orchestration.kubeflow.v2.container"
 _RUN = f"{_CONTAINER}.kubeflow_v2_run_executor._run_executor"
@@ -224,8 +230,20 @@ def _tfx_patched() -> Iterator[None]:
         yield
 
 
-if __name__ == "__main__":
+def run() -> int:
+    """Runs the executor of a step, whatever it raises; returns the exit code, as the command line has them."""
     try:
         main()
-    except UserError as mistake:
-        sys.exit(f"edgeline: {mistake}")
+    except BaseException as error:
+        if isinstance(error, SystemExit) and error.code == _USAGE:  # argparse has said what it had to
+            raise
+        ending = endings.of(error)
+        if ending.code == ExitCode.STEP_FAILED:
+            traceback.print_exc()  # a pod has no other log
+        sys.stderr.write(f"edgeline: {ending.text}\n")
+        return ending.code
+    return ExitCode.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -11,12 +11,17 @@ import traceback
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-import edgeline
-from edgeline.errors import UserError
-from edgeline.pipelines import console, endings, stopping
-from edgeline.pipelines.cli import config_file
-from edgeline.pipelines.console import Console
-from edgeline.pipelines.exit_codes import ExitCode
+try:
+    import edgeline
+    from edgeline.errors import UserError
+    from edgeline.pipelines import console, endings, stopping
+    from edgeline.pipelines.cli import config_file
+    from edgeline.pipelines.console import Console
+    from edgeline.pipelines.exit_codes import ExitCode
+except ImportError as error:
+    # the command would leave with Python's 1, which is a verdict, where the installation is not whole
+    sys.stderr.write(f"edgeline: the installation is not whole ({error}); install it anew\n")
+    sys.exit(3)
 
 
 class Command(NamedTuple):

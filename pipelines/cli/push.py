@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeline import layout
-from edgeline.deployed import versions
+from edgeline.deployed import pointer_file, versions
 from edgeline.deployed.versions import Rollback, Version
 from edgeline.errors import UserError
 from edgeline.pipelines import console
 from edgeline.pipelines.cli import options
+from edgeline.pipelines.console import Console
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import events, prometheus, recovery
 from edgeline.pipelines.root import Root
@@ -39,7 +40,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
             "left for an earlier one is withdrawn: no run pushes its file again, until a rollback names it. One\n"
             "that was killed is finished by the same command again."
         ),
-        epilog="exit codes: 0 done, 2 there is no such version, or it is not whole",
+        epilog="exit codes: 0 done, 2 there is no such version, or it is not whole, 3 which is deployed is not known",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     push.set_defaults(command=_push)
@@ -80,6 +81,12 @@ def _names(root: Root | None) -> dict[str, str]:
 
 def _list(arguments: argparse.Namespace, push_to: str) -> int:
     names, found = _names(arguments.root), versions.versions(push_to)
+    code, problem = ExitCode.DONE, None
+    try:
+        pointer_file.latest(push_to)
+    except UserError as error:  # it is not known which one is deployed
+        code, problem = ExitCode.STEP_FAILED, str(error)
+        console.say(Console(stderr=True), f"edgeline: {problem}", "red")
     entries = [
         {
             "version": version.version,
@@ -95,11 +102,12 @@ def _list(arguments: argparse.Namespace, push_to: str) -> int:
     ]
     out = console.for_tables()
     if arguments.output == "json":
-        console.say(out, json.dumps({"exit_code": ExitCode.DONE, "pushed": push_to, "versions": entries}))
-        return ExitCode.DONE
+        listing = {"exit_code": code, "pushed": push_to, "versions": entries, "problem": problem}
+        console.say(out, json.dumps(listing))
+        return code
     if not entries:
         console.say(out, f"{push_to} has no versions")
-        return ExitCode.DONE
+        return code
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for name in ("version", "candidate", "sha256", "bytes", "pushed", "state"):
         table.add_column(name, justify="right" if name == "bytes" else "left", overflow="fold")
@@ -115,7 +123,7 @@ def _list(arguments: argparse.Namespace, push_to: str) -> int:
         )
         table.add_row(*map(Text, cells), style=style)
     out.print(table)
-    return ExitCode.DONE
+    return code
 
 
 def _state(version: Version) -> tuple[str, str]:

@@ -28,6 +28,37 @@ def request(**inputs: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (UserError("no such module"), 2, "edgeline: no such module\n"),
+        (OSError(28, "x"), 2, "edgeline: No space left on device; free some space"),
+        (ModuleNotFoundError("No module named 'tensorflow'"), 3, "edgeline: ModuleNotFoundError: No module named"),
+        (SystemExit(0), 3, "edgeline: something called sys.exit(0), which ends no command\n"),
+        (SystemExit(1), 3, "edgeline: something called sys.exit(1), which ends no command\n"),
+        (None, 0, ""),
+    ],
+)
+def test_no_pod_ends_with_a_verdict_by_accident(
+    error: BaseException | None, code: int, text: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def main() -> None:
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(entrypoint, "main", main)
+    assert entrypoint.run() == code
+    said = capsys.readouterr().err
+    assert text in said
+    assert ("Traceback" in said) == (code == 3)
+
+
+def test_arguments_that_it_lacks() -> None:
+    ended = subprocess.run([sys.executable, "-m", "edgeline.kubeflow.entrypoint"], capture_output=True, check=False)
+    assert ended.returncode == 2
+
+
+@pytest.mark.parametrize(
     ("uri", "path"),
     [
         ("gs://bucket/a/b", "/gcs/bucket/a/b"),

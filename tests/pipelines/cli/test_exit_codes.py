@@ -106,6 +106,18 @@ def test_what_an_error_means(error: BaseException, code: int, text: str) -> None
     assert ending.text.startswith(text)
 
 
+@pytest.mark.parametrize("module", ["rich", "tensorflow"])
+def test_an_installation_that_is_not_whole(module: str, tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.modules[{module!r}] = None; from edgeline.pipelines.cli.main import main; "
+        f"sys.exit(main(['data', 'digits', {str(tmp_path / 'out')!r}]))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == ExitCode.STEP_FAILED
+    assert f"import of {module}" in ended.stderr or f"No module named '{module}." in ended.stderr
+    assert ended.stderr.startswith("edgeline: ")
+
+
 # names that are not UTF-8
 
 
@@ -220,7 +232,7 @@ def test_odd_pointers(shell: Shell, root: Root, pointer: Callable[[dict[str, Any
     file.write_text(text)
     with pytest.raises(UserError, match="is not the pointer of a push"):
         pointer_file.latest(str(root.pushed))
-    assert shell("push", "--root", root, "--list") == 0
+    assert shell("push", "--root", root, "--list") == ExitCode.STEP_FAILED
     assert "latest.json does not say which version is deployed" in shell.refused("push", "--root", root, "--rollback")
     assert file.read_text() == text
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from edgeline.deployed import pointer_file
 from edgeline.pipelines.cli import main
+from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import events
 from edgeline.pipelines.root import Root
 
@@ -109,3 +111,21 @@ def test_where_nothing_was_pushed(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main.main(["push", "--root", str(tmp_path), "--rollback"]) == 2
     assert "does not say which version is deployed" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", ["pointer", "model", "version"])
+def test_where_it_is_not_known_which_is_deployed(root: Path, change: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pushed = root / "pushed"
+    if change == "pointer":
+        (pushed / "latest.json").write_text("{")
+    elif change == "model":
+        (pushed / NEW / "model.tflite").write_bytes(b"other")
+    else:
+        shutil.rmtree(pushed / NEW)
+    assert main.main(["push", "--root", str(root), "--list"]) == ExitCode.STEP_FAILED
+    shown = capsys.readouterr()
+    assert OLD in shown.out
+    assert shown.err.startswith(f"edgeline: {pushed}/latest.json ")
+    assert main.main(["push", "--root", str(root), "--list", "--output", "json"]) == ExitCode.STEP_FAILED
+    listed = json.loads(capsys.readouterr().out)
+    assert (listed["exit_code"], f"edgeline: {listed['problem']}\n") == (3, shown.err)
