@@ -178,6 +178,6 @@ def test_a_mistake_is_one_line() -> None:
     done = subprocess.run(
         [*command, "--json_serialized_invocation_args", json.dumps(given)], capture_output=True, text=True
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("edgeline: the image has not what this pipeline was compiled with")
     assert len(done.stderr.splitlines()) == 1

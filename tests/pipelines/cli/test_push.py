@@ -114,7 +114,7 @@ def test_where_nothing_was_pushed(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("change", ["pointer", "model", "version"])
-def test_where_it_is_not_known_which_is_deployed(root: Path, change: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_it_is_not_known_which_is_deployed(root: Path, change: str, capfd: pytest.CaptureFixture[str]) -> None:
     pushed = root / "pushed"
     if change == "pointer":
         (pushed / "latest.json").write_text("{")
@@ -123,9 +123,9 @@ def test_where_it_is_not_known_which_is_deployed(root: Path, change: str, capsys
     else:
         shutil.rmtree(pushed / NEW)
     assert main.main(["push", "--root", str(root), "--list"]) == ExitCode.STEP_FAILED
-    shown = capsys.readouterr()
+    shown = capfd.readouterr()
     assert OLD in shown.out
     assert shown.err.startswith(f"edgeline: {pushed}/latest.json ")
     assert main.main(["push", "--root", str(root), "--list", "--output", "json"]) == ExitCode.STEP_FAILED
-    listed = json.loads(capsys.readouterr().out)
+    listed = json.loads(capfd.readouterr().out)
     assert (listed["exit_code"], f"edgeline: {listed['problem']}\n") == (3, shown.err)
