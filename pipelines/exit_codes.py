@@ -10,7 +10,8 @@ class ExitCode(enum.IntEnum):
 
     Attributes:
       DONE: it did what was asked; of a run: a model was selected and is deployed.
-      NOTHING_FITS: no candidate met the budget; of `inspect`: the target cannot run the file.
+      NOTHING_FITS: no candidate was selected: none meets the budget, keeps the contract, runs on the target and is
+        better than chance; of `inspect`: the target cannot run the file.
       USERS_MISTAKE: the user can mend it: what was given is wrong, a disk is full, a folder is closed to this user.
       STEP_FAILED: a step of a run failed, or a command met an error that nobody expected.
       HUNG_UP, INTERRUPTED, TERMINATED: stopped by SIGHUP, by Ctrl-C, by SIGTERM; as shells report such a process.

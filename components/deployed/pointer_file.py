@@ -175,6 +175,14 @@ def path_of(push_to: str) -> dict[str, Any]:
     return {}
 
 
+def exists(push_to: str) -> bool:
+    """Returns whether something was pushed there, whether or not its pointer can be read."""
+    with contextlib.suppress(FileNotFoundError):
+        files.read_bytes(posixpath.join(push_to, POINTER_FILE))
+        return True
+    return False
+
+
 def _parse(pointer: str, text: bytes) -> dict[str, Any]:
     try:
         content = json.loads(text)

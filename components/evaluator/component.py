@@ -100,6 +100,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             findings=found_out.renamed(unique),
             deployed=reporting.deployed_report(field, refusal) if field else None,
             like=like,
+            must_beat_chance=_must_beat_chance(exec_properties["deployed"], budget, config),
             keras=keras,
             dataset=DatasetReport(
                 split="eval",
@@ -125,6 +126,13 @@ class Executor(base_beam_executor.BaseBeamExecutor):
             artifact_utils.get_single_instance(output_dict["selected"]),
             artifact_utils.get_single_instance(output_dict["blessing"]),
         )
+
+
+def _must_beat_chance(deployed: str, budget: Budget, config: Evaluation) -> bool:
+    """Returns whether a guess must not be pushed: where one model has been, the next is compared with that."""
+    if config.allow_chance_level or budget.value_threshold is not None:
+        return False
+    return not deployed or not pointer_file.exists(deployed)
 
 
 def _plan(

@@ -24,11 +24,14 @@ class Evaluation(StepConfig):
       check_keras: whether to also evaluate the Keras model that the float32 baseline was converted from, apart.
       like: whose contract (see `edgeline.deployed.contract`) a candidate must keep: `deployed`, that of the model
         pushed last; a mapping with `of` (what the reasons call that model) and `contract`; or None, nobody's.
+      allow_chance_level: whether a model may be the first that is pushed which is no better, beyond luck, than always
+        answering the commonest class (accuracy of one label) or the mean (mse, mae).
     """
 
     max_bad_records: int = 0
     check_keras: bool = False
     like: str | Mapping[str, Any] | None = DEPLOYED
+    allow_chance_level: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

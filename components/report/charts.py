@@ -106,7 +106,7 @@ def size_axis(budget: PageBudget) -> Axis:
 def latency_axis(budget: PageBudget) -> Axis:
     """Returns the axis of the median latency."""
     limit = budget.limit("max_latency_ms")
-    return Axis("latency-chart", "latency p50 in ms", lambda row: row.p50, limit, lambda value: f"{value:g}")
+    return Axis("latency-chart", "latency p50", lambda row: row.p50, limit, formats.duration)
 
 
 def trade_off(
@@ -504,7 +504,7 @@ def _hover(row: Row, budget: PageBudget, style: Format, verdict: str) -> str:
     facts = [
         f"{budget.metric} {style.metric(row.metric)}",
         f"zlib bytes {style.count(row.zlib_bytes)}, file {style.count(row.bytes)}",
-        f"latency p50 {style.ms(row.p50)} ms, p90 {style.ms(row.p90)} ms",
+        f"latency p50 {style.duration(row.p50)}, p90 {style.duration(row.p90)}",
     ]
     if row.drop is not None:
         facts[0] += f", {budget.drop_word} {style.metric(row.drop)}"

@@ -29,17 +29,40 @@ def size(value: float) -> str:
     return f"{value:g} B"
 
 
+#: Below so many milliseconds times are said in microseconds.
+_SHORT_MS = 0.1
+
+
+def duration(ms: float) -> str:
+    """Returns a time given in milliseconds, of three significant digits; in microseconds below 0.1 ms.
+
+    >>> duration(0.0153), duration(0.0999), duration(0.25), duration(12.34), duration(1234)
+    ('15.3 µs', '99.9 µs', '0.25 ms', '12.3 ms', '1,234 ms')
+    """
+    value, unit = (1000 * ms, "µs") if 0 < abs(ms) < _SHORT_MS else (ms, "ms")
+    return f"{value:,.0f} {unit}" if abs(value) >= 1000 else f"{value:.3g} {unit}"
+
+
 @dataclass(frozen=True)
 class Format:
-    """Numbers as text. A column has as many decimals as the baseline's value needs, so that its digits line up."""
+    """Numbers as text. A column has as many decimals as the baseline's value needs, so that its digits line up.
+
+    Attributes:
+      metric_decimals: of values of the budget's metric.
+      time_decimals: of times in `time_unit`.
+      time_unit: of columns of times: `ms`, or `µs` where the baseline takes less than 0.1 ms.
+    """
 
     metric_decimals: int
-    ms_decimals: int
+    time_decimals: int
+    time_unit: str = "ms"
 
     @classmethod
     def of(cls, metric: float | None, ms: float | None) -> Format:
-        """Returns the format for numbers about as large as the baseline's."""
-        return cls(_decimals(metric, 4), _decimals(ms, 3))
+        """Returns the format for numbers about as large as the baseline's, whose median time is in milliseconds."""
+        is_short = ms is not None and 0 < ms < _SHORT_MS
+        unit = "µs" if is_short else "ms"
+        return cls(_decimals(metric, 4), _decimals(1000 * ms if ms and is_short else ms, 3), unit)
 
     def metric(self, value: float | None) -> str:
         """A value of the budget's metric."""
@@ -57,13 +80,21 @@ class Format:
         write = self.change if signed else self.metric
         return f"{write(ends[0])} to {write(ends[1])}"
 
-    def ms(self, value: float | None) -> str:
-        """Milliseconds, without the unit."""
-        return self.fixed(value, self.ms_decimals)
+    def time(self, ms: float | None) -> str:
+        """A time in `time_unit`, without it."""
+        return self.fixed(1000 * ms if ms is not None and self.time_unit == "µs" else ms, self.time_decimals)
+
+    def duration(self, ms: float | None) -> str:
+        """A time with its unit, see the function `duration`."""
+        return MISSING if ms is None else duration(ms)
 
     def latency(self, p50: float | None, p90: float | None) -> str:
-        """Both latencies of the table."""
-        return MISSING if p50 is None and p90 is None else f"{self.ms(p50)} / {self.ms(p90)}"
+        """Both latencies of the table, in `time_unit`."""
+        return MISSING if p50 is None and p90 is None else f"{self.time(p50)} / {self.time(p90)}"
+
+    def memory(self, value: float | None) -> str:
+        """Bytes of memory, always in MB, of 10**6 bytes."""
+        return MISSING if value is None else f"{value / 1e6:,.2f} MB".replace("-", "−")
 
     def count(self, value: float | None) -> str:
         """A whole number."""

@@ -94,6 +94,7 @@ def render(report: Report) -> str:
             deployed=Row.of(report.deployed, metric) if report.deployed else None,
             rows=rows,
             selected=selected,
+            nothing=words.nothing_selected(report),
             closest=closest,
             shown=shown,
             columns=words.columns(budget, style, rows),

@@ -326,6 +326,26 @@ class FlipReport:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ChanceReport:
+    """What answering the same whatever goes in would have of a metric, beside the model.
+
+    Attributes:
+      guess: what is always answered: the `commonest class` of the examples, or the `mean` of their labels.
+      answer: number of that class; None: of the mean.
+      value: of the metric, of that guess.
+      margin: how much better than that a model may be by luck, at least 0: 1.96 standard errors; None: not known, as
+        there is but one example.
+      beaten: whether the model is better by more than that.
+    """
+
+    guess: Literal["commonest class", "mean"]
+    answer: Count | None = None
+    value: float
+    margin: Amount | None = None
+    beaten: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelReport:
     """A model: its file, and what it does.
 
@@ -333,6 +353,8 @@ class ModelReport:
       name: of the recipe; None: not known.
       metrics: of the eval split; None: it was not evaluated.
       undefined: why a metric has no value (is None in `metrics`), by its name.
+      chance: of the metrics that the budget judges, what a model that ignores its inputs would have, by name; of an
+        accuracy of one label per example, and of mean squared and absolute errors without weights and masks alone.
       bytes: size of the `.tflite` file; None: there is none, or not known.
       zlib_bytes: the same after zlib at level 9, about what a download transfers; None likewise.
       sha256: of the file, hexadecimal; None likewise.
@@ -345,6 +367,7 @@ class ModelReport:
     name: str | None
     metrics: Metrics | None = None
     undefined: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    chance: Mapping[str, ChanceReport] = dataclasses.field(default_factory=dict)
     bytes: Count | None = None
     zlib_bytes: Count | None = None
     sha256: str | None = None
@@ -572,6 +595,8 @@ class CandidateReport(MeasuredReport):
       recipe: its steps; empty: none changed the model, or an earlier step failed and left nothing to read.
       drop: of the budget's first metric, from the baseline; None: it was not evaluated.
       drop_interval: of the drop; None: not known.
+      chosen_drop_interval: of the drop, of the selected candidate, wide enough to hold for whichever of all that were
+        evaluated is selected; None: of another one, or not known.
       deployed_drop: of the budget's first metric, from the deployed model; None: there is none to compare with.
       deployed_drop_interval: of that drop; None: not known.
       more_drops: by the budget's other metrics, by name.
@@ -582,6 +607,9 @@ class CandidateReport(MeasuredReport):
       ladder_walked: the schemes that `auto` tried, the one that holds last; None: not asked for.
       blessed: whether it meets the budget.
       reasons: why it does not, in words; empty: it does.
+      misses: what these reasons are about, each once: `target` (it cannot run there), `contract` (it does not fit in
+        where the old model was), `chance` (it would be the first that is pushed, and is no better than a guess), and
+        `budget` for all else.
       pareto: whether no other candidate is better in zlib_bytes and the budget's first metric both.
       failure: why it failed; None: it did not.
       steps: the Keras model's quality after each step that trains.
@@ -592,6 +620,7 @@ class CandidateReport(MeasuredReport):
     recipe: tuple[RecipeStep, ...] = ()
     drop: float | None = None
     drop_interval: Interval | None = None
+    chosen_drop_interval: Interval | None = None
     deployed_drop: float | None = None
     deployed_drop_interval: Interval | None = None
     more_drops: Mapping[str, DropReport] = dataclasses.field(default_factory=dict)
@@ -602,6 +631,7 @@ class CandidateReport(MeasuredReport):
     ladder_walked: tuple[LadderRung, ...] | None = None
     blessed: bool = False
     reasons: tuple[str, ...] = ()
+    misses: tuple[Literal["target", "contract", "chance", "budget"], ...] = ()
     pareto: bool = False
     failure: FailureReport | None = None
     steps: tuple[StepQuality, ...] = ()
@@ -734,6 +764,8 @@ class Report:
       training: the steps that trained, each once.
       run: the run that published this report; None: of an Evaluator's artifact, which several runs may share.
       selected: name of the selected candidate; None: none meets the budget.
+      chosen_among: how many different files were evaluated that the selected one could have been; None: none is
+        selected, or not known.
       closest: name of the candidate that misses the budget by the least; None: one is selected, or all failed.
       versions: of Edgeline and of the packages under it, by their names.
       machine: that the candidates were measured on.
@@ -753,6 +785,7 @@ class Report:
     training: tuple[TrainingReport, ...] = ()
     run: RunReport | None = None
     selected: str | None = None
+    chosen_among: Count | None = None
     closest: str | None = None
     versions: Mapping[str, str]
     machine: MachineReport

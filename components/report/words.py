@@ -7,13 +7,15 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgeline.budget import slice_drops, slice_limit
+from edgeline.report import doubts
 from edgeline.report.formats import Format
 from edgeline.report.schema import (
     BudgetReport,
     CandidateReport,
+    ChanceReport,
     ClassificationReport,
     ClassReport,
     DeviceCost,
@@ -42,9 +44,6 @@ _MOST_ROWS = 20
 #: Up to so many classes a confusion matrix is drawn.
 _DRAWN_CLASSES = 50
 
-#: Metrics that are the share of examples with the right label.
-_ACCURACIES = ("accuracy", "acc", "sparse_categorical_accuracy", "categorical_accuracy", "binary_accuracy")
-_NORMAL_95 = 1.96
 #: Classes without examples that are named.
 _NAMED_CLASSES = 5
 _OBJECTIVES = {"zlib_bytes": "fewest zlib bytes", "bytes": "smallest file", "latency_ms": "lowest latency"}
@@ -231,14 +230,14 @@ def columns(budget: PageBudget, style: Format, rows: Sequence[Row]) -> list[Colu
         column("Zlib bytes", "zlib_bytes", style.count),
         column("Ratio", "ratio", style.times),
         column("Bytes", "bytes", style.count),
-        Column("p50 / p90 ms", lambda row: row.p50, lambda row: style.latency(row.p50, row.p90)),
+        Column(f"p50 / p90 {style.time_unit}", lambda row: row.p50, lambda row: style.latency(row.p50, row.p90)),
     ]
     newer = [
         column("Agreement", "agreement", style.percent),
         column("Sparsity", "sparsity", style.percent),
-        column("p99 ms", "p99", style.ms, wide=True),
-        column("Cold start ms", "cold_start_ms", style.ms, wide=True),
-        column("Memory", "peak_rss_bytes", style.size, wide=True),
+        column(f"p99 {style.time_unit}", "p99", style.time, wide=True),
+        column("Cold start", "cold_start_ms", style.duration, wide=True),
+        column("Memory", "peak_rss_bytes", style.memory, wide=True),
         column(
             f"{budget.drop_word.capitalize()} from deployed",
             "deployed_drop",
@@ -421,31 +420,95 @@ def without_examples(report: Report) -> str | None:
     )
 
 
-def at_chance_level(report: Report) -> str | None:
-    """Says that a model is no better than one that always answers the commonest class; None: it is, or nobody knows.
+def guess_says(metric: str, value: float | None, guess: ChanceReport, labels: Sequence[str] | None) -> str:
+    """Says what a model has of a metric, and what a guess would have.
 
-    It is the selected model, else the closest, else the baseline. Only the accuracy of one label per example is judged:
-    m + 1.96 sqrt(m (1 - m) / n) is what answering the commonest of n labels, a share of m, may have by luck. Of 100
-    labels with 20 of the commonest class that is 0.2 + 1.96 * 0.04 = 0.278.
+    >>> guess = ChanceReport(guess="commonest class", answer=1, value=0.2, margin=0.0784, beaten=False)
+    >>> guess_says("accuracy", 0.25, guess, ["cat", "dog"])
+    'accuracy 0.2500, where always to answer dog, the commonest class, has 0.2000 (0.0784 more may be luck)'
+
+    Args:
+      metric: its name.
+      value: the model's.
+      guess: of the metric.
+      labels: names of the classes.
+    """
+    if guess.answer is None:
+        answer, more = "the mean of the labels", "less"
+    else:
+        answer, more = f"{class_names(guess.answer + 1, labels)[-1]}, the commonest class,", "more"
+    luck = f"{guess.margin:.4f} {more} may be luck" if guess.margin is not None else "one example says nothing"
+    shown = "none" if value is None else f"{value:.4f}"
+    return f"{metric} {shown}, where always to answer {answer} has {guess.value:.4f} ({luck})"
+
+
+def at_chance_level(report: Report) -> str | None:
+    """Says that a model is no better than one that answers the same whatever goes in; None: it is, or nobody knows.
+
+    It is the selected model, else the closest, else the baseline.
 
     Args:
       report: all of it.
     """
-    metric, counts = report.budget.metric, _examples_by_class(report)
-    model = report.candidate(report.selected or report.closest) or report.baseline
-    value, total = model.value(metric), sum(count for _, count in counts)
-    if metric not in _ACCURACIES or value is None or not total:
+    model = report.chosen or report.baseline
+    said = [
+        guess_says(metric, model.value(metric), guess, report.dataset.label_names)
+        for metric, guess in model.chance.items()
+        if not guess.beaten
+    ]
+    if not said:
         return None
-    commonest, most = max(counts, key=lambda pair: pair[1])
-    share = most / total
-    if value > share + _NORMAL_95 * math.sqrt(share * (1 - share) / total):
-        return None
-    name = "the baseline" if model is report.baseline else model.name
+    name = "The baseline" if model is report.baseline else model.name
     return (
-        f"{metric.capitalize()} is at chance level: {name} has {value:.4f}, and always to answer {commonest}, the "
-        f"commonest class, would have {share:.4f}. Train longer before compressing, or judge another metric with "
-        f"--metric."
+        f"{name} is at chance level: {'; '.join(said)}. Train longer before compressing, or judge "
+        f"another metric with --metric."
     )
+
+
+def compared_with_chance(report: Report) -> str:
+    """Says what the budget's metrics were compared with, to tell a model from a guess."""
+    said = []
+    for judged in report.budget.judged:
+        guess = report.baseline.chance.get(judged.metric)
+        if guess is None:
+            said.append(f"{judged.metric} is not compared: only an accuracy of one label per example, mse and mae are")
+        else:
+            answer = "the mean" if guess.answer is None else "the commonest class"
+            said.append(f"{judged.metric} beside always answering {answer}")
+    return "; ".join(said)
+
+
+class NothingSelected(NamedTuple):
+    """Why nothing was selected.
+
+    Attributes:
+      title: in a few words.
+      line: the same as part of a sentence.
+    """
+
+    title: str
+    line: str
+
+
+def nothing_selected(report: Report) -> NothingSelected:
+    """Returns why nothing was selected: what stopped the candidate that came closest."""
+    evaluated = [candidate for candidate in report.candidates if not candidate.failure]
+    closest = report.candidate(report.closest)
+    if not report.candidates:
+        return NothingSelected("There were no candidates", "there were no candidates")
+    if not evaluated:
+        return NothingSelected("Every candidate failed", "every candidate failed")
+    if all("target" in candidate.misses for candidate in evaluated):
+        target = report.budget.target
+        return NothingSelected(f"Nothing runs on {target}", f"the target {target} can run no candidate")
+    if all(candidate.value(report.budget.metric) is None for candidate in evaluated):
+        return NothingSelected("Nothing could be judged", f"{report.budget.metric} has no value for any candidate")
+    misses = closest.misses if closest else ()
+    if "contract" in misses:
+        return NothingSelected("Nothing keeps the contract", "no candidate keeps the contract")
+    if "chance" in misses:
+        return NothingSelected("Nothing is better than chance", "no candidate is better than chance")
+    return NothingSelected("Nothing met the budget", "no candidate met the budget")
 
 
 def _key(part: SliceReport) -> tuple[tuple[str, Any], ...]:
@@ -490,13 +553,15 @@ def warnings(
         texts.append(f"The deployed model could not be compared with: {report.deployed.failure}")
     if shown:
         texts += _doubts(shown, baseline, budget, style, report.dataset.label_names)
-    return texts
+    return texts + doubts.of(report, style)
 
 
 def _doubts(shown: Row, baseline: Row, budget: PageBudget, style: Format, labels: Sequence[str] | None) -> list[str]:
     texts = []
     limit, drop = budget.max_drop, shown.drop
-    upper = None if budget.upper or not shown.drop_interval else shown.drop_interval[1]
+    chosen = shown.model.chosen_drop_interval if isinstance(shown.model, CandidateReport) else None
+    interval = chosen or shown.drop_interval
+    upper = None if budget.upper or not interval else interval[1]
     if upper is not None and limit is not None and drop is not None and drop <= limit < upper:
         texts.append(
             f"On other data the {budget.drop_word} of {budget.metric} may be up to {style.metric(upper)} (95% "
@@ -600,9 +665,6 @@ def costs(candidate: CandidateReport, baseline: MeasuredReport, budget: PageBudg
         over = value is not None and limit is not None and value > limit
         return CostCell(write(value), None if limit is None else brief(limit), over)
 
-    def milliseconds(value: float | None) -> str:
-        return f"{style.number(value)} ms"
-
     own, reference = candidate.device, baseline.device or DeviceCost()
     settings = []
     for name, timing, before, limits in (
@@ -622,7 +684,7 @@ def costs(candidate: CandidateReport, baseline: MeasuredReport, budget: PageBudg
         settings.append(
             TimingRow(
                 name=name + (f" ({timing.threads})" if timing.threads else ""),
-                cells=[cell(time, limit, style.ms, style.number) for time, limit in times],
+                cells=[cell(time, limit, style.time, style.time) for time, limit in times],
                 noise=timing.noise,
                 runs=timing.runs,
                 baseline=before.p50 if before else None,
@@ -631,8 +693,8 @@ def costs(candidate: CandidateReport, baseline: MeasuredReport, budget: PageBudg
     more = [
         CostRow(name, cell(value, limit, write, write), None if before is None else write(before))
         for name, value, before, limit, write in (
-            ("Cold start", own.cold_start_ms, reference.cold_start_ms, "max_cold_start_ms", milliseconds),
-            ("Peak memory", own.peak_rss_bytes, reference.peak_rss_bytes, "max_peak_rss_bytes", style.size),
+            ("Cold start", own.cold_start_ms, reference.cold_start_ms, "max_cold_start_ms", style.duration),
+            ("Peak memory", own.peak_rss_bytes, reference.peak_rss_bytes, "max_peak_rss_bytes", style.memory),
         )
         if value is not None
     ]

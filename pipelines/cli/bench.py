@@ -129,9 +129,7 @@ def _print_costs(out: Console, results: list[dict[str, Any]]) -> None:
             for name, cell in cells.items():
                 narrow.add_row(name, cell)
             out.print(narrow)
-    console.say(
-        out, "times in ms, one example at a time; noise: how far the medians of blocks of runs lie apart, at worst"
-    )
+    console.say(out, "times of one example; noise: how far the medians of blocks of runs lie apart, at worst")
 
 
 def _cells(result: dict[str, Any]) -> dict[str, str]:
@@ -142,19 +140,15 @@ def _cells(result: dict[str, Any]) -> dict[str, str]:
         "file": escape(result["file"]),
         "bytes": f"{result['bytes']:,}",
         "zlib bytes": f"{result['zlib_bytes']:,}",
-        "1 thread p50": _ms(one["p50"]),
-        "p90": _ms(one["p90"]),
-        "p99": _ms(one["p99"]),
-        f"{every['threads']} threads p50": _ms(every["p50"]),
-        "no XNNPACK p50": _ms(plain["p50"]),
-        "cold start": _ms(device["cold_start_ms"]),
-        "peak memory": "" if memory is None else formats.size(memory),
+        "1 thread p50": formats.duration(one["p50"]),
+        "p90": formats.duration(one["p90"]),
+        "p99": formats.duration(one["p99"]),
+        f"{every['threads']} threads p50": formats.duration(every["p50"]),
+        "no XNNPACK p50": formats.duration(plain["p50"]),
+        "cold start": formats.duration(device["cold_start_ms"]),
+        "peak memory": "" if memory is None else f"{memory / 1e6:,.2f} MB",
         "noise": f"{max(setting['noise'] for setting in (one, every, plain)):.0%}",
     }
-
-
-def _ms(value: float) -> str:
-    return f"{value:.4f}" if value < 0.1 else f"{value:,.3f}"
 
 
 def _operations(result: dict[str, Any]) -> Table:

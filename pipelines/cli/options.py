@@ -319,6 +319,12 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     what = "records of the eval split that may be unreadable; they are left out"
     _add(group, "--max-bad-records", Evaluation().max_bad_records, what, metavar="N")
     add_switch(group, "--check-keras", "also evaluate the baseline's Keras model")
+    add_switch(
+        group,
+        "--allow-chance-level",
+        "let a model be the first that is pushed that is no better than always answering the commonest class or the "
+        "mean",
+    )
     group.add_argument(
         "--like",
         type=PathOr(lambda text: text not in (DEPLOYED, NONE)),
@@ -340,6 +346,7 @@ def evaluation(arguments: argparse.Namespace) -> Evaluation:
             max_bad_records=arguments.max_bad_records,
             check_keras=arguments.check_keras,
             like=_like(arguments.like),
+            allow_chance_level=arguments.allow_chance_level,
         )
 
 

@@ -24,7 +24,7 @@ from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.pipelines.records import compare
 from edgeline.pipelines.records.compare import Comparison, Part
 from edgeline.pipelines.root import DEFAULT_ROOT, Root
-from edgeline.report import report_file, schema
+from edgeline.report import formats, report_file, schema
 from edgeline.report.schema import Report
 
 #: Longer values are shortened in the table; the JSON has them whole.
@@ -177,7 +177,7 @@ def _brief(value: Any) -> str:
 
 def _print_results(comparison: Comparison, out: Console) -> None:
     more = [title for name in comparison.more_metrics for title in (name, "drop")]
-    titles = ("result", comparison.metric, "drop", *more, "zlib bytes", "p50 ms", "verdict")
+    titles = ("result", comparison.metric, "drop", *more, "zlib bytes", "p50", "verdict")
     table = _table(*titles, right=tuple(range(1, len(titles) - 1)))
     for pair in comparison.models:
         a, b = pair.a, pair.b
@@ -192,7 +192,7 @@ def _print_results(comparison: Comparison, out: Console) -> None:
                 for key, write in (("value", "{:.4f}".format), ("drop", "{:+.4f}".format))
             ),
             _both("{:,}".format, a.zlib_bytes, b.zlib_bytes),
-            _both("{:.3f}".format, a.p50_ms, b.p50_ms),
+            _both(formats.duration, a.p50_ms, b.p50_ms),
             _both(str, *verdicts),
         )
         style = "bold green" if b.selected else "yellow" if verdicts[0] != verdicts[1] else ""

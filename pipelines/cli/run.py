@@ -21,8 +21,8 @@ from edgeline.pipelines.run.live_view import LiveView
 from edgeline.pipelines.run.request import DIGITS_MODULE, Prepared, Request, prepare
 
 _EPILOG = """\
-exit codes: 0 a model was selected, and pushed unless an earlier run had pushed it, 1 no candidate met the budget,
-2 a mistake in what was given, 3 a step failed, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM"""
+exit codes: 0 a model was selected, and pushed unless an earlier run had pushed it, 1 no candidate was selected (the
+report says why), 2 a mistake in what was given, 3 a step failed, 129, 130, 143 stopped by SIGHUP, Ctrl-C, SIGTERM"""
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from edgeline.pipelines import console
 from edgeline.pipelines.console import Console
 from edgeline.pipelines.exit_codes import ExitCode
 from edgeline.report import words
+from edgeline.report.formats import Format
 from edgeline.report.schema import CandidateReport, DeployedReport, JudgedMetric, Latency, MeasuredReport, Report
 
 
@@ -55,7 +56,7 @@ def _exit_code(outcome: Any) -> int:
 
 
 #: Columns that a terminal of less than this width is spared: the others fit 80, beside a name of 24.
-_WIDE, _SPARED = 110, ("bytes", "p50/p90 ms", "sparsity")
+_WIDE, _SPARED = 110, ("ratio", "latency", "sparsity")
 
 
 def _table(report: Report, width: int) -> Table:
@@ -70,16 +71,20 @@ def _table(report: Report, width: int) -> Table:
         pad_edge=False,
         collapse_padding=True,
     )
+    style = Format.of(report.baseline.value(metric), (report.baseline.latency_ms or Latency()).p50)
     columns = [
         *("candidate", metric, "drop", *(title for name in more for title in (name, "drop")), *others),
-        *("bytes", "zlib bytes", "ratio", "p50/p90 ms", "sparsity", "verdict"),
+        *("bytes", "zlib bytes", "ratio", "latency", "sparsity", "verdict"),
     ]
+    titles = {"latency": f"p50/p90 {style.time_unit}"}
     shown = [i for i, name in enumerate(columns) if width >= _WIDE or name not in (*_SPARED, *others)]
     for i in shown:
-        table.add_column(columns[i], justify="left" if i in (0, len(columns) - 1) else "right", no_wrap=True)
+        is_word = i in (0, len(columns) - 1)
+        title = titles.get(columns[i], columns[i])
+        table.add_column(title, justify="left" if is_word else "right", no_wrap=True)
 
     def add(
-        name: str, model: MeasuredReport, drop: str, ratio: str, sparsity: float | None, verdict: str, **style: Any
+        name: str, model: MeasuredReport, drop: str, ratio: str, sparsity: float | None, verdict: str, **look: Any
     ) -> None:
         latency = model.latency_ms or Latency()
         lost = [model.lost(each).drop if isinstance(model, CandidateReport) else None for each in more]
@@ -96,11 +101,11 @@ def _table(report: Report, width: int) -> Table:
             _number(model.bytes, ","),
             _number(model.zlib_bytes, ","),
             ratio,
-            "/".join(_number(time, ".3f") for time in (latency.p50, latency.p90) if time is not None),
+            "/".join(style.time(time) for time in (latency.p50, latency.p90) if time is not None),
             f"{sparsity or 0:.0%}",
             verdict,
         ]
-        table.add_row(*(cells[i] for i in shown), **style)
+        table.add_row(*(cells[i] for i in shown), **look)
 
     add("  float32 baseline", report.baseline, "", "1.0x", None, "reference", style="dim", end_section=True)
     for candidate in report.candidates:
@@ -110,8 +115,8 @@ def _table(report: Report, width: int) -> Table:
         elif candidate.metrics is None or candidate.failure:
             table.add_row(f"  {candidate.name}", *[""] * (len(shown) - 2), "failed", style="red")
         else:
-            verdict, style = ("fits", "") if candidate.blessed else ("rejected", "yellow")
-            add(f"  {candidate.name}", candidate, *numbers, verdict, style=style)
+            verdict, color = ("fits", "") if candidate.blessed else ("rejected", "yellow")
+            add(f"  {candidate.name}", candidate, *numbers, verdict, style=color)
     return table
 
 
@@ -138,17 +143,26 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
             style = "red" if candidate.failure else "yellow"
             say(f"rejected  {candidate.name}: {'; '.join(candidate.reasons)}", style)
     if selected := report.candidate(report.selected):
-        say(f"selected  {selected.name}", "bold green")
+        say(f"selected  {selected.name}{_among(selected, report)}", "bold green")
         if report.deployed:
             say(f"against   {_beside_deployed(selected, report.deployed, report.budget.judged)}")
     else:
         near = f"; closest was {report.closest}" if report.closest else ""
-        say(f"no candidate meets the budget, nothing is pushed{near}", "bold yellow")
+        say(f"{words.nothing_selected(report).line}, nothing is pushed{near}", "bold yellow")
     say(f"report    {outcome.report_path}")
     if outcome.pushed:
         say(f"pushed    {outcome.pushed}")
     elif outcome.not_pushed:
         say(f"deployed  {outcome.not_pushed}", "yellow")
+
+
+def _among(selected: CandidateReport, report: Report) -> str:
+    """Says how far the selected candidate's drop may be from what was measured, as it was chosen for looking good."""
+    interval, among = selected.chosen_drop_interval, report.chosen_among or 1
+    if not interval or None in interval:
+        return ""
+    chosen = f", as the best of {among}" if among > 1 else ""
+    return f" (drop {interval[0]:+.4f} to {interval[1]:+.4f} with 95% confidence{chosen})"
 
 
 def _beside_deployed(new: CandidateReport, old: DeployedReport, metrics: Sequence[JudgedMetric]) -> str:

@@ -104,7 +104,7 @@ def why_nothing_is_new(root: Root, data: Path, found: spans.Window | None, reque
         return None
     where = f"{found.base}, {_range(now['spans'])}" if found else str(data)
     when = last["time"][:16].replace("T", " ")
-    verdict = "; of that run no candidate met the budget" if last["exit_code"] == ExitCode.NOTHING_FITS else ""
+    verdict = "; of that run no candidate was selected" if last["exit_code"] == ExitCode.NOTHING_FITS else ""
     return f"no new data since the run of {when} UTC ({where}): nothing trained, nothing pushed{verdict}"
 
 

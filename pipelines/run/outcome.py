@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from edgeline.report import words
 from edgeline.report.dataclass_json import to_json
 from edgeline.report.schema import Report
 
@@ -20,7 +21,7 @@ def unmet(report: Report) -> str:
     """Returns why nothing was selected: what the closest candidate missed, else the first one."""
     candidates = sorted(report.candidates, key=lambda candidate: candidate.name != report.closest)
     missed = [f"{candidate.name}: {'; '.join(candidate.reasons)}" for candidate in candidates[:1]]
-    return "; ".join(["no candidate met the budget", *missed])
+    return "; ".join([words.nothing_selected(report).line, *missed])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -347,7 +347,7 @@ def test_an_old_spelling_is_refused_with_the_new_one(
         (Budget, {"max_slice_drops": {"camera,hour": 0, "label": 0.03}, "min_slice_examples": 1}),
         *((Budget, {"value_threshold": value}) for value in (None, 0, -0.5, 1e-3)),
         (Budget, {"metric": "loss", "direction": "min", "max_deployed_drop": None, "max_peak_rss_bytes": 1}),
-        (Evaluation, {"max_bad_records": 0, "check_keras": True}),
+        (Evaluation, {"max_bad_records": 0, "check_keras": True, "allow_chance_level": True}),
         *((Gate, {"max_drift": value, "allow_drift": True}) for value in (None, 0.001, 1)),
         *((Evaluation, {"like": like}) for like in (None, "deployed", GOOD_CONTRACT)),
         *((Budget, {"target": name}) for name in targets.TARGETS),

@@ -382,13 +382,13 @@ def test_parameters_arrive_as_in_a_local_run(tmp_path: Path) -> None:
     run = dataclasses.replace(
         whole_run(("int8", "qat8", "prune80_int8")),
         budget=budget,
-        evaluation=Evaluation(max_bad_records=3, check_keras=True),
+        evaluation=Evaluation(max_bad_records=3, check_keras=True, allow_chance_level=True),
     )
     text = compiler.compile_run(run, "s3://bucket/none", Deployment("oss", IMAGE, ROOTS["s3"]), name="digits")
     result, given, local = given_to_executors(run, text, tmp_path / "defaults", {})
     assert without_what_may_differ(given) == local
     assert given["Evaluator"]["max_slice_drops"] == ["str", '{"label": 0.03, "label=7": 1.0}']
-    assert given["Evaluator"]["check_keras"] == ["bool", True]
+    assert given["Evaluator"]["check_keras"] == given["Evaluator"]["allow_chance_level"] == ["bool", True]
     assert result.artifacts["Examples"]["examples"].uri == "s3://bucket/none"
 
     # a run that is given other parameters is as a local run that is asked for these

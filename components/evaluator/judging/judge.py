@@ -20,7 +20,7 @@ from edgeline.evaluator.measuring.findings import DEPLOYED, Findings
 from edgeline.evaluator.measuring.measurements import Evaluated, Flip
 from edgeline.evaluator.measuring.metrics import State
 from edgeline.evaluator.measuring.slices import Key
-from edgeline.report.schema import BaselineReport, DeviceCost, FlipReport, ModelReport, SliceReport
+from edgeline.report.schema import BaselineReport, ChanceReport, DeviceCost, FlipReport, ModelReport, SliceReport
 
 #: A report of a model, of whichever kind.
 M = TypeVar("M", bound=ModelReport)
@@ -73,7 +73,7 @@ class Judge:
             )
 
     def _interval(
-        self, metric: MetricBudget, name: str, result: Evaluated, reference: Evaluated
+        self, metric: MetricBudget, name: str, result: Evaluated, reference: Evaluated, chosen_among: int = 1
     ) -> tuple[float, float] | None:
         """Returns the 95% interval of the drop below a reference, whose name in the states is `name`."""
         difference = None
@@ -82,13 +82,13 @@ class Judge:
             return self._metrics.result(ours)[metric.name] - self._metrics.result(theirs)[metric.name]
 
         if (paired := result.paired.get((name, metric.name))) is not None:
-            difference = paired.interval()
+            difference = paired.interval(chosen_among)
         elif len(result.groups) == len(reference.groups) > 1:
             without = [
                 lead(_all_but(result.groups, group), _all_but(reference.groups, group)) for group in result.groups
             ]
             if len(without) == GROUPS:  # fewer where some group has no example: too few for an interval
-                difference = comparison.jackknife(lead(result.overall, reference.overall), without)
+                difference = comparison.jackknife(lead(result.overall, reference.overall), without, chosen_among)
         if difference is None:
             return None
         return (-difference[1], -difference[0]) if metric.direction == "max" else difference
@@ -105,6 +105,7 @@ class Judge:
 
     def _qualities(self, result: Evaluated, field: Evaluated | None) -> tuple[Quality, ...]:
         values, undefined = self._metrics.read(result.overall)
+        intervals = self.chosen_drop_intervals(result, chosen_among=1)
         in_slices = {key: self._metrics.result(state) for key, state in result.slices.items()}
         field_values = self._metrics.result(field.overall) if field else {}
         field_slices = {key: self._metrics.result(state) for key, state in field.slices.items()} if field else {}
@@ -133,10 +134,7 @@ class Judge:
                     metric,
                     values[name],
                     self._baseline_values[name],
-                    # the baseline itself is often a candidate too, and has no difference to estimate
-                    (0.0, 0.0)
-                    if result is self._baseline
-                    else self._interval(metric, self._name, result, self._baseline),
+                    intervals[name],
                     metric.drop(field_values[name], values[name]) if field else None,
                     self._interval(metric, DEPLOYED, result, field) if field else None,
                     judged,
@@ -152,6 +150,25 @@ class Judge:
             if metric in reasons:
                 return f"{model}{metric} has no value on the eval split: {reasons[metric]}"
         return None
+
+    def chance(self, result: Evaluated) -> dict[str, ChanceReport]:
+        """Returns what a guess would have of the budget's metrics, by name; nothing of those not compared so."""
+        values, guesses = self._metrics.result(result.overall), {}
+        for metric in self.judged:
+            state, value = result.chance.get(metric.name), values[metric.name]
+            guess = None if state is None or math.isnan(value) else state.report(value)
+            if guess is not None:
+                guesses[metric.name] = guess
+        return guesses
+
+    def chosen_drop_intervals(self, result: Evaluated, chosen_among: int) -> dict[str, tuple[float, float] | None]:
+        """Returns the 95% intervals of the drops below the baseline of the best of several models, by metric."""
+        if result is self._baseline:  # it is often a candidate too, and has no difference to estimate
+            return {metric.name: (0.0, 0.0) for metric in self.judged}
+        return {
+            metric.name: self._interval(metric, self._name, result, self._baseline, chosen_among)
+            for metric in self.judged
+        }
 
     def described(self, model: M, result: Evaluated) -> M:
         """Returns the report of a model with what it did; with drops, unless it is the baseline."""
@@ -171,6 +188,7 @@ class Judge:
             model,
             metrics=metrics,
             undefined=undefined,
+            chance=self.chance(result),
             classification=result.classes.report(self._task) if result.classes and self._task else None,
             comparison=result.comparison.report() if result.comparison else None,
             slices=tuple(slices),

@@ -16,9 +16,10 @@ from edgeline.deployed.pointer_file import Deployed
 from edgeline.evaluator.judging import verdict
 from edgeline.evaluator.judging.candidates import Candidate
 from edgeline.evaluator.judging.judge import Judge
-from edgeline.evaluator.judging.verdict import Measured, Quality
+from edgeline.evaluator.judging.verdict import Measured, Misfit, Quality
 from edgeline.evaluator.measuring.findings import DEPLOYED, Findings
 from edgeline.evaluator.measuring.measurements import Evaluated
+from edgeline.report import words
 from edgeline.report.dataclass_json import from_json
 from edgeline.report.schema import (
     BaselineReport,
@@ -41,6 +42,12 @@ from edgeline.report.schema import (
     Report,
     StepQuality,
     TrainingReport,
+)
+
+#: What a first push at chance level is answered.
+_FIRST_PUSH = (
+    "; as the first model that is pushed it has to be better: train longer, say with --value-threshold what is good "
+    "enough, or let it be pushed with --allow-chance-level"
 )
 
 
@@ -67,6 +74,7 @@ def report(
     findings: Findings,
     deployed: DeployedReport | None,
     like: tuple[str, dict[str, Any]] | None = None,
+    must_beat_chance: bool = False,
     keras: KerasReport | None,
     dataset: DatasetReport,
     created: str,
@@ -84,6 +92,7 @@ def report(
       findings: what they do and cost.
       deployed: the deployed model; None where there is none.
       like: what the model is called whose contract a candidate must keep, and that contract; None: any will do.
+      must_beat_chance: whether a candidate has to be better than a guess, where that can be said of the metric.
       keras: what the baseline's Keras model does, where that was asked for.
       dataset: what is known of the evaluated split.
       created: UTC, ISO 8601.
@@ -109,13 +118,18 @@ def report(
 
     reports, measured = [], []
     for candidate in candidates:
-        candidate_report, judged = _judged(judge, findings, baseline.metadata, candidate, field, like)
+        candidate_report, judged = _judged(judge, findings, baseline.metadata, candidate, field, like, must_beat_chance)
         reports.append(candidate_report)
         measured += [judged] if judged else []
     reports += [_missing(name) for name in missing]
     front = verdict.pareto(measured)
     blessed = {candidate.name for candidate in reports if candidate.blessed}
     selected = verdict.select(budget, [judged for judged in measured if judged.name in blessed])
+    chosen_among = len({candidate.sha256 for candidate in reports if candidate.metrics is not None})
+    reports = [
+        _chosen(judge, findings, candidate, chosen_among) if candidate.name == selected else candidate
+        for candidate in reports
+    ]
     device = findings.device(baseline.name)
     return Report(
         created=created,
@@ -140,6 +154,7 @@ def report(
         candidates=tuple(dataclasses.replace(candidate, pareto=candidate.name in front) for candidate in reports),
         training=_trainings([baseline, *candidates]),
         selected=selected,
+        chosen_among=chosen_among if selected else None,
         closest=None if selected else verdict.closest(budget, measured),
         versions=toolchain.versions(),
         machine=machine(),
@@ -153,6 +168,7 @@ def _judged(
     candidate: Candidate,
     field: Evaluated | None,
     like: tuple[str, dict[str, Any]] | None,
+    must_beat_chance: bool,
 ) -> tuple[CandidateReport, Measured | None]:
     """Returns the report of a candidate, and what of it the budget judged; None where it failed."""
     report, measured = _made(candidate), None
@@ -160,9 +176,13 @@ def _judged(
     if isinstance(result, str):
         report = dataclasses.replace(report, failure=FailureReport(step="Evaluator", error=result))
     elif result is not None and candidate.metadata is not None:
+        measured = judge.measure(candidate, result, field)
         misfits = _misfits(judge.budget, candidate, candidate.metadata, like)
-        measured = dataclasses.replace(judge.measure(candidate, result, field), misfits=misfits)
+        if must_beat_chance:
+            misfits += _guesses(judge, measured, result, candidate.passport.io.get("labels"))
+        measured = dataclasses.replace(measured, misfits=misfits)
         device = findings.device(candidate.name)
+        reasons = verdict.reasons(judge.budget, measured)
         report = dataclasses.replace(
             judge.described(report, result),
             **_drop(measured.ranking),
@@ -170,13 +190,15 @@ def _judged(
             ratio=baseline["zlib_bytes"] / candidate.metadata["zlib_bytes"],
             latency_ms=_latency(device),
             device=device,
-            reasons=tuple(verdict.reasons(judge.budget, measured)),
+            reasons=tuple(reasons),
+            misses=verdict.misses(reasons, misfits),
         )
         if isinstance(error := findings.devices.get(candidate.name), str):
             failure = FailureReport(step="Evaluator", error=f"its cost could not be measured: {error}")
             report, measured = dataclasses.replace(report, failure=failure), None
     if report.failure:
-        report = dataclasses.replace(report, reasons=(f"{report.failure.step} failed: {report.failure.error}",))
+        reason = f"{report.failure.step} failed: {report.failure.error}"
+        report = dataclasses.replace(report, reasons=(reason,), misses=())
     return dataclasses.replace(report, blessed=report.metrics is not None and not report.reasons), measured
 
 
@@ -197,6 +219,15 @@ def _budget(judge: Judge) -> BudgetReport:
     )
 
 
+def _chosen(judge: Judge, findings: Findings, report: CandidateReport, chosen_among: int) -> CandidateReport:
+    """Returns the report of the selected candidate, with intervals that know that it was chosen."""
+    result = findings.results[report.name]
+    if isinstance(result, str):
+        return report
+    interval, *_ = judge.chosen_drop_intervals(result, chosen_among).values()
+    return dataclasses.replace(report, chosen_drop_interval=interval)
+
+
 def _missing(name: str) -> CandidateReport:
     error = "it failed, so that there is nothing to evaluate; see the log"
     return CandidateReport(name=name, failure=FailureReport(step="an earlier step", error=error), reasons=(error,))
@@ -204,15 +235,26 @@ def _missing(name: str) -> CandidateReport:
 
 def _misfits(
     budget: Budget, candidate: Candidate, metadata: dict[str, Any], like: tuple[str, dict[str, Any]] | None
-) -> list[str]:
+) -> list[Misfit]:
     """Returns why the target cannot run a candidate, and how it differs from the model whose place it is to take."""
-    reasons = targets.misfits(budget.target, metadata)
+    misfits = [Misfit("target", text) for text in targets.misfits(budget.target, metadata)]
     if like is not None:
         own = contract.of(metadata, candidate.passport.io["labels"], budget.target)
         changed = contract.differences(own, like[1], like[0])
         # said once, with the last of them
-        reasons += [*changed[:-1], *(f"{last} (--like none allows a new contract)" for last in changed[-1:])]
-    return reasons
+        said = [*changed[:-1], *(f"{last} (--like none allows a new contract)" for last in changed[-1:])]
+        misfits += [Misfit("contract", text) for text in said]
+    return misfits
+
+
+def _guesses(judge: Judge, measured: Measured, result: Evaluated, labels: Sequence[str] | None) -> list[Misfit]:
+    """Returns by which of the budget's metrics a candidate is no better than a guess."""
+    values = {quality.metric.name: quality.value for quality in measured.qualities}
+    return [
+        Misfit("chance", f"at chance level: {words.guess_says(name, values[name], guess, labels)}{_FIRST_PUSH}")
+        for name, guess in judge.chance(result).items()
+        if not guess.beaten
+    ]
 
 
 def _latency(device: DeviceCost | None) -> Latency | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from edgeline.budget import LIMITS, Budget, MetricBudget
+from edgeline.report import formats
 
 #: Slices that a reason names one by one.
 _NAMED = 3
@@ -27,6 +29,24 @@ class SliceDrop:
     examples: int
     drop: float
     limit: float
+
+
+#: What a miss is about, the easiest to mend first.
+Kind = Literal["budget", "chance", "contract", "target"]
+_KINDS: tuple[Kind, ...] = ("budget", "chance", "contract", "target")
+
+
+@dataclasses.dataclass(frozen=True)
+class Misfit:
+    """Why a candidate cannot be used where it is to go, whatever it costs and does beside the baseline.
+
+    Attributes:
+      kind: what that is about.
+      text: the reason, in words.
+    """
+
+    kind: Kind
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +89,13 @@ class Measured:
       name: of the candidate.
       qualities: by each of the budget's metrics; the first ranks the candidates.
       costs: by the budget's field that limits them; None where one was not measured.
-      misfits: why it cannot be used where it is to go, whatever it costs and does.
+      misfits: why it cannot be used where it is to go, whatever it costs and does beside the baseline.
     """
 
     name: str
     qualities: Sequence[Quality]
     costs: dict[str, float | None]
-    misfits: Sequence[str] = ()
+    misfits: Sequence[Misfit] = ()
 
     @property
     def ranking(self) -> Quality:
@@ -103,7 +123,7 @@ def reasons(budget: Budget, candidate: Measured) -> list[str]:
       budget: what is allowed.
       candidate: what is judged.
     """
-    texts = list(candidate.misfits)
+    texts = [misfit.text for misfit in candidate.misfits]
     for quality in candidate.qualities:
         texts += _drop_reasons(budget, quality)
     ranking = candidate.ranking
@@ -125,8 +145,7 @@ def reasons(budget: Budget, candidate: Measured) -> list[str]:
         if value is None:
             texts.append(f"{limit.words} could not be measured, and the budget limits it")
         elif value > allowed:
-            spelled = f"{value:,.0f}" if limit.is_whole or value >= 1000 else f"{value:.3g}"
-            texts.append(f"{limit.words} {spelled} {limit.unit} exceeds {allowed:,.15g} {limit.unit}")
+            texts.append(f"{limit.words} {_cost(name, value)} exceeds {_cost(name, allowed, exact=True)}")
     return texts
 
 
@@ -146,6 +165,37 @@ def _drop_reasons(budget: Budget, quality: Quality) -> list[str]:
         f"{name} drop {lost:.4g} may be up to {quality.drop_interval[1]:.4g} (95% interval), which exceeds {limit:g}; "
         f"more eval examples would narrow it"
     ]
+
+
+def _cost(name: str, value: float, exact: bool = False) -> str:
+    """Returns a cost with its unit: bytes of memory in MB, of files as they are, times below 0.1 ms in microseconds.
+
+    Args:
+      name: of the budget's field that limits it.
+      value: in the limit's unit.
+      exact: whether it is what the user gave, with all its digits.
+    """
+    limit = LIMITS[name]
+    if name == "max_peak_rss_bytes":
+        return f"{value / 1e6:,.15g} MB"
+    if limit.is_whole:
+        return f"{value:,.0f} {limit.unit}"
+    if not exact:
+        return formats.duration(value)
+    return f"{1000 * value:.12g} µs" if value < 0.1 else f"{value:,.15g} ms"
+
+
+def misses(reasons: Sequence[str], misfits: Sequence[Misfit]) -> tuple[Kind, ...]:
+    """Returns what a candidate's reasons are about, each kind once.
+
+    Args:
+      reasons: all that the function `reasons` returns.
+      misfits: those among them that are no matter of the budget.
+    """
+    kinds: list[Kind] = [misfit.kind for misfit in misfits]
+    if len(reasons) > len(misfits):
+        kinds.append("budget")
+    return tuple(dict.fromkeys(kinds))
 
 
 def _slice_reasons(quality: Quality) -> list[str]:
@@ -212,11 +262,12 @@ def select(budget: Budget, blessed: list[Measured]) -> str | None:
 
 
 def closest(budget: Budget, candidates: list[Measured]) -> str | None:
-    """Returns the name of the candidate that misses the budget by the least: the smallest sum of relative excesses.
+    """Returns the name of the candidate that misses the budget by the least.
 
+    What the budget alone refuses is closer than what is at chance level, and that closer than what breaks the contract;
+    what the target cannot run is close to nothing. Of one kind it is the one with the least sum of relative excesses.
     An excess is the part above a limit as a fraction of that limit; of a drop, of its limit or of one point (0.01),
-    whichever is larger; of the threshold, in points. Of all slices the worst excess of a metric counts. A misfit counts
-    as the whole of a limit.
+    whichever is larger; of the threshold, in points. Of all slices the worst excess of a metric counts.
     """
 
     def above(value: float, limit: float) -> float:
@@ -236,7 +287,13 @@ def closest(budget: Budget, candidates: list[Measured]) -> str | None:
         for name, limit in budget.limits.items():
             value = c.costs.get(name)
             total += 1.0 if value is None else max(value - limit, 0.0) / limit
-        return total + len(c.misfits)
+        return total
 
-    sound = [c for c in candidates if all(math.isfinite(q.value) for q in c.qualities)]
-    return min(sound, key=lambda c: (excess(c), c.name)).name if sound else None
+    def kind(c: Measured) -> int:
+        return max((_KINDS.index(misfit.kind) for misfit in c.misfits), default=0)
+
+    def can_run(c: Measured) -> bool:
+        return all(misfit.kind != "target" for misfit in c.misfits)
+
+    sound = [c for c in candidates if can_run(c) and all(math.isfinite(q.value) for q in c.qualities)]
+    return min(sound, key=lambda c: (kind(c), excess(c), c.name)).name if sound else None

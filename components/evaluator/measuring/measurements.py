@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeline.budget import Budget
+from edgeline.evaluator.measuring.chance import Chance
 from edgeline.evaluator.measuring.classification import Classification
 from edgeline.evaluator.measuring.comparison import Comparison, Paired
 from edgeline.evaluator.measuring.metrics import State
@@ -80,6 +81,7 @@ class Evaluated:
       paired: by the name of the baseline or of the deployed model, and of one of the budget's metrics that is a mean:
         its difference.
       flips: examples that the baseline and this model disagree about.
+      chance: what a model that ignores its inputs would have, by metric.
     """
 
     overall: State = dataclasses.field(default_factory=State)
@@ -89,6 +91,7 @@ class Evaluated:
     comparison: Comparison | None = None
     paired: dict[tuple[str, str], Paired] = dataclasses.field(default_factory=dict)
     flips: list[Flip] = dataclasses.field(default_factory=list)
+    chance: dict[str, Chance] = dataclasses.field(default_factory=dict)
 
     def __add__(self, other: Evaluated) -> Evaluated:
         return Evaluated(
@@ -99,6 +102,7 @@ class Evaluated:
             _sum(self.comparison, other.comparison),
             _merged(self.paired, other.paired),
             _few([*self.flips, *other.flips]),
+            _merged(self.chance, other.chance),
         )
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from tf_keras.src.engine import compile_utils
-from tf_keras.src.utils import losses_utils
+from tf_keras.src.utils import losses_utils, metrics_utils
 
 from edgeline.evaluator.measuring import directions, undefined
+from edgeline.evaluator.measuring.chance import MOST_NUMBERS, Chance, CommonestClass, Labels, Mean
 from edgeline.model_module.hooks import ModelModule
 
 
@@ -79,6 +80,39 @@ class _LossPart:
     is_masked: bool
 
 
+#: The accuracies of one label per example, by the function that scores it or by class.
+_ACCURACIES: dict[Any, Labels] = {
+    tf_keras.metrics.sparse_categorical_accuracy: "sparse",
+    metrics_utils.sparse_categorical_matches: "sparse",
+    tf_keras.metrics.categorical_accuracy: "categorical",
+    tf_keras.metrics.CategoricalAccuracy: "categorical",
+    tf_keras.metrics.binary_accuracy: "binary",
+    metrics_utils.binary_matches: "binary",
+}
+
+#: The errors of which the mean of the labels is the plainest guess, and whether they are squared.
+_ERRORS = {tf_keras.losses.mean_squared_error: True, tf_keras.losses.mean_absolute_error: False}
+
+_OF_TAGS = (tf_keras.losses.binary_crossentropy, tf_keras.losses.binary_focal_crossentropy)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Guess:
+    """How a metric is compared with what needs no model.
+
+    Attributes:
+      place: of the output.
+      labels: how an accuracy's labels are written; None of an error.
+      squared: whether an error is squared.
+      classes: how many there are, of an accuracy.
+    """
+
+    place: int
+    labels: Labels | None = None
+    squared: bool = False
+    classes: int = 0
+
+
 class CompiledMetrics:
     """Computes the loss and the metrics that a module compiles, from outputs of any runtime.
 
@@ -101,6 +135,7 @@ class CompiledMetrics:
         self._others: list[tf_keras.metrics.Metric] = []
         self._order: list[str] = []
         self._parts: list[_LossPart] = []
+        self._guesses: dict[str, _Guess] = {}
         self._score: Any = None
         self._update: Any = None
         self._masks = _mask_model(self.model)
@@ -159,6 +194,33 @@ class CompiledMetrics:
             return []
         states = self._update(label, self._pack(outputs), weight, masks or [None] * len(outputs))
         return [np.asarray(v, np.float64) for v in states]
+
+    def chance(
+        self, label: Any, outputs: list[np.ndarray], scores: Scores, digests: np.ndarray, masked: bool = False
+    ) -> dict[str, Chance]:
+        """Returns what a model that ignores its inputs would have of a batch, by metric.
+
+        Args:
+          label: as `preprocess` returns it, batched.
+          outputs: in the model's order of outputs.
+          scores: of the batch.
+          digests: of the batch's records, int64.
+          masked: whether some elements do not count.
+
+        Returns:
+          Of the accuracies of one label per example, and of the mean squared and absolute errors that neither masks nor
+          weights play a part in; nothing of other metrics.
+        """
+        states: dict[str, Chance] = {}
+        columns = self._columns(label, self._pack(outputs), None) if self._guesses else []
+        for name, guess in self._guesses.items():
+            y = np.asarray(columns[guess.place][0])
+            values, weights = (table[:, scores.names.index(name)] for table in (scores.values, scores.weights))
+            if guess.labels is not None:
+                states[name] = CommonestClass.of(_class_numbers(y, guess), weights, guess.classes)
+            elif not masked and (weights == 1).all():
+                states[name] = Mean.of(guess.squared, digests, y.reshape(len(y), -1).astype(np.float64), values)
+        return states
 
     def batch(self, label: Any, outputs: list[np.ndarray], weight: Any = None, masks: Any = None) -> State:
         """Returns the state of one batch; see `scores`."""
@@ -224,7 +286,7 @@ class CompiledMetrics:
     def _build(self, label: Any, predicted: Any, weight: Any, masks: list[tf.Tensor | None]) -> None:
         # names such as "accuracy" become metrics only when Keras sees the shapes
         metrics, losses = self.model.compiled_metrics, self.model.compiled_loss
-        metrics.build(predicted, label)
+        metrics.build(predicted, metrics._conform_to_outputs(predicted, label))  # labels may go by outputs' names
         losses.build(predicted)
         self._order = [metric.name for metric in metrics.metrics]
         # the containers know which output a metric belongs to, and say so in private only
@@ -257,8 +319,35 @@ class CompiledMetrics:
             )
             if y is not None and loss is not None
         ]
+        self._guesses = self._find_guesses(columns, placed)
         self._score = self._make_score()
         self._update = self._make_update([(place, w, wide[m.name]) for place, w, m in placed if m.name in wide])
+
+    def _find_guesses(
+        self, columns: list[tuple[Any, Any, Any]], placed: list[tuple[int, bool, Any]]
+    ) -> dict[str, _Guess]:
+        """Returns which metrics are compared with what needs no model, by name, `loss` among them."""
+        scored = [
+            (m.name, type(m) if type(m) in _ACCURACIES else m._fn, place, m._fn_kwargs)
+            for place, _, m in placed
+            if m.name in self._means
+        ]
+        if len(self._parts) == 1 and not self._is_composite():
+            [part] = self._parts
+            scored.append(("loss", getattr(part.loss, "fn", None) if part.share == 1 else None, part.place, {}))
+        tagged = [part.place for part in self._parts if getattr(part.loss, "fn", None) in _OF_TAGS]
+        guesses = {}
+        for name, function, place, settings in scored:
+            y, p, _ = columns[place]
+            kind, squared = _lookup(_ACCURACIES, function), _lookup(_ERRORS, function)
+            if kind == "categorical" and place in tagged:
+                continue  # what Keras takes "accuracy" for where each example may have several tags
+            wide = p.shape.rank == 2 and (p.shape[1] == 1) == (kind == "binary")
+            if kind is not None and wide and settings.get("threshold", 0.5) == 0.5:
+                guesses[name] = _Guess(place, labels=kind, classes=2 if kind == "binary" else int(p.shape[1]))
+            elif squared is not None and y.shape == p.shape and math.prod(p.shape[1:]) <= MOST_NUMBERS:
+                guesses[name] = _Guess(place, squared=squared)
+        return guesses
 
     def _columns(self, label: Any, predicted: Any, weight: Any) -> list[tuple[Any, Any, Any]]:
         """Returns (label, prediction, weight) of every output, as Keras matches them."""
@@ -309,6 +398,19 @@ class CompiledMetrics:
             return [variable.read_value() for metric in self._others for variable in metric.variables]
 
         return update
+
+
+def _lookup(table: dict[Any, Any], function: Any) -> Any:
+    return next((value for known, value in table.items() if known is function), None)
+
+
+def _class_numbers(labels: np.ndarray, guess: _Guess) -> np.ndarray:
+    """Returns the labels of an accuracy as numbers of classes, int64, shape [examples]."""
+    if guess.labels == "categorical":
+        return labels.argmax(axis=1)
+    values = labels.reshape(len(labels), -1)[:, 0]
+    # an accuracy takes labels that are no class, and counts them as wrong
+    return np.clip(values > 0.5 if guess.labels == "binary" else values, 0, guess.classes - 1).astype(np.int64)
 
 
 def _mask_model(model: tf_keras.Model) -> Any:

@@ -217,6 +217,8 @@ class EvaluateShards(beam.DoFn):
         self._judged = self._judged or [metric.name for metric in self._plan.budget.judged(self._metrics.directions)]
         others = self._metrics.others(group.label, outputs, group.weight, group.masks)
         evaluated = Evaluated(State(len(scores.values), scores.values.sum(0), scores.weights.sum(0), others))
+        masked = any(mask is not None for mask in group.masks)
+        evaluated.chance = self._metrics.chance(group.label, outputs, scores, group.digests, masked)
         if self._task is not None:
             own.labels, probabilities, own.predicted = self._task.read(group.label, outputs[0])
             evaluated.classes = Classification.of(self._task, own.labels, probabilities, own.predicted)

@@ -315,6 +315,39 @@ def test_a_deployed_model_that_cannot_run_blocks_nobody(run: Run, push: Any, nam
     ]
 
 
+def test_a_guess_is_never_the_first_that_is_pushed(run: Run, push: Any, tmp_path: Path) -> None:
+    # of 30 examples of each of three classes it has one class right, as any guess has
+    budget = Budget(max_drop=1.0)
+    [entry] = run(["biased"], budget, out="refused").report["candidates"]
+    margin = 1.96 * np.sqrt(1 / 3 * 2 / 3 / 90)
+    assert entry["chance"]["accuracy"] == {
+        **{"guess": "commonest class", "answer": 0, "value": pytest.approx(1 / 3), "beaten": False},
+        "margin": pytest.approx(margin),
+    }
+    assert entry["misses"] == ["chance"]
+    [reason] = entry["reasons"]
+    assert reason.startswith("at chance level: accuracy 0.3333, where always to answer top, the commonest class, has")
+    (tmp_path / "empty").mkdir()
+    assert run(["biased"], budget, deployed=str(tmp_path / "empty"), out="nothing yet").report["selected"] is None
+    for name, allowed, changes in (
+        ("asked", budget, {"allow_chance_level": True}),
+        ("threshold", Budget(max_drop=1.0, value_threshold=0.3), {}),
+        ("not first", Budget(max_drop=1.0, max_deployed_drop=None), {"deployed": push("float32"), "like": None}),
+    ):
+        assert run(["biased"], allowed, out=name, **changes).report["selected"] == "biased"
+
+
+def test_one_example_is_no_reason_to_push(run: Run, write_split: Any, tmp_path: Path) -> None:
+    image = np.zeros([8, 8], np.float32)
+    image[0:2] = 1
+    write_split(tmp_path / "one", "eval", [{"image": image, "label": 0}], 2)
+    report = run(["float16"], examples=str(tmp_path / "one")).report
+    [entry] = report["candidates"]
+    assert (report["dataset"]["examples"], entry["metrics"]["accuracy"]) == (1, 1.0)
+    assert (entry["drop_interval"], entry["misses"]) == (None, ["chance"])
+    assert (report["selected"], report["closest"]) == (None, "float16")
+
+
 def test_a_broken_pointer_stops_the_run_before_it_evaluates(run: Run, push: Any) -> None:
     folder = push("float16")
     pointer = Path(folder, "latest.json")

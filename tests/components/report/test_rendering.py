@@ -140,7 +140,7 @@ def test_verdict_names_the_selected_candidate_and_what_it_gains(report):
     assert "Selected" in words
     assert "8.0× smaller 80,000 → 10,000 zlib bytes" in words
     assert "Change of accuracy −0.0080 0.9750 → 0.9670 allowed drop 0.0100" in words
-    assert "Latency, p50 0.0100 ms baseline 0.0200 ms; 2.0× faster" in words
+    assert "Latency, p50 10 µs baseline 20 µs; 2.0× faster" in words
     assert "2 of 4 candidates meet the budget; among these, the one with the fewest zlib bytes is selected." in words
 
 
@@ -160,13 +160,13 @@ def test_table_has_every_number_of_every_candidate(report):
     headers = [text(header) for header in html.xpath("//table[@id='candidates']/thead//th")]
     assert headers == [
         *("Candidate", "accuracy", "Drop", "Zlib bytes", "Ratio"),
-        *("Bytes", "p50 / p90 ms", "Sparsity", "Verdict"),
+        *("Bytes", "p50 / p90 µs", "Sparsity", "Verdict"),
     ]
     rows = table(html)
     assert list(rows) == ["baseline (float32)", "float16", "prune80_int8", "prune95_int8", "int16"]
-    assert rows["baseline (float32)"][:-1] == ["0.9750", "–", "80,000", "–", "84,452", "0.0200 / 0.0300", "–"]
+    assert rows["baseline (float32)"][:-1] == ["0.9750", "–", "80,000", "–", "84,452", "20.0 / 30.0", "–"]
     assert rows["prune80_int8"] == [
-        *("0.9670", "0.0080", "10,000", "8.0×", "24,640", "0.0100 / 0.0200", "78.5 %"),
+        *("0.9670", "0.0080", "10,000", "8.0×", "24,640", "10.0 / 20.0", "78.5 %"),
         "★ Selected Pareto front",
     ]
     assert rows["float16"][-1] == "✓ Meets budget Pareto front"
@@ -204,7 +204,7 @@ def test_details_show_how_a_candidate_was_made(report):
 
 def test_bottom_says_what_was_measured_on_what(report):
     report["budget"] |= {"max_bytes": 30000, "max_zlib_bytes": 20000, "max_latency_ms": 0.5}
-    words = " ".join(" ".join(page(report).xpath("//div[@class='facts']//text()")).split())
+    words = facts(page(report))
     assert "accuracy, more is better Drop at most 0.0100" in words
     assert "File size at most 30,000 bytes Size after zlib at most 20,000 bytes Median latency at most 0.5 ms" in words
     assert "Examples 1,800 Classes 30: class 0, class 1," in words
@@ -311,7 +311,7 @@ def test_a_metric_that_nobody_named_is_said(report):
 def test_no_candidates(report):
     report["candidates"], report["selected"] = [], None
     html = page(report)
-    assert "Nothing met the budget There were no candidates." in verdict(html)
+    assert "Nothing selected There were no candidates" in verdict(html)
     assert not charts(html)
     assert len(render(report)) < 50_000  # nothing to draw, so plotly.js is left out
 
@@ -489,7 +489,8 @@ def test_verdict_compares_with_the_baseline_and_the_deployed_model(make_report):
     assert "11.9× smaller 77,531 → 6,540 zlib bytes" in words
     # drop -0.0037, its interval -0.0068 to -0.0006
     assert "Change of accuracy +0.0037 0.8825 → 0.8862 allowed drop 0.0100 95% interval +0.0006 to +0.0068" in words
-    assert "Against the deployed model +0.0061 accuracy 0.8801 → 0.8862 1.3× smaller 95% interval" in words
+    deployed = "1.3× smaller: 8,497 → 6,540 zlib bytes, 24,824 → 24,824 bytes"
+    assert f"Against the deployed model +0.0061 accuracy 0.8801 → 0.8862 {deployed} 95% interval" in words
     assert "9 of 13 candidates meet the budget" in words
 
 
@@ -511,6 +512,7 @@ def test_warnings_say_what_to_know_before_trusting_the_verdict(make_report):
     report = make_report()
     report["candidates"][0] |= {"failure": {"step": "Quantizer", "error": "no"}, "metrics": None}
     report["candidates"][12] |= {"drop": 0.008, "drop_interval": [0.002, 0.014]}
+    report["candidates"][12]["latency_ms"]["p50"] = 0.02
     for each in report["candidates"][12]["slices"]:
         each["drop"] = 0.02 if each["features"] in ({"label": 6}, {"camera": "rear", "light": "night"}) else 0.0
     report["deployed"]["failure"] = "its inputs are others"
@@ -541,22 +543,66 @@ def test_what_the_split_cannot_tell(make_report):
     ]
 
 
+CHANCE = {"guess": "commonest class", "answer": 3, "value": 0.2, "margin": 0.0784, "beaten": False}
+
+
 def test_a_model_at_chance_level_is_said_first(make_report):
     report = make_report()
-    for number, of_class in enumerate(report["baseline"]["classification"]["per_class"]):
-        of_class["examples"] = 20 if number == 3 else 10 if number < 8 else 5
-    # 100 examples, 20 of the commonest class: 0.2 + 1.96 * sqrt(0.2 * 0.8 / 100) = 0.2784
     shown = next(c for c in report["candidates"] if c["name"] == report["selected"])
+    shown["metrics"]["accuracy"] = 0.25
     name = report["dataset"]["label_names"][3]
-    for accuracy, is_said in ((0.2, True), (0.2783, True), (0.2785, False)):
-        shown["metrics"]["accuracy"] = accuracy
+    for guess, is_said in ((CHANCE, True), ({**CHANCE, "beaten": True}, False)):
+        shown["chance"] = {"accuracy": guess}
         [first, *_] = [text(item) for item in page(report).xpath("//section[@aria-labelledby='warnings-title']//li")]
         expected = (
-            f"Accuracy is at chance level: {report['selected']} has {accuracy:.4f}, and always to answer {name}, the "
-            f"commonest class, would have 0.2000. Train longer before compressing, or judge another metric with "
-            f"--metric."
+            f"{report['selected']} is at chance level: accuracy 0.2500, where always to answer {name}, the commonest "
+            f"class, has 0.2000 (0.0784 more may be luck). Train longer before compressing, or judge another metric "
+            f"with --metric."
         )
         assert (first == expected) == is_said
+    mean = {"guess": "mean", "answer": None, "value": 0.3, "margin": None, "beaten": False}
+    shown["chance"] = {"accuracy": mean}
+    [first, *_] = [text(item) for item in page(report).xpath("//section[@aria-labelledby='warnings-title']//li")]
+    assert "always to answer the mean of the labels has 0.3000 (one example says nothing)" in first
+
+
+def facts(html):
+    return " ".join(" ".join(html.xpath("//div[@class='facts']//text()")).split())
+
+
+def test_what_the_metric_was_compared_with_is_said(make_report):
+    report = make_report()
+    words = facts(page(report))
+    assert "Chance level accuracy is not compared: only an accuracy of one label per example, mse and mae are" in words
+    report["baseline"]["chance"] = {"accuracy": CHANCE}
+    words = facts(page(report))
+    assert "Chance level accuracy beside always answering the commonest class" in words
+
+
+@pytest.mark.parametrize(
+    ("misses", "title"),
+    [
+        ([["budget"], ["target"]], "Nothing met the budget"),
+        ([["chance", "budget"], ["target"]], "Nothing is better than chance"),
+        ([["contract"], ["target"]], "Nothing keeps the contract"),
+        ([["target", "budget"], ["target"]], "Nothing runs on cpu"),
+        ([[], []], "Nothing met the budget"),  # an older report does not say
+    ],
+)
+def test_why_nothing_was_selected_has_its_own_words(make_report, misses, title):
+    report = make_report(candidates=2)
+    report["selected"], report["closest"] = None, None if "target" in misses[0] else report["candidates"][0]["name"]
+    for candidate, kinds in zip(report["candidates"], misses, strict=True):
+        candidate |= {"blessed": False, "reasons": ["no"], "misses": kinds}
+    assert text(page(report).xpath("//h1")[0]) == title
+    report["closest"] = None
+    for candidate in report["candidates"]:
+        candidate["metrics"] |= {"accuracy": None}
+    if "target" not in misses[0]:
+        assert text(page(report).xpath("//h1")[0]) == "Nothing could be judged"
+    for candidate in report["candidates"]:
+        candidate |= {"failure": {"step": "Quantizer", "error": "no"}, "misses": []}
+    assert text(page(report).xpath("//h1")[0]) == "Every candidate failed"
 
 
 def test_no_warnings_without_cause(make_report):
@@ -564,6 +610,8 @@ def test_no_warnings_without_cause(make_report):
     report["dataset"]["bad_records"] = 0
     report["candidates"] = report["candidates"][12:]
     report["candidates"][0]["slices"] = []
+    report["candidates"][0]["latency_ms"]["p50"] = 0.02
+    report["candidates"][0]["drop"] = 0.0
     assert not page(report).xpath("//section[@aria-labelledby='warnings-title']")
 
 
@@ -571,15 +619,15 @@ def test_table_shows_intervals_agreement_and_the_deployed_model(make_report):
     html = page(make_report())
     headers = html.xpath("//table[@id='candidates']/thead//th")
     assert [text(header) for header in headers if "wide" not in header.get("class", "")] == [
-        *("Candidate", "accuracy", "Drop", "Zlib bytes", "Ratio", "Bytes", "p50 / p90 ms", "Agreement", "Sparsity"),
+        *("Candidate", "accuracy", "Drop", "Zlib bytes", "Ratio", "Bytes", "p50 / p90 µs", "Agreement", "Sparsity"),
         "Verdict",
     ]
-    wide = ["p99 ms", "Cold start ms", "Memory", "Drop from deployed"]
+    wide = ["p99 µs", "Cold start", "Memory", "Drop from deployed"]
     assert [text(header) for header in headers if "wide" in header.get("class", "")] == wide
     found = table(html)
     assert found["deployed (prune80_int8)"][:3] == ["0.8801", "–", "8,497"]
     assert found["int8"][:3] == ["0.8818", "0.0007−0.0024 to 0.0038", "18,681"]
-    assert found["int8"][6:12] == ["97.3 %", "3.0 %", "0.1083", "2.9700", "3.5 MB", "−0.0017−0.0057 to 0.0023"]
+    assert found["int8"][6:12] == ["97.3 %", "3.0 %", "108.3", "2.97 ms", "3.50 MB", "−0.0017−0.0057 to 0.0023"]
 
 
 def test_ladder_says_what_each_step_saved(make_report):
@@ -612,17 +660,17 @@ def test_costs_are_beside_the_limits_of_the_budget(make_report):
     report = make_report()
     costs = section(page(report), 6, "Cost on this machine")
     assert rows(costs) == [
-        ["One thread", "0.5230at most 0.2", "0.6799", "0.9937at most 0.25", "0.0150", "3.0 %", "1,200"],
-        ["All threads (2)", "0.4184", "0.5439", "0.7950", "0.0120", "3.0 %", "1,200"],
-        ["Without XNNPACK", "1.5690", "2.0397", "2.9811", "0.0450", "3.0 %", "1,200"],
+        ["One thread", "523.0at most 200.0", "679.9", "993.7at most 250.0", "15.0", "3.0 %", "1,200"],
+        ["All threads (2)", "418.4", "543.9", "795.0", "12.0", "3.0 %", "1,200"],
+        ["Without XNNPACK", "1569.0", "2039.7", "2981.1", "45.0", "3.0 %", "1,200"],
     ]
     assert [text(cell) for cell in costs.xpath(".//td[contains(@class, 'over')]/text()[1]/..")] == [
-        *("0.5230at most 0.2", "0.9937at most 0.25")
+        *("523.0at most 200.0", "993.7at most 250.0")
     ]
     more = [text(fact) for fact in costs.getnext().xpath("./div")]
     assert more == [
         "Cold start7.63 ms, at most 20 ms (baseline 2.55 ms)",
-        "Peak memory3.5 MB, at most 30 MB (baseline 3.5 MB)",
+        "Peak memory3.50 MB, at most 30.00 MB (baseline 3.50 MB)",
     ]
 
 
@@ -763,12 +811,12 @@ def test_run_is_drawn_as_a_graph(make_report):
 def test_budget_and_lineage_are_complete(make_report):
     report = make_report()
     report["budget"]["drop_bound"] = "upper"
-    words = " ".join(" ".join(page(report).xpath("//div[@class='facts']//text()")).split())
+    words = facts(page(report))
     for part in (
         "Drop at most 0.0100, the upper end of its 95% interval",
         "accuracy at least 0.8000 Drop from the deployed model at most 0.0050",
         "Drop in label=6 at most 0.0200 Drop in camera,light at most 0.0300 Slices judged from 30 examples",
-        "99th percentile of latency at most 0.25 ms Cold start at most 20 ms Peak memory at most 30,000,000 bytes",
+        "99th percentile of latency at most 0.25 ms Cold start at most 20 ms Peak memory at most 30.00 MB",
         "Unreadable records 3",
         "Slices by camera; camera and light; label",
         f"Fingerprint {report['dataset']['fingerprint']}",

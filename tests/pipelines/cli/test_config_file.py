@@ -67,6 +67,7 @@ target = "gpu"
 
 [evaluation]
 check_keras = true
+allow_chance_level = true
 like = "none"
 
 [export]
@@ -95,7 +96,7 @@ def test_a_file_asks_what_the_command_line_does(file: Path) -> None:
         *("--max-drop", 0.02, "--max-bytes", 100_000, "--max-slice-drop", "label", 0.03),
         *("--max-slice-drop", "camera,label", 0, "--metric", "classes_accuracy"),
         *("--metric", "boxes_mae:min:0.5", "--target", "gpu", "--check-keras"),
-        *("--like", "none", "--allow-custom-ops", "--memory-limit", 6.5),
+        *("--like", "none", "--allow-chance-level", "--allow-custom-ops", "--memory-limit", 6.5),
     ]
     assert asked("run", "--config", file) == asked("run", *words)
 

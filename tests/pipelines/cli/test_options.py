@@ -86,6 +86,7 @@ def test_the_drop_has_two_names() -> None:
 
 def test_evaluation() -> None:
     assert options.evaluation(parse("--max-bad-records", "3", "--check-keras")) == Evaluation(3, True)
+    assert options.evaluation(parse("--allow-chance-level")) == Evaluation(allow_chance_level=True)
     with pytest.raises(UserError, match=r"Evaluation.max_bad_records must be at least 0, received -1"):
         options.evaluation(parse("--max-bad-records", "-1"))
 

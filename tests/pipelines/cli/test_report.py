@@ -232,8 +232,8 @@ def test_equal_reports(tmp_path: Path, facts: Facts, capsys: pytest.CaptureFixtu
         "unchanged  data, module, training, budget, recipes, deployed, versions, machine",
     ]
     rows = [line.split() for line in lines]
-    assert ["baseline", "0.9700", "–", "80,000", "0.020"] in rows
-    assert ["prune80_int8", "0.9650", "+0.0050", "10,000", "0.050", "selected"] in rows
+    assert ["baseline", "0.9700", "–", "80,000", "20", "µs"] in rows
+    assert ["prune80_int8", "0.9650", "+0.0050", "10,000", "50", "µs", "selected"] in rows
     assert lines[-1] == "selected  prune80_int8"
 
 
@@ -279,7 +279,7 @@ def test_all_that_changed(tmp_path: Path, facts: Facts, capsys: pytest.CaptureFi
         ["only", "in", "B", "int8"],
         [
             *("prune80_int8", "0.9650", "→", "0.9400", "+0.0050", "→", "+0.0300", "10,000", "→", "9,000"),
-            *("0.050", "selected", "→", "rejected"),
+            *("50", "µs", "selected", "→", "rejected"),
         ],
         ["selected", "prune80_int8", "→", "int8"],
         ["prune80_int8", "camera=front,label=3", "40", "→", "41", "0.9000", "→", "0.8500", "-0.0500"],
@@ -344,7 +344,7 @@ def test_reports_of_several_metrics_are_compared_by_all(
     ]
     assert edgeline("compare", a, b) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["result", "accuracy", "drop", "loss", "drop", "zlib", "bytes", "p50", "ms", "verdict"] in rows
+    assert ["result", "accuracy", "drop", "loss", "drop", "zlib", "bytes", "p50", "verdict"] in rows
     assert ["prune80_int8", "camera=front,label=3", "loss", "40", "→", "41", "1.0000", "→", "3.0000", "+2.0000"] in rows
 
 
@@ -368,7 +368,7 @@ def test_reports_that_do_not_know_everything(tmp_path: Path, facts: Facts, capsy
     ) in lines
     rows = [line.split() for line in lines]
     assert [
-        *("float16", "0.9700", "→", "–", "+0.0000", "→", "–", "40,000", "→", "–", "0.050", "→", "–"),
+        *("float16", "0.9700", "→", "–", "+0.0000", "→", "–", "40,000", "→", "–", "50", "µs", "→", "–"),
         *("fits", "→", "failed"),
     ] in rows
 

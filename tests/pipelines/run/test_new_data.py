@@ -123,7 +123,7 @@ def test_spans_are_new_until_a_run_has_finished_with_them(tmp_path: Path) -> Non
     assert why is not None
     assert why.startswith("no new data since the run of 2")
     nothing = f"({tmp_path}, day-1): nothing trained, nothing pushed"
-    assert why.endswith(f"{nothing}; of that run no candidate met the budget")
+    assert why.endswith(f"{nothing}; of that run no candidate was selected")
     finish(root, new_data.facts(pattern, window, "request"), code=0)
     assert (again("request").nothing_new() or "").endswith(nothing)
     # another request, a repaired file, one more span, and --no-cache are all something to do

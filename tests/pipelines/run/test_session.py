@@ -34,7 +34,7 @@ from edgeline.pusher.component import Pusher
 from edgeline.report import rendering
 from edgeline.report.dataclass_json import to_json
 from edgeline.report.report_file import parse
-from edgeline.report.schema import ClassificationReport, ClassReport, Report
+from edgeline.report.schema import ChanceReport, ClassificationReport, ClassReport, Report
 
 #: sha256 of the files' contents, by sha256sum
 SHA256 = {
@@ -189,11 +189,14 @@ def test_the_terminal_says_what_the_split_cannot_tell(run: Run) -> None:
     none, all_of = (ClassReport(precision=None, recall=None, examples=count) for count in (0, 100))
     scores = ClassificationReport(classes=2, per_class=(none, all_of))
     baseline = dataclasses.replace(outcome.report.baseline, classification=scores)
-    outcome = dataclasses.replace(outcome, report=dataclasses.replace(outcome.report, baseline=baseline))
+    guess = ChanceReport(guess="commonest class", answer=1, value=1.0, margin=0.0, beaten=False)
+    candidates = tuple(dataclasses.replace(c, chance={"accuracy": guess}) for c in outcome.report.candidates)
+    report = dataclasses.replace(outcome.report, baseline=baseline, candidates=candidates)
+    outcome = dataclasses.replace(outcome, report=report)
     notes = [line for line in show(outcome)[1].splitlines() if line.startswith("note ")]
     assert notes == [
-        "note      Accuracy is at chance level: int8 has 0.9600, and always to answer 1, the commonest class, would "
-        "have 1.0000. Train longer before compressing, or judge another metric with --metric.",
+        "note      int8 is at chance level: accuracy 0.9600, where always to answer 1, the commonest class, has 1.0000 "
+        "(0.0000 more may be luck). Train longer before compressing, or judge another metric with --metric.",
         "note      The eval split has no example of 1 of 2 classes (0): nothing here says what becomes of them.",
     ]
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from scipy import stats
 
 from edgeline.budget import Budget
 from edgeline.deployed.pointer_file import Deployed
@@ -21,6 +22,7 @@ from edgeline.errors import UserError
 from edgeline.evaluator.judging import reporting
 from edgeline.evaluator.judging.candidates import Candidate
 from edgeline.evaluator.measuring import comparison
+from edgeline.evaluator.measuring.chance import CommonestClass
 from edgeline.evaluator.measuring.classification import Classification, Task
 from edgeline.evaluator.measuring.comparison import Comparison, OutputError, Paired
 from edgeline.evaluator.measuring.findings import DEPLOYED, Findings
@@ -281,6 +283,9 @@ def test_all_of_a_candidate(whole: dict[str, Any]) -> None:
     # (5 - 2) / 102 = 0.0294118, sqrt((7/102 - 0.0294118**2) / 102) = 0.0257747, times 1.959964 = 0.0505175
     low, high = entry.pop("drop_interval")
     assert (low, high) == pytest.approx((-0.0211058, 0.0799293), abs=1e-6)
+    # the better of three: 0.95**(1/3) = 0.9830476, whose quantile is 2.3877, for 1.959964 above
+    low, high = entry.pop("chosen_drop_interval")
+    assert (low, high) == pytest.approx((0.0294118 - 2.3877 * 0.0257747, 0.0294118 + 2.3877 * 0.0257747), abs=1e-5)
     # (3 - 2) / 102 = 0.0098039, sqrt((5/102 - 0.0098039**2) / 102) = 0.0219009, times 1.959964 = 0.0429250
     low, high = entry.pop("deployed_drop_interval")
     assert (low, high) == pytest.approx((-0.0331210, 0.0527289), abs=1e-6)
@@ -293,6 +298,8 @@ def test_all_of_a_candidate(whole: dict[str, Any]) -> None:
         ],
         "metrics": {"loss": 0.375, "accuracy": 0.92},
         "undefined": {},
+        "chance": {},
+        "misses": [],
         "drop": pytest.approx(0.03),
         "deployed_drop": pytest.approx(0.01),
         "more_drops": {},
@@ -349,7 +356,7 @@ def test_every_candidate_has_every_field(whole: dict[str, Any]) -> None:
         *("name", "recipe", "steps", "layers", "metrics", "drop", "bytes", "zlib_bytes", "ratio", "latency_ms"),
         *("sparsity", "blessed", "reasons", "pareto", "sha256", "failure", "drop_interval", "device"),
         *("classification", "comparison", "deployed_drop", "deployed_drop_interval", "slices", "flipped", "ladder"),
-        *("sensitivity", "ladder_walked", "undefined", "more_drops"),
+        *("sensitivity", "ladder_walked", "undefined", "more_drops", "chance", "misses", "chosen_drop_interval"),
     }
     assert [entry["name"] for entry in whole["candidates"]] == ["small", "float32", "failed", "nan", "crashes", "gone"]
     for entry in whole["candidates"]:
@@ -359,7 +366,7 @@ def test_every_candidate_has_every_field(whole: dict[str, Any]) -> None:
 def test_the_rest_of_the_report(whole: dict[str, Any]) -> None:
     assert whole.keys() == {
         *("schema_version", "created", "pipeline", "module", "dataset", "budget", "baseline", "deployed", "candidates"),
-        *("like", "training", "selected", "closest", "versions", "machine", "module_digest", "run"),
+        *("like", "training", "selected", "chosen_among", "closest", "versions", "machine", "module_digest", "run"),
     }
     assert whole["schema_version"] == 3
     assert whole["module_digest"] is whole["run"] is None  # a run adds itself
@@ -372,7 +379,7 @@ def test_the_rest_of_the_report(whole: dict[str, Any]) -> None:
         "examples": 100,
         "spans": None,
     }
-    assert whole["selected"] == "small"
+    assert (whole["selected"], whole["chosen_among"]) == ("small", 3)
     assert whole["closest"] is None
     assert whole["versions"]["tensorflow"] == "2.21.0"
     assert whole["machine"]["cores"] >= 1
@@ -506,6 +513,62 @@ def test_nothing_fits(report: Reporter) -> None:
     assert not any(entry["blessed"] for entry in facts["candidates"])
 
 
+def test_a_first_push_has_to_be_better_than_the_commonest_class(report: Reporter) -> None:
+    # 40 of 100 labels are of class 1: 0.4 + 1.96 * sqrt(0.4 * 0.6 / 100) = 0.49602
+    labels = np.repeat([0, 1, 2], [30, 40, 30])
+    chance = {"accuracy": CommonestClass.of(labels, np.ones(100), 3)}
+    results = {name: did(right, chance=chance) for name, right in (("baseline", 95), ("guess", 49), ("knows", 50))}
+    candidates, budget = [candidate("guess"), candidate("knows")], Budget(max_drop=1.0)
+    for must_beat_chance, kept in ((True, [False, True]), (False, [True, True])):
+        facts = report(candidates, results, budget, must_beat_chance=must_beat_chance)
+        assert [entry["blessed"] for entry in facts["candidates"]] == kept
+        assert [entry["chance"]["accuracy"]["beaten"] for entry in facts["candidates"]] == [False, True]
+    [refused, taken] = report(candidates, results, budget, must_beat_chance=True)["candidates"]
+    assert refused["misses"] == ["chance"]
+    assert refused["reasons"] == [
+        "at chance level: accuracy 0.4900, where always to answer 1, the commonest class, has 0.4000 (0.0960 more may "
+        "be luck); as the first model that is pushed it has to be better: train longer, say with --value-threshold "
+        "what is good enough, or let it be pushed with --allow-chance-level"
+    ]
+    assert (taken["misses"], taken["reasons"]) == ([], [])
+    assert taken["chance"] == {
+        "accuracy": {
+            **{"guess": "commonest class", "answer": 1, "value": 0.4, "beaten": True},
+            "margin": pytest.approx(1.96 * np.sqrt(0.4 * 0.6 / 100)),
+        }
+    }
+
+
+def test_the_selected_ones_interval_knows_among_how_many_it_was_chosen(report: Reporter) -> None:
+    paired = {("baseline", "accuracy"): Paired(100, 4, 1, 0, 100, -3, 100, -3, 5)}
+    names = ["a", "b", "c"]
+    candidates = [candidate(name, zlib_bytes=100 + i) for i, name in enumerate(names)]
+    results: dict[str, Any] = {name: did(92, paired=paired) for name in names}
+    # a file under two names, and one that failed, are no choice more
+    twice = dataclasses.replace(candidate("d", zlib_bytes=900), metadata=candidates[2].metadata)
+    facts = report([*candidates, twice, candidate("e")], {**results, "d": results["c"], "e": "it failed"})
+    assert (facts["selected"], facts["chosen_among"]) == ("a", 3)
+    [chosen, *others] = facts["candidates"]
+    z = stats.norm.ppf(1 - (1 - 0.95 ** (1 / 3)) / 2)
+    middle, half = 3 / 102, z * np.sqrt((7 / 102 - (3 / 102) ** 2) / 102)
+    assert chosen["chosen_drop_interval"] == pytest.approx([middle - half, middle + half])
+    assert chosen["drop_interval"] == pytest.approx([middle - half / z * 1.959964, middle + half / z * 1.959964])
+    assert [entry["chosen_drop_interval"] for entry in others] == [None] * 4
+    nothing = report(candidates, results, Budget(max_drop=0.0))
+    assert (nothing["selected"], nothing["chosen_among"]) == (None, None)
+    assert [entry["chosen_drop_interval"] for entry in nothing["candidates"]] == [None] * 3
+
+
+def test_other_metrics_are_not_compared_with_a_guess(report: Reporter) -> None:
+    chance = {"accuracy": CommonestClass.of(np.zeros(100, np.int64), np.ones(100), 3)}
+    facts = report(
+        [candidate("a")], {"baseline": did(95, chance=chance), "a": did(95, chance=chance)},
+        Budget(metric="loss", direction="min"), must_beat_chance=True,
+    )  # fmt: skip
+    assert facts["selected"] == "a"
+    assert facts["candidates"][0]["chance"] == facts["baseline"]["chance"] == {}
+
+
 def test_a_candidate_without_a_result_is_never_blessed(report: Reporter) -> None:
     facts = report([candidate("unmeasured")], {})
     assert not facts["candidates"][0]["blessed"]
@@ -529,7 +592,7 @@ def test_all_that_failed(report: Reporter) -> None:
         ({"max_latency_all_threads_ms": 0.2}, "median latency on all threads 0.25 ms exceeds 0.2 ms"),
         ({"max_latency_without_xnnpack_ms": 1.4}, "median latency without XNNPACK 1.5 ms exceeds 1.4 ms"),
         ({"max_cold_start_ms": 4.9}, "cold start 5 ms exceeds 4.9 ms"),
-        ({"max_peak_rss_bytes": 3_999_999}, "peak memory 4,000,000 bytes exceeds 3,999,999 bytes"),
+        ({"max_peak_rss_bytes": 3_999_999}, "peak memory 4 MB exceeds 3.999999 MB"),
     ],
 )
 def test_every_limit_is_on_what_its_name_says(report: Reporter, limit: dict[str, Any], reason: str) -> None:

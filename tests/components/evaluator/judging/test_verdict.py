@@ -10,7 +10,7 @@ import pytest
 from edgeline.budget import LIMITS, Budget, MetricBudget
 from edgeline.errors import UserError
 from edgeline.evaluator.judging import verdict
-from edgeline.evaluator.judging.verdict import Measured, Quality, SliceDrop
+from edgeline.evaluator.judging.verdict import Measured, Misfit, Quality, SliceDrop
 
 ACCURACY = Budget(metric="accuracy", direction="max", max_drop=0.01)
 MAE = Budget(metric="mae", direction="min", max_drop=0.5)
@@ -176,7 +176,7 @@ def test_every_miss_is_a_reason() -> None:
         "median latency on all threads 0.333 ms exceeds 0.25 ms",
         "median latency without XNNPACK 12.3 ms exceeds 8 ms",
         "cold start 2,346 ms exceeds 1,500 ms",
-        "peak memory 5,000,000 bytes exceeds 4,000,000 bytes",
+        "peak memory 5 MB exceeds 4 MB",
     ]
 
 
@@ -409,17 +409,31 @@ def test_closest_of_none() -> None:
 
 
 def test_what_cannot_be_used_is_never_eligible() -> None:
-    unfit = make(misfits=["target micro: it has no SQUEEZE", "target: micro, deployed has cpu"])
-    assert reasons(ACCURACY, 0.9, unfit) == list(unfit.misfits)
-    worse = make("b", 0.5, misfits=unfit.misfits[:1])
-    assert reasons(ACCURACY, 0.9, worse) == [unfit.misfits[0], "accuracy drop 0.4 exceeds 0.01"]
+    misfits = [
+        Misfit("target", "target micro: it has no SQUEEZE"),
+        Misfit("contract", "target: micro, deployed has cpu"),
+    ]
+    said = reasons(ACCURACY, 0.9, make(misfits=misfits))
+    assert said == [misfits[0].text, misfits[1].text]
+    assert verdict.misses(said, misfits) == ("target", "contract")
+    said = reasons(ACCURACY, 0.9, make("b", 0.5, misfits=misfits[:1]))
+    assert said == [misfits[0].text, "accuracy drop 0.4 exceeds 0.01"]
+    assert verdict.misses(said, misfits[:1]) == ("target", "budget")
+    assert verdict.misses([], []) == ()
 
 
-def test_a_misfit_counts_as_the_whole_of_a_limit() -> None:
+def test_closest_ranks_by_the_kind_of_miss() -> None:
     budget = Budget(max_bytes=1000)
-    unfit = make("a", misfits=["no"])
-    assert closest(budget, 0.9, [unfit, make("b", size=1990)]) == "b"
-    assert closest(budget, 0.9, [unfit, make("b", size=2010)]) == "a"
+    fat = make("fat", size=9000)
+    guess, contract, target = (make(kind, misfits=[Misfit(kind, "no")]) for kind in ("chance", "contract", "target"))
+    assert closest(budget, 0.9, [target, contract, guess, fat]) == "fat"
+    assert closest(budget, 0.9, [target, contract, guess]) == "chance"
+    assert closest(budget, 0.9, [target, contract]) == "contract"
+    # an app is not helped by what cannot run there
+    assert closest(budget, 0.9, [target]) is None
+    # of one kind the excess decides
+    near = make("near", size=1100, misfits=[Misfit("contract", "no")])
+    assert closest(budget, 0.9, [make("far", size=1200, misfits=contract.misfits), near]) == "near"
 
 
 # several metrics ------------------------------------------------------------------------------------------------------
