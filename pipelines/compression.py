@@ -29,7 +29,7 @@ from edgeline import (
     Trainer,
     files,
 )
-from edgeline.budget import slice_drops
+from edgeline.budget import Budget, slice_drops
 from edgeline.clusterer.config import Cluster
 from edgeline.data.data_folder import SHARD_SUFFIX, SPLITS
 from edgeline.data.spans import Window
@@ -37,7 +37,9 @@ from edgeline.errors import UserError
 from edgeline.evaluator.measuring import compiled as compiled_metrics
 from edgeline.evaluator.measuring import slices
 from edgeline.model_importer.config import Import
+from edgeline.model_io import keras_file
 from edgeline.model_module import hooks
+from edgeline.passport import Passport
 from edgeline.pipelines.job import Job
 from edgeline.pipelines.recipes import float32
 from edgeline.pipelines.root import Root
@@ -64,15 +66,31 @@ def check(job: Job) -> None:
         or a slice that it or the budget names cannot be made.
     """
     module = hooks.load(job.module.reference)
-    budget = job.budget
     if job.model is None:
         module.phases()
         loop.start(job.train.seed)
-        compiled = compiled_metrics.directions_of(module)
-        judged = budget.judged(compiled) if compiled else budget.metrics
+        _check_budget(job.budget, module)
     else:
-        judged = budget.metrics  # the model that the metrics are compiled for is not there yet
-    names = [metric.name for metric in judged]
+        slices.check_asked([key for key in job.budget.max_slice_drops if ":" not in key.partition("=")[0]], module)
+
+
+def check_imported(job: Job, model: str) -> None:
+    """Checks before any work on a model that was imported what only the model can tell.
+
+    Args:
+      job: what is made of it.
+      model: folder of the ModelImporter's output.
+
+    Raises:
+      UserError: the module does not compile a metric for it that the budget names, or a slice cannot be made.
+    """
+    form = keras_file.form(model, Passport.read(Path(model)).io)
+    _check_budget(job.budget, hooks.load(job.module.reference, form=form))
+
+
+def _check_budget(budget: Budget, module: hooks.ModelModule) -> None:
+    compiled = compiled_metrics.directions_of(module)
+    names = [metric.name for metric in (budget.judged(compiled) if compiled else budget.metrics)]
     limited = {key for name in names for key in slice_drops(budget.max_slice_drops, name, names)}
     slices.check_asked(sorted(limited) if names else budget.max_slice_drops, module)
 

@@ -55,14 +55,18 @@ class LocalRunner(tfx_runner.IrBasedRunner):
     Args:
         listener: Is told of the nodes' states.
         is_of_use: Whether an artifact of an earlier run may be served from the cache, besides.
+        check: Is given the run so far and the id of each node whose outputs are there, before the next node begins;
+            what it raises ends the run.
     """
 
     def __init__(
         self,
         listener: Listener = lambda event: None,
         is_of_use: Callable[[metadata_store_pb2.Artifact], bool] = lambda artifact: True,
+        check: Callable[[RunResult, str], None] = lambda result, node_id: None,
     ):
         self._listener = listener
+        self._check = check
         self._is_of_use = is_of_use
 
     def run_with_ir(
@@ -78,7 +82,8 @@ class LocalRunner(tfx_runner.IrBasedRunner):
             How each node ended. A failed node does not raise.
 
         Raises:
-            UserError: If another run uses the pipeline root, or if the disk is full, read-only or closed to this user.
+            UserError: If another run uses the pipeline root, or if the disk is full, read-only or closed to this user;
+                or by `check`.
             KeyboardInterrupt: If interrupted; finished nodes are cached for the next run.
         """
         if run_options is not None:
@@ -104,7 +109,7 @@ class LocalRunner(tfx_runner.IrBasedRunner):
                     return False
 
                 with _served_only(is_of_use):
-                    nodes = self._run_nodes(ir, root, deployment, connection, published)
+                    nodes = self._run_nodes(ir, root, deployment, connection, published, run_id)
         except Exception as error:
             if user_error := _disk_error(error, f"The run in {root}", root):
                 raise user_error from error
@@ -118,6 +123,7 @@ class LocalRunner(tfx_runner.IrBasedRunner):
         deployment: message.Message,
         connection: message.Message,
         published: PublishedFiles,
+        run_id: str,
     ) -> dict[str, NodeResult]:
         nodes = [node.pipeline_node for node in ir.nodes]  # the compiler has sorted them topologically
         producers = {_node_context(node): node.node_info.id for node in nodes}
@@ -146,6 +152,8 @@ class LocalRunner(tfx_runner.IrBasedRunner):
                     raise
             results[node_id] = result
             self._listener(Event(node_id, result.state, result.seconds, result.detail))
+            if result.state in ("done", "cached"):
+                self._check(RunResult(run_id, results, connection), node_id)
         return results
 
 

@@ -22,7 +22,7 @@ from edgeline import files, layout, progress
 from edgeline.conversion import worker
 from edgeline.deployed import pointer_file, versions
 from edgeline.errors import MachineError, UserError
-from edgeline.pipelines.compression import create_pipeline
+from edgeline.pipelines.compression import check_imported, create_pipeline
 from edgeline.pipelines.job import Job
 from edgeline.pipelines.root import Root
 from edgeline.pipelines.run.live_view import LiveView
@@ -103,7 +103,8 @@ def run(
       listen: is told of the nodes' states too.
 
     Raises:
-      UserError: the root is in use by another run, or its disk is full or cannot be written.
+      UserError: the root is in use by another run, or its disk is full or cannot be written; or the budget names a
+        metric that the module does not compile for the imported model.
     """
     pipeline = create_pipeline(
         root.pipeline,
@@ -123,10 +124,15 @@ def run(
         view(event)
         listen(event)
 
+    def check(so_far: RunResult, node_id: str) -> None:
+        if job.model is not None and node_id == "ModelImporter":
+            [model] = so_far.outputs(node_id, "model")
+            check_imported(job, model.uri)
+
     deployed_before = pointer_file.path_of(str(root.pushed)).get("version")
     start = time.monotonic()
     with view, _kept_checkpoints(root.checkpoints), _listening(warming):
-        result = LocalRunner(tell, functools.partial(_is_pushed, root)).run(pipeline)
+        result = LocalRunner(tell, functools.partial(_is_pushed, root), check).run(pipeline)
     if all(node.state in ("done", "cached") for node in result.nodes.values()):
         shutil.rmtree(root.checkpoints, ignore_errors=True)
     seconds = time.monotonic() - start

@@ -111,6 +111,27 @@ def test_module_mistakes_show_before_anything_is_made(case: Case, old: str, new:
     assert not case.root.exists()
 
 
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (["acuracy"], "the budget's metric 'acuracy' (did you mean 'accuracy'?) is not compiled by the model module"),
+        (["accuracy", "mae:min:0.5"], "the budget's metric 'mae' is not compiled by the model module, which has loss,"),
+        (["off"], "neither its name nor its class tells; write --metric off:max or --metric off:min"),
+        (["missed:max"], "the budget's metric missed cannot be max: less of it is better; write missed:min, or missed"),
+    ],
+)
+def test_metrics_that_the_module_does_not_compile_stop_before_the_training(
+    case: Case, metrics: list[str], message: str
+) -> None:
+    write_data(case.data)
+    missed = 'keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="missed")'
+    code = case.module.read_text().replace('["accuracy"]', f'["accuracy", off, {missed}]')
+    case.module.write_text(code + "\n\ndef off(label, predicted):\n    return tf.reduce_max(predicted, axis=-1)\n")
+    words = [word for metric in metrics for word in ("--metric", metric)]
+    assert message in case.refused(*words)
+    assert not (case.root / "artifacts").exists()
+
+
 def test_missing_data_folder(case: Case) -> None:
     assert "edgeline data" in case.refused()
 

@@ -95,6 +95,19 @@ def write_data(folder: Path) -> None:
                 writer.write(tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString())
 
 
+def read_data(folder: Path) -> dict[str, np.ndarray]:
+    """Returns the features of a split by name, shape [examples] or [examples, n]."""
+    import tensorflow as tf
+
+    columns: dict[str, list[Any]] = {}
+    for record in tf.data.TFRecordDataset(str(folder / f"data{SHARD_SUFFIX}"), "GZIP").as_numpy_iterator():
+        for name, feature in tf.train.Example.FromString(record).features.feature.items():
+            columns.setdefault(name, []).append(list(feature.int64_list.value or feature.float_list.value))
+    return {
+        name: np.array(values, np.int64 if name == "kind" else np.float32).squeeze() for name, values in columns.items()
+    }
+
+
 RECIPES = """
 from edgeline.clusterer.config import Cluster
 from edgeline.recipe import Recipe
@@ -112,18 +125,20 @@ def prune50_cluster16_qat8():
 
 
 @pytest.mark.slow
-def test_two_inputs_two_outputs_and_a_layer_of_the_users_own(tmp_path: Path) -> None:
+def test_two_inputs_two_outputs_and_a_layer_of_the_users_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "model.py").write_text(MODULE)
     (tmp_path / "recipes.py").write_text(RECIPES)
     write_data(tmp_path / "data")
     root = tmp_path / "root"
     asked = (
         "run", "--module", tmp_path / "model.py", "--data", tmp_path / "data", "--root", root, "--epochs", 8,
-        "--metric", "kind_accuracy", "--max-accuracy-drop", 0.05, "--recipes-file", tmp_path / "recipes.py",
+        "--metric", "size_mae:min:0.1", "--metric", "kind_accuracy", "--max-accuracy-drop", 0.05,
+        "--recipes-file", tmp_path / "recipes.py",
         "--recipe", "int8", "--recipe", "prune50_int8",
         "--recipe", "prune50_cluster16_qat8",
     )  # fmt: skip
     assert main.main([str(argument) for argument in asked]) == 0
+    assert "size_mae (less is better; rise at most 0.1), kind_accuracy (more" in capfd.readouterr().out
     report = json.loads((root / "report" / "report.json").read_text())
     assert report["baseline"]["metrics"]["kind_accuracy"] > 0.85
     by_name = {candidate["name"]: candidate for candidate in report["candidates"]}
@@ -141,3 +156,31 @@ def test_two_inputs_two_outputs_and_a_layer_of_the_users_own(tmp_path: Path) -> 
     model = TFLiteModel(pushed)
     assert {port.name for port in model.inputs} == {"left", "right"}
     assert {port.name for port in model.outputs} == {"kind", "size"}
+    # both metrics and their drops, from the pushed file alone
+    rows = read_data(tmp_path / "data" / "eval")
+    made = model.run({name: rows[name] for name in ("left", "right")})
+    ours = {
+        "size_mae": np.abs(made["size"][:, 0].astype(float) - rows["size"]).mean(),
+        "kind_accuracy": (made["kind"].argmax(1) == rows["kind"]).mean(),
+    }
+    selected, baseline = by_name[report["selected"]], report["baseline"]["metrics"]
+    assert {name: selected["metrics"][name] for name in ours} == pytest.approx(ours, rel=1e-6)
+    assert selected["drop"] == pytest.approx(ours["size_mae"] - baseline["size_mae"], abs=1e-6)
+    lost = baseline["kind_accuracy"] - ours["kind_accuracy"]
+    assert selected["more_drops"]["kind_accuracy"]["drop"] == pytest.approx(lost, abs=1e-9)
+    for candidate in by_name.values():
+        over = [
+            candidate["metrics"]["size_mae"] - baseline["size_mae"] > 0.1,
+            baseline["kind_accuracy"] - candidate["metrics"]["kind_accuracy"] > 0.05 + 1e-9,
+        ]
+        assert candidate["blessed"] is (not any(over)), candidate["reasons"]
+
+    # the same files, served from the cache, lose too much by the second metric alone
+    strict = [*asked, "--metric", "size_mae:min:9", "--metric", "kind_accuracy:max:1e-9", "--value-threshold", 9]
+    at = strict.index("--metric")
+    del strict[at : at + 4]
+    code = main.main([str(argument) for argument in strict])
+    report = json.loads((root / "report" / "report.json").read_text())
+    losers = [c for c in report["candidates"] if c["more_drops"]["kind_accuracy"]["drop"] > 1e-6]
+    assert all(c["reasons"][0].startswith("kind_accuracy drop") for c in losers)
+    assert code == (1 if len(losers) == len(report["candidates"]) else 0)

@@ -289,6 +289,12 @@ def test_optimize(
     assert trained.optimize(model, *asked) == 0
     assert list(outcome_of(capfd)["steps"]) == ["cached"]
 
+    # refused as soon as the model is there, before anything is made of it
+    assert trained.optimize(model, "--recipe", "float16", "--metric", "acuracy") == 2
+    assert "'acuracy' (did you mean 'accuracy'?) is not compiled by the model module" in capfd.readouterr().err
+    artifacts = trained.root / f"run-{model.stem}" / "artifacts"
+    assert not list(artifacts.glob("*float16*"))
+
 
 def test_what_cannot_be_optimized_is_refused_before_the_run(
     case: Case, trained: Digits, capfd: pytest.CaptureFixture[str]

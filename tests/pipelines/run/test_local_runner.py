@@ -127,6 +127,26 @@ def _evaluation() -> list[Step]:
     return [data, left, right, evaluate, Step("push", {"source": evaluate.outputs["model"]})]
 
 
+def test_what_a_check_raises_ends_the_run(tmp_path):
+    seen = []
+
+    def check(so_far, node_id):
+        [model] = so_far.outputs(node_id, "model")
+        seen.append((node_id, model.type_name))
+        if node_id == "two":
+            raise UserError("no good")
+
+    with pytest.raises(UserError, match="no good"):
+        LocalRunner(check=check).run(_pipeline(tmp_path, _chain()))
+    assert seen == [("one", "Model"), ("two", "Model")]
+    assert [name for name, _ in RAN] == ["one", "two"]
+    # what was finished is served from the cache, and checked again
+    seen.clear()
+    with pytest.raises(UserError, match="no good"):
+        LocalRunner(check=check).run(_pipeline(tmp_path, _chain()))
+    assert (len(seen), len(RAN)) == (2, 2)
+
+
 def _states(result: RunResult) -> dict[str, str]:
     return {node_id: node.state for node_id, node in result.nodes.items()}
 
