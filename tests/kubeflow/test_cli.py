@@ -44,6 +44,17 @@ def test_the_options_become_the_defaults(tmp_path: Path, capsys: pytest.CaptureF
     assert "pipeline digits-v2 for --target oss, 1 candidates" in capsys.readouterr().out
 
 
+def test_the_budget_is_judged_by_several_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compile_with(tmp_path, "--metric", "loss:min:0.5", "--metric", "accuracy") == 0
+    spec = yaml.safe_load((tmp_path / "pipeline.yaml").read_text().partition("\n---\n")[0])
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    assert parameters["metric"] == {"parameterType": "STRING", "defaultValue": '["loss:min:0.5", "accuracy"]'}
+    (tmp_path / "pipeline.yaml").unlink()
+    assert compile_with(tmp_path, "--metric", "accuracy", "--metric", "auc") == 2
+    assert "the budget's metric 'auc' is not compiled by the model module" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "pipeline.yaml").exists()
+
+
 def test_the_date_in_the_data_is_left_to_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dated = "s3://bucket/{YYYY}/{MM}-{DD}"
     assert compile_with(tmp_path, data=dated) == 0

@@ -400,9 +400,13 @@ def test_what_the_compiler_writes_is_accepted(cli: Cli, tmp_path: Path) -> None:
         message = cli.refused("submit", tmp_path / "pipeline.yaml", "--param", wrong)
         assert f"--param: Budget.{wrong.partition('=')[0]} must be " in message
         assert "in a pipeline's parameters None is the word none" in message
+    message = cli.refused("submit", tmp_path / "pipeline.yaml", "--param", 'metric=["loss:max", "accuracy"]')
+    assert "--param: Budget.metric: loss cannot be max: less of it is better" in message
     given = ("--param", "epochs=7", "--param", "max_drop=0", "--param", "max_bytes=1000")
+    given += ("--param", 'metric=["loss:min:0.5", "accuracy"]')
     assert cli("submit", tmp_path / "pipeline.yaml", *given) == 0
     assert cli.api.runs[0]["runtime_config"]["pipeline_root"] == "s3://models/digits"
+    assert cli.api.runs[0]["runtime_config"]["parameters"]["metric"] == '["loss:min:0.5", "accuracy"]'
     assert "platform_spec" in cli.api.versions[0]["pipeline_spec"]
     compiled = compiled_file.read_compiled(tmp_path / "pipeline.yaml")
     order = [compiled.tasks.index(name) for name in ("Examples", "Trainer", "Pruner-prune80", "Evaluator", "Pusher")]
