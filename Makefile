@@ -9,8 +9,9 @@ PARALLEL = -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test test-all lint docs campaign setup clean
 
-# what a user's own pip or Python settings say must not reach the environment's python
-unexport PYTHONPATH PYTHONHOME
+# what a user's own pip or Python settings say must not reach the environment's python; without bytecode each process
+# compiles all of the code anew, and of the tests too: half of the time until the first of them runs
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 setup:
 	@tools/setup.sh
