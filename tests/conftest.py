@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from edgeline.model_module.hooks import ModelModule
 
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": ""}
+# NumPy's threads wait by spinning, for sums that are small in all tests
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 # in the background, and under nohup, a process has these ignored, and so would have all that the tests start
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -51,13 +53,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # a long file must not be what one worker still has to do at the end: of the slow tests these two are the longest,
     # of all others whole runs
     longest = ("test_applications.py", "test_cluster.py")
-    items.sort(key=lambda item: (item.path.name not in longest, "pipelines" not in item.path.parts))
+    whole_runs = {"pipelines", "extending", "kubeflow"}
+    items.sort(key=lambda item: (item.path.name not in longest, whole_runs.isdisjoint(item.path.parts)))
 
 
 def pytest_collection_finish() -> None:
     # what has been imported, half a million objects, will never be garbage: each full collection, one of which the
     # TFLite converter asks for in every conversion, would look at all of them
     gc.freeze()
+    # tracing makes many objects that stay for a while
+    gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patience() -> None:
+    """Keeps the processes that help alive for all tests of this one: each takes seconds to import TensorFlow.
+
+    And latencies are measured for a moment only: no test goes by how exact they are.
+    """
+    from edgeline.conversion import worker
+    from edgeline.evaluator.measuring import findings
+    from edgeline.isolation import fork_server
+
+    worker.MOST_CALLS = 500
+    fork_server._IDLE_SECONDS = 3600.0
+    findings._SECONDS = 0.02
 
 
 DIGITS_MODULE = "edgeline.pipelines.examples.digits.model"

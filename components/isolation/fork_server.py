@@ -124,7 +124,7 @@ class _Server:
 
     def __init__(self) -> None:
         self._process = interpreter.start(
-            f"from {__name__} import main; main({_PRELOADED!r})", {"TF_CPP_MIN_LOG_LEVEL": "3"},
+            f"from {__name__} import main; main({_PRELOADED!r}, {_IDLE_SECONDS!r})", {"TF_CPP_MIN_LOG_LEVEL": "3"},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
         )  # fmt: skip
         self._received = b""
@@ -208,15 +208,16 @@ def _stop() -> None:
 # the server -----------------------------------------------------------------------------------------------------------
 
 
-def main(modules: Iterable[str]) -> None:
+def main(modules: Iterable[str], idle_seconds: float) -> None:
     """Forks a child for each request that stdin has: the process of `_Server`.
 
     Args:
       modules: to import before.
+      idle_seconds: without a request, after which this ends.
     """
     for module in modules:
         importlib.import_module(module)
-    while request := _next_request():
+    while request := _next_request(idle_seconds):
         pid = os.fork()
         if pid == 0:
             status = 1
@@ -229,11 +230,11 @@ def main(modules: Iterable[str]) -> None:
         _say(str(_status_of(pid)).encode())
 
 
-def _next_request() -> bytes:
+def _next_request(idle_seconds: float) -> bytes:
     """Returns a line of stdin; empty at its end, or where none comes for long."""
     request = b""
     while not request.endswith(b"\n"):
-        if not select.select([0], [], [], _IDLE_SECONDS)[0]:
+        if not select.select([0], [], [], idle_seconds)[0]:
             return b""
         more = os.read(0, 2**16)
         if not more:
