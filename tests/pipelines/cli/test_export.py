@@ -94,7 +94,13 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 @pytest.mark.parametrize(
-    ("source", "scheme"), [("m.keras", "int8"), ("sm", "dynamic_range"), ("sm", "float32"), ("m.tflite", "int8")]
+    ("source", "scheme"),
+    [
+        ("m.keras", "int8"),
+        pytest.param("sm", "dynamic_range", marks=pytest.mark.slow),
+        ("sm", "float32"),
+        ("m.tflite", "int8"),
+    ],
 )
 def test_export(case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, scheme: str) -> None:
     out = tmp_path / "out.tflite"

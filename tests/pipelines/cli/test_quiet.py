@@ -43,6 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_making_data(data: Path) -> None:
     assert (data / "dataset.json").is_file()
 

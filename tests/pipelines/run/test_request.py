@@ -109,6 +109,7 @@ def test_a_cache_that_starts_anew_is_said_once(tmp_path: Path) -> None:
     assert execution._why_cache_starts_anew(root) is None
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_from_python(digits_data: Path, tmp_path: Path) -> None:
     root = Root(tmp_path / "digits")
