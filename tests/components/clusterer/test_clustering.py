@@ -70,11 +70,8 @@ def test_zeros_stay_zero_after_a_pruning(pruned: Any, pruned_and_clustered: Any)
     assert pruned_and_clustered.outcome.metrics["accuracy"] > 0.6
 
 
-@pytest.mark.parametrize(
-    "initialization",
-    # each training takes seconds; the default is that of the fixture too
-    [pytest.param(name, marks=[] if name == "linear" else pytest.mark.slow) for name in CENTROID_INITIALIZATIONS],
-)
+@pytest.mark.slow  # each training takes seconds; the default is that of the fixture too
+@pytest.mark.parametrize("initialization", CENTROID_INITIALIZATIONS)
 def test_all_initializations(small: Any, tmp_path: Path, initialization: str) -> None:
     # half the layers, to be quick
     outcome = cluster(small, Cluster(4, initialization, epochs=1, batch_size=64, min_layer_share=0.5), tmp_path)
@@ -96,13 +93,9 @@ def test_a_layer_with_few_values_already_is_left_alone(small: Any, tmp_path: Pat
     assert {promise.layer for promise in outcome.promises} == {"conv2", "logits"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("initialization", "sparse"),
-    [
-        ("kmeans_plus_plus", True),
-        pytest.param("kmeans_plus_plus", False, marks=pytest.mark.slow),
-        pytest.param("density_based", True, marks=pytest.mark.slow),
-    ],
+    ("initialization", "sparse"), [("kmeans_plus_plus", True), ("kmeans_plus_plus", False), ("density_based", True)]
 )
 def test_one_value_more_than_clusters(small: Any, tmp_path: Path, initialization: str, sparse: bool) -> None:
     model = small.load()
@@ -174,13 +167,16 @@ def test_a_channel_of_few_values_shares_the_kernels() -> None:
     assert found.note == " (one set for all channels, since one has 1 distinct values)"
 
 
-def test_too_few_values_to_draw_from_begin_as_linear(small: Any, tmp_path: Path) -> None:
+def test_too_few_values_to_draw_from_begin_as_linear() -> None:
     # 16 negative weights of one value, 2 positive ones: of 3 values beside zero, tfmot would draw all of the negative
     kernel = np.float32([[-1] * 8, [-1] * 8, [0] * 8, [1, 2] + [0] * 6]).reshape(2, 2, 4, 2)
     for sparse, name in ((True, "linear"), (False, "kmeans_plus_plus")):
         assert plan(kernel, 4, sparse=sparse).initialization == name
     assert plan(kernel, 4, sparse=True, centroid_initialization="random").initialization == "random"
-    # and with the real thing
+
+
+@pytest.mark.slow
+def test_too_few_values_to_draw_from_are_trained_as_linear(small: Any, tmp_path: Path) -> None:
     model = small.load()
     hidden = np.zeros([128, 16], np.float32)
     hidden[:60] = -0.5
@@ -279,6 +275,7 @@ def compile_model(model):
     checks.check_promises(content, (*zeros, *outcome.promises))
 
 
+@pytest.mark.slow
 def test_several_ports_layers_of_ones_own_and_a_model_within(ports: Any, tmp_path: Path) -> None:
     module, examples = ports
     config = Cluster(4, "linear", epochs=1, batch_size=16, layer_clusters={"gate": 3}, protect="last", exclude=["body"])

@@ -66,6 +66,7 @@ def pid() -> int:
 # what it makes --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_file_is_the_same_whatever_was_converted_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_children", [])
     first = converted(built(), "int8")  # by a child that has done nothing else

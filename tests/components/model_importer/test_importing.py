@@ -410,11 +410,12 @@ def test_an_imported_keras_model_is_as_a_trained_one(small: Any, tmp_path: Path)
     assert files == {"Format-Keras", "Format-Serving", "passport.json"}
 
 
+@pytest.mark.slow  # of a graph in a .tflite file the next test shows one every time
 @pytest.mark.parametrize(
     ("batch", "schemes"),
     [
-        pytest.param(None, ["float32", "dynamic_range", "float16", "int8", "int16x8"], marks=pytest.mark.slow),
-        pytest.param(1, ["float32", "int8"], marks=pytest.mark.slow),
+        (None, ["float32", "dynamic_range", "float16", "int8", "int16x8"]),
+        (1, ["float32", "int8"]),
         (5, ["int8"]),
     ],
 )

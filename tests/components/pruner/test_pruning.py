@@ -118,7 +118,8 @@ def prune(small: Any, config: Prune, log_dir: Path, promises: tuple[Promise, ...
     return pruning.prune(small.load(), small.module, splits, config, promises, str(log_dir))
 
 
-@pytest.mark.parametrize("schedule", ["polynomial_decay", pytest.param("constant", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["polynomial_decay", "constant"])
 def test_a_single_step_prunes_too(small: Any, tmp_path: Path, schedule: str) -> None:
     outcome = prune(small, Prune(0.5, schedule, epochs=1, batch_size=64, min_layer_share=0.5), tmp_path)
     assert zeros(outcome.model) == {"conv1": 0, "conv2": 0, "hidden": 1024, "logits": 0}
@@ -397,6 +398,7 @@ def test_a_wrapped_model_is_saved_and_loaded_in_the_middle_of_its_training(tmp_p
     np.testing.assert_array_equal(loaded.layers[0].layer.kernel, wrapped.layers[0].layer.kernel)
 
 
+@pytest.mark.slow
 def test_a_pattern_is_loaded_in_the_middle_of_its_training(tmp_path: Path) -> None:
     loop.start(0)
     model = tf_keras.Sequential([tf_keras.Input([8]), tf_keras.layers.Dense(4, name="hidden")])

@@ -136,6 +136,7 @@ def test_shared_values_of_a_clustering_survive_the_training(small: Any, clustere
         assert most_values(found[name]) <= 8, name
 
 
+@pytest.mark.slow  # test_keeping.py shows it every time, in the file too
 def test_zeros_and_shared_values_survive_together(small: Any, pruned_and_clustered: Any, tmp_path: Path) -> None:
     outcome, how = train_aware(pruned_and_clustered, small, tmp_path)
     assert how["scheme"] == "keep_clusters_and_zeros"

@@ -77,7 +77,7 @@ def variant(tiny_module: Path, code: str) -> Path:
 # sampling -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["uniform", "stratified"])
+@pytest.mark.parametrize("strategy", ["uniform", pytest.param("stratified", marks=pytest.mark.slow)])
 def test_the_samples_depend_on_content_and_seed_alone(
     tiny_module: Path, tmp_path: Path, write_split: Any, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
@@ -306,7 +306,9 @@ def through_beam(asked: Plan, train: list[str], evaluation: list[str], *options:
     return calibration_set.read(asked.folder)
 
 
-@pytest.mark.parametrize("strategy", ["uniform", "stratified", "diverse"])
+@pytest.mark.parametrize(
+    "strategy", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("uniform", "stratified")), "diverse"]
+)
 def test_the_pipeline_writes_samples_and_manifest(
     tiny_module: Path, tmp_path: Path, write_split: Any, strategy: str
 ) -> None:

@@ -101,9 +101,8 @@ def steps(small: Any, pruned: Any, tmp_path: Path) -> dict[str, Step]:
     return {"Pruner": prune, "Clusterer": cluster, "Quantizer": quantize}
 
 
-@pytest.mark.parametrize(
-    "step", ["Pruner", *(pytest.param(step, marks=pytest.mark.slow) for step in ("Clusterer", "Quantizer"))]
-)
+@pytest.mark.slow  # of the Trainer, tests/components/trainer/test_phases.py shows it every time
+@pytest.mark.parametrize("step", ["Pruner", "Clusterer", "Quantizer"])
 def test_a_step_that_was_killed_ends_as_if_it_were_not(step: str, steps: dict[str, Step], folder: Path) -> None:
     with pytest.raises(Killed), watched(epoch=1, batch=2):
         steps[step]()

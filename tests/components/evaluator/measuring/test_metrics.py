@@ -119,7 +119,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    # weights are shown by hand below, several outputs beside Keras
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in ("weighted", "two outputs"))) for name in CASES],
+)
 def test_any_split_into_batches_gives_what_keras_gives(tiny_module: Path, name: str) -> None:
     case = make(tiny_module, *CASES[name])
     metrics = CompiledMetrics(case.module)
@@ -319,7 +323,7 @@ BESIDE_KERAS = {
 
 WEIGHTS = ("none", "of examples", "of elements")
 #: These are quick; the other combinations are for the slow tests.
-QUICK = {("mask and ignored class", "of examples"), ("two outputs", "of elements"), ("sum", "none")}
+QUICK = {("mask and ignored class", "of examples"), ("two outputs", "of elements")}
 COMBINED = [
     pytest.param(name, weights, marks=[] if (name, weights) in QUICK else pytest.mark.slow)
     for name in BESIDE_KERAS

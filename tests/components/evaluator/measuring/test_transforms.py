@@ -284,7 +284,9 @@ def test_slices(sliced: Sliced, judged: Results) -> None:
         assert result == pytest.approx(expected, abs=1e-6, rel=1e-6)
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "auc", ["auc", "accuracy"]])
+@pytest.mark.parametrize(
+    "metric", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("accuracy", "auc")), ["auc", "accuracy"]]
+)
 def test_shards_bundles_and_batches_do_not_matter(sliced: Sliced, monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
     [one] = by_bundle(sliced.plan(budget=Budget(metric=metric)), [reading.split_files(str(sliced.root), "eval")])
     files = reading.split_files(str(sliced.root / "many"), "eval")
