@@ -185,6 +185,7 @@ def test_absent_feature(case: Case) -> None:
     assert not case.trained
 
 
+@pytest.mark.slow
 def test_inputs_of_another_shape_than_the_model_takes(case: Case) -> None:
     write_data(case.data)
     case.module.write_text(case.module.read_text().replace("keras.Input([4]", "keras.Input([5]"))
@@ -260,6 +261,7 @@ def test_a_failed_shared_step_skips_only_its_descendants(case: Case, monkeypatch
     assert "TFLiteExporter failed" in reasons["int16x8"][0]
 
 
+@pytest.mark.slow  # of the loop alone, test_loop.py shows it every time
 def test_a_loss_that_explodes_names_step_and_epoch(case: Case) -> None:
     write_data(case.data)
     case.module.write_text(case.module.read_text().replace('"adam"', "keras.optimizers.SGD(1e30)"))
@@ -267,6 +269,7 @@ def test_a_loss_that_explodes_names_step_and_epoch(case: Case) -> None:
     assert "Trainer: loss became nan in epoch 1 of 1" in error
 
 
+@pytest.mark.slow  # of a step alone, test_local_runner.py shows it every time
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk needs root")
 def test_full_root(case: Case, tmp_path: Path) -> None:
     disk = tmp_path / "disk"

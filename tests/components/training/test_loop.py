@@ -90,8 +90,15 @@ def test_the_same_seed_gives_the_same_weights(tiny_module: Path, tiny_examples: 
     second, _ = train(module, tiny_examples, config, tmp_path)
     assert same(first, second)
     assert keras_file.digest(first) == keras_file.digest(second)  # the layers' names too
-    third, _ = train(module, tiny_examples, Train(epochs=1, batch_size=16, seed=4), tmp_path)
-    assert not same(first, third)
+
+
+@pytest.mark.slow
+def test_another_seed_gives_other_weights(tiny_module: Path, tiny_examples: str, tmp_path: Path) -> None:
+    module = variant(tiny_module, "keras.layers.Dense(3)", "keras.layers.Dropout(0.5), keras.layers.Dense(3)")
+    first, other = (
+        train(module, tiny_examples, Train(epochs=1, batch_size=16, seed=seed), tmp_path)[0] for seed in (3, 4)
+    )
+    assert not same(first, other)
 
 
 def test_the_training_step_is_traced_once(tiny_module: Path, tiny_examples: str, tmp_path: Path) -> None:
@@ -120,6 +127,12 @@ def test_early_stopping_restores_the_best_weights(tiny_module: Path, tiny_exampl
     assert losses[0] == short["val_loss"][0] == min(losses)
     assert len(losses) == 3  # the best one, and two in patience
     assert same(stopped, best)
+
+
+@pytest.mark.slow
+def test_patience_that_does_not_run_out(tiny_module: Path, tiny_examples: str, tmp_path: Path) -> None:
+    module = variant(tiny_module, '"adam"', "keras.optimizers.SGD(30.0)")
+    best, _ = train(module, tiny_examples, Train(epochs=1, batch_size=16), tmp_path)
     # without patience: all epochs, and the last weights
     last, history = train(module, tiny_examples, Train(epochs=2, batch_size=16), tmp_path)
     assert len(history["val_loss"]) == 2
