@@ -14,6 +14,8 @@ from edgeline.errors import UserError
 
 #: A protocol buffer has no more.
 _MAX_BYTES = 2**31
+#: The tag of the graph that is meant for inference.
+SERVING = "serve"
 
 
 def signatures(folder: Path) -> list[dict[str, Any]]:
@@ -42,7 +44,7 @@ def signatures(folder: Path) -> list[dict[str, Any]]:
     # beside the functions it has entries of its own, such as __saved_model_init_op
     named = {
         name: signature
-        for graph in content.meta_graphs
+        for graph in used_graphs(content, folder)
         for name, signature in graph.signature_def.items()
         if not name.startswith("__saved_model")
     }
@@ -50,6 +52,29 @@ def signatures(folder: Path) -> list[dict[str, Any]]:
         {"name": name, "inputs": _ports(signature.inputs), "outputs": _ports(signature.outputs)}
         for name, signature in sorted(named.items())
     ]
+
+
+def tags(folder: Path) -> list[str] | None:
+    """Returns what TensorFlow must be told to load the graph of `used_graphs`: its tags where there are several."""
+    content = saved_model_pb2.SavedModel.FromString(files.read_bounded(folder / "saved_model.pb", _MAX_BYTES))
+    return [SERVING] if len(content.meta_graphs) > 1 else None
+
+
+def used_graphs(content: saved_model_pb2.SavedModel, folder: Path) -> list[Any]:
+    """Returns the graph of a SavedModel that is loaded: of several, as TensorFlow 1 may write them, that for serving.
+
+    Raises:
+      UserError: there are several, and none of them is for serving.
+    """
+    if len(content.meta_graphs) <= 1:
+        return list(content.meta_graphs)
+    serving = [graph for graph in content.meta_graphs if set(graph.meta_info_def.tags) == {SERVING}]
+    if not serving:
+        tags = ", ".join("+".join(sorted(graph.meta_info_def.tags)) or "none" for graph in content.meta_graphs)
+        raise UserError(
+            f"model {folder} holds {len(content.meta_graphs)} graphs (tags {tags}), and none tagged {SERVING} alone"
+        )
+    return serving
 
 
 def _ports(tensors: Any) -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ def _describe(graph: GraphModel, module: ModelModule) -> None:
 def _saved_model(path: Path, given: Given) -> GraphModel:
     graph_operators.check_saved_model(path, given.signature or _only_signature(path))
     try:
-        loaded = tf.saved_model.load(str(path))
+        loaded = tf.saved_model.load(str(path), tags=saved_model.tags(path))
     except Exception as error:
         raise UserError(f"model {path} is a damaged or incomplete SavedModel: {first_line(error)}") from error
     signatures = dict(loaded.signatures)

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 
 from edgeline.errors import UserError
+from edgeline.model_io import saved_model
 from edgeline.untrusted import reading
 
 _COMPUTING = """
@@ -134,7 +135,7 @@ def check_saved_model(folder: Path, signature: str, *, allowed: frozenset[str] =
         raise UserError(f"model {folder} is a damaged or incomplete SavedModel: it holds no graph")
     # any other goes TensorFlow 1's way
     by_objects = len(content.meta_graphs) == 1 and content.meta_graphs[0].HasField("object_graph_def")
-    for graph in content.meta_graphs:
+    for graph in saved_model.used_graphs(content, folder):
         _check_assets(folder, graph)
         functions = {function.signature.name: function for function in graph.graph_def.library.function}
         if by_objects:

@@ -19,6 +19,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from edgeline.errors import UserError
 from edgeline.model_importer import importing
 from edgeline.model_importer.config import Import
+from edgeline.model_io.graph_model import StoredGraph
 from edgeline.model_module import hooks
 from edgeline.model_module.hooks import ModelModule
 from edgeline.untrusted import graph_operators
@@ -42,7 +43,9 @@ def save(folder: Path, body: Callable[[tf.Tensor], Any], **kept: Any) -> None:
 
 
 def load(path: Path, module: ModelModule, **options: Any) -> Any:
-    return importing.load(Import(str(path), **options), module)[0]
+    """The model; a graph loaded in this process, as this test has made it itself."""
+    model = importing.load(Import(str(path), **options), module)[0]
+    return model.opened() if isinstance(model, StoredGraph) else model
 
 
 def refused(path: Path, module: ModelModule) -> str:
@@ -191,6 +194,31 @@ def test_a_saved_model_of_tensorflow_1(module: ModelModule, tmp_path: Path) -> N
     assert "variables of TensorFlow 1 that no SavedModel of TensorFlow 2 can keep: kernel" in refused(
         tmp_path / "older", module
     )
+
+
+def test_of_several_graphs_the_one_for_serving_is_used(module: ModelModule, tmp_path: Path) -> None:
+    old_saved_model(tmp_path / "sm")
+    old_saved_model(tmp_path / "training", "initializer")
+    path = tmp_path / "sm" / "saved_model.pb"
+    content = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    [other] = saved_model_pb2.SavedModel.FromString((tmp_path / "training" / "saved_model.pb").read_bytes()).meta_graphs
+    other.signature_def["train"].CopyFrom(other.signature_def.pop("serving_default"))
+    for tags in (["train"], ["serve", "gpu"]):
+        del other.meta_info_def.tags[:]
+        other.meta_info_def.tags.extend(tags)
+        two = saved_model_pb2.SavedModel(saved_model_schema_version=1, meta_graphs=[other, *content.meta_graphs])
+        path.write_bytes(two.SerializeToString())
+        np.testing.assert_allclose(load(tmp_path / "sm", module)(tf.constant(VALUES))[0], VALUES @ np.ones([4, 3]) + 1)
+        assert not (tmp_path / "written").exists()
+        two.meta_graphs.add().CopyFrom(other)
+        del two.meta_graphs[1]
+        path.write_bytes(two.SerializeToString())
+        assert "holds 2 graphs (tags " in refused(tmp_path / "sm", module)
+    # what TensorFlow 2 writes is one graph, and restored in another way
+    save(tmp_path / "new", lambda y: y)
+    new = saved_model_pb2.SavedModel.FromString((tmp_path / "new" / "saved_model.pb").read_bytes())
+    path.write_bytes(saved_model_pb2.SavedModel(meta_graphs=[other, *new.meta_graphs]).SerializeToString())
+    assert "RestoreV2 (node " in refused(tmp_path / "sm", module)
 
 
 @pytest.mark.parametrize("evil", ["signature", "initializer"])
