@@ -60,7 +60,7 @@ class Case(CommandLine):
         self.data = folder / "data"
 
     def run(self, *arguments: object) -> int:
-        given = ("--module", self.module, "--data", self.data, "--root", self.root)
+        given = ("--module", self.module, "--data", self.data, "--root", self.root, "--allow-chance-level")
         return self("run", *given, "--epochs", 1, "--finetune-epochs", 1, *arguments)
 
     def rejected(self, *recipes: str, but: str) -> dict[str, str]:
