@@ -557,26 +557,42 @@ def warnings(
 
 
 def _doubts(shown: Row, baseline: Row, budget: PageBudget, style: Format, labels: Sequence[str] | None) -> list[str]:
+    if not isinstance(shown.model, CandidateReport):
+        return []
     texts = []
-    limit, drop = budget.max_drop, shown.drop
-    chosen = shown.model.chosen_drop_interval if isinstance(shown.model, CandidateReport) else None
-    interval = chosen or shown.drop_interval
-    upper = None if budget.upper or not interval else interval[1]
-    if upper is not None and limit is not None and drop is not None and drop <= limit < upper:
-        texts.append(
-            f"On other data the {budget.drop_word} of {budget.metric} may be up to {style.metric(upper)} (95% "
-            f"interval), more than the {style.metric(limit)} allowed; more examples would narrow it."
-        )
-    slices = [row for row in worst_slices(shown.model, baseline.model, budget, labels) if not row.few]
-    worse = [row for row in slices if row.drop is not None and row.drop > (limit or 0) + 1e-9]
-    if worse:
-        than = f"more than the {style.metric(limit)} allowed overall" if limit else "something"
-        loses = "loses" if len(worse) == 1 else "lose"
-        texts.append(
-            f"{len(worse)} of {len(slices)} slices {loses} {than}; most: {worse[0].name}, "
-            f"{style.metric(worse[0].drop)} in {style.count(worse[0].examples)} examples."
-        )
+    for judged in budget.terms.judged:
+        own = style if judged.metric == budget.metric else style_of(baseline.model.value(judged.metric))
+        texts += _interval_doubts(judged, shown.model, budget, own)
+        slices = worst_slices(shown.model, baseline.model, budget, labels, judged.metric)
+        texts += _slice_doubts(judged, [row for row in slices if not row.few], budget, own)
     return texts
+
+
+def _interval_doubts(judged: JudgedMetric, candidate: CandidateReport, budget: PageBudget, style: Format) -> list[str]:
+    lost, limit = candidate.lost(judged.metric), judged.max_drop
+    chosen = candidate.chosen_drop_interval if judged.metric == budget.metric else None
+    interval = chosen or lost.drop_interval
+    upper = None if budget.upper or not interval else interval[1]
+    if upper is None or limit is None or lost.drop is None or not lost.drop <= limit < upper:
+        return []
+    return [
+        f"On other data the {drop_word(judged)} of {judged.metric} may be up to {style.metric(upper)} (95% "
+        f"interval), more than the {style.metric(limit)} allowed; more examples would narrow it."
+    ]
+
+
+def _slice_doubts(judged: JudgedMetric, slices: Sequence[SliceRow], budget: PageBudget, style: Format) -> list[str]:
+    limit = judged.max_drop
+    worse = [row for row in slices if row.drop is not None and row.drop > (limit or 0) + 1e-9]
+    if not worse:
+        return []
+    than = f"more than the {style.metric(limit)} allowed overall" if limit else "something"
+    loses = "loses" if len(worse) == 1 else "lose"
+    by = f" by {judged.metric}" if budget.terms.more_metrics else ""
+    return [
+        f"{len(worse)} of {len(slices)} slices {loses} {than}{by}; most: {worse[0].name}, "
+        f"{style.metric(worse[0].drop)} in {style.count(worse[0].examples)} examples."
+    ]
 
 
 @dataclass(frozen=True)

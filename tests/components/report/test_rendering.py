@@ -274,11 +274,10 @@ def judge_mae(report):
     report["baseline"]["metrics"] |= {"boxes_mae": 80.0, "kind_auc": 0.9125}
     for entry, mae in zip(report["candidates"], (80.5, 81.0, 95.0), strict=False):
         entry["metrics"] |= {"boxes_mae": mae, "kind_auc": 0.875}
-        entry["more_drops"] = {"boxes_mae": {"drop": mae - 80, "drop_interval": [mae - 81, mae - 79]}}
+        entry["more_drops"] = {"boxes_mae": {"drop": mae - 80, "drop_interval": [mae - 81.5, mae - 78.5]}}
         part = {"features": {"camera": "front"}, "examples": 50}
-        entry["slices"] = [
-            part | {"metrics": {"boxes_mae": mae + 1}, "drop": 0.0, "more_drops": {"boxes_mae": mae - 79}}
-        ]
+        more_drops = {"boxes_mae": mae - 78.5}
+        entry["slices"] = [part | {"metrics": {"boxes_mae": mae + 1.5}, "drop": 0.0, "more_drops": more_drops}]
     report["baseline"]["slices"] = [part | {"metrics": {"boxes_mae": 80.0}}]
 
 
@@ -293,14 +292,17 @@ def test_all_metrics_of_the_budget_are_shown(report):
     assert "kind_auc" in titles
     assert "loss" not in titles
     row = table(html)["prune80_int8"]
-    assert row[2:4] == ["81.00", "1.000.00 to 2.00"]
+    assert row[2:4] == ["81.00", "1.00−0.50 to 2.50"]
     assert "0.8750" in row
     facts = text(html.xpath("//section[@aria-labelledby='facts-title']")[0])
     assert "Metricboxes_mae, less is better Riseat most 2" in facts
     assert "accuracy, more is better; it ranks the candidates" in facts
+    warnings = text(html.xpath("//section[@aria-labelledby='warnings-title']")[0])
+    assert "1 of 1 slices loses more than the 2.00 allowed overall by boxes_mae; most: camera=front, 2.50" in warnings
+    assert "the rise of boxes_mae may be up to 2.50 (95% interval), more than the 2.00 allowed" in warnings
     details = text(html.xpath("//*[@id='candidate-2']")[0])
     assert "Slices, worst first by boxes_mae" in details
-    assert "camera=front 2.00 1.50 80.00 82.00 50 ✕ too much" in details
+    assert "camera=front 2.50 1.50 80.00 82.50 50 ✕ too much" in details
 
 
 def test_a_metric_that_nobody_named_is_said(report):
