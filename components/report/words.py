@@ -246,8 +246,7 @@ def columns(budget: PageBudget, style: Format, rows: Sequence[Row]) -> list[Colu
             wide=True,
         ),
     ]
-    always[2:2] = _judged_columns(budget)
-    newer += _other_columns(budget, rows)
+    always[2:2] = [*_judged_columns(budget), *_other_columns(budget, rows)]
     return always + [c for c in newer if c.title == "Sparsity" or any(c.value(row) is not None for row in rows)]
 
 
@@ -264,15 +263,14 @@ def _other_columns(budget: PageBudget, rows: Sequence[Row]) -> list[Column]:
     """Returns the columns of the compiled metrics that are not judged; the loss has none."""
     judged = {metric.metric for metric in budget.terms.judged}
     names = dict.fromkeys(name for row in rows for name in row.model.metrics or ())
-    return [_metric_column(name, wide=True) for name in names if name not in judged and name != "loss"]
+    return [_metric_column(name) for name in names if name not in judged and name != "loss"]
 
 
-def _metric_column(name: str, *, wide: bool = False) -> Column:
+def _metric_column(name: str) -> Column:
     return Column(
         name,
         lambda row: row.model.value(name),
         lambda row: style_of(row.model.value(name)).metric(row.model.value(name)),
-        wide=wide,
     )
 
 
