@@ -576,12 +576,15 @@ class DropReport:
     Attributes:
       drop: from the baseline; None: it was not evaluated.
       drop_interval: of the drop; None: not known.
+      chosen_drop_interval: of the drop, of the selected candidate, wide enough to hold for whichever of all that were
+        evaluated is selected; None: of another one, or not known.
       deployed_drop: from the deployed model; None: there is none to compare with.
       deployed_drop_interval: of that drop; None: not known.
     """
 
     drop: float | None = None
     drop_interval: Interval | None = None
+    chosen_drop_interval: Interval | None = None
     deployed_drop: float | None = None
     deployed_drop_interval: Interval | None = None
 

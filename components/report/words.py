@@ -108,10 +108,7 @@ class PageBudget:
 
     def change_interval(self, interval: Interval | None) -> Interval | None:
         """Returns an interval of a drop as one of the change of the metric, lower end first."""
-        if not interval:
-            return None
-        low, high = (self.change(end) for end in interval)
-        return (high, low) if self.sign > 0 else (low, high)
+        return change_interval(self.terms.judged[0], interval)
 
 
 @dataclass(frozen=True)
@@ -296,6 +293,14 @@ def style_of(value: float | None) -> Format:
 def drop_word(metric: JudgedMetric) -> str:
     """Returns what a loss of quality is called, as a metric of which less is better rises."""
     return "drop" if metric.sign > 0 else "rise"
+
+
+def change_interval(metric: JudgedMetric, interval: Interval | None) -> Interval | None:
+    """Returns an interval of a drop of a metric as one of its change, lower end first."""
+    if not interval or metric.sign < 0:
+        return interval
+    low, high = interval
+    return (None if high is None else -high, None if low is None else -low)
 
 
 def judged_by(budget: BudgetReport) -> str:
@@ -568,8 +573,7 @@ def _doubts(shown: Row, baseline: Row, budget: PageBudget, style: Format, labels
 
 def _interval_doubts(judged: JudgedMetric, candidate: CandidateReport, budget: PageBudget, style: Format) -> list[str]:
     lost, limit = candidate.lost(judged.metric), judged.max_drop
-    chosen = candidate.chosen_drop_interval if judged.metric == budget.metric else None
-    interval = chosen or lost.drop_interval
+    interval = lost.chosen_drop_interval or lost.drop_interval
     upper = None if budget.upper or not interval else interval[1]
     if upper is None or limit is None or lost.drop is None or not lost.drop <= limit < upper:
         return []

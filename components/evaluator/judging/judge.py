@@ -135,6 +135,7 @@ class Judge:
                     values[name],
                     self._baseline_values[name],
                     intervals[name],
+                    None,
                     metric.drop(field_values[name], values[name]) if field else None,
                     self._interval(metric, DEPLOYED, result, field) if field else None,
                     judged,

@@ -224,8 +224,15 @@ def _chosen(judge: Judge, findings: Findings, report: CandidateReport, chosen_am
     result = findings.results[report.name]
     if isinstance(result, str):
         return report
-    interval, *_ = judge.chosen_drop_intervals(result, chosen_among).values()
-    return dataclasses.replace(report, chosen_drop_interval=interval)
+    intervals = judge.chosen_drop_intervals(result, chosen_among)
+    return dataclasses.replace(
+        report,
+        chosen_drop_interval=intervals[judge.judged[0].name],
+        more_drops={
+            name: dataclasses.replace(lost, chosen_drop_interval=intervals[name])
+            for name, lost in report.more_drops.items()
+        },
+    )
 
 
 def _missing(name: str) -> CandidateReport:

@@ -58,6 +58,7 @@ class Quality:
       value: on the whole eval split.
       baseline: the baseline's.
       drop_interval: 95% interval of the drop below the baseline; None where it is not known.
+      chosen_drop_interval: the same, where the candidate was selected among several; None: it is not known that it was.
       deployed_drop: how much worse than the deployed model it is; None where there is none to compare with.
       deployed_drop_interval: 95% interval of that; None where it is not known.
       slices: those for which the budget has a limit and that have examples enough.
@@ -69,6 +70,7 @@ class Quality:
     value: float
     baseline: float
     drop_interval: tuple[float, float] | None = None
+    chosen_drop_interval: tuple[float, float] | None = None
     deployed_drop: float | None = None
     deployed_drop_interval: tuple[float, float] | None = None
     slices: Sequence[SliceDrop] = ()

@@ -285,7 +285,7 @@ def test_all_metrics_of_the_budget_are_shown(report):
     judge_mae(report)
     html = page(report)
     assert "Change of accuracy" in verdict(html)
-    assert "Change of boxes_mae +1.00 80.00 → 81.00 allowed rise 2" in verdict(html)
+    assert "Change of boxes_mae +1.00 80.00 → 81.00 allowed rise 2 95% interval −0.50 to +2.50" in verdict(html)
     titles = [text(cell) for cell in html.xpath("//table[@id='candidates']//thead//th")]
     at = titles.index("boxes_mae")
     assert titles[at - 2 : at + 2] == ["accuracy", "Drop", "boxes_mae", "Rise"]

@@ -723,6 +723,9 @@ def test_every_metric_is_reported_and_judged(report: Reporter) -> None:
     assert (accuracy["drop"], accuracy["deployed_drop"]) == (pytest.approx(0.02), pytest.approx(0.01))
     assert accuracy["drop_interval"] == pytest.approx((-0.0211058, 0.0799293), abs=1e-6)
     assert accuracy["deployed_drop_interval"] is None
+    for lost, widened in ((good, good["chosen_drop_interval"]), (accuracy, accuracy["chosen_drop_interval"])):
+        assert widened[0] < lost["drop_interval"][0] < lost["drop_interval"][1] < widened[1]  # chosen among three
+    assert found["wrong"]["more_drops"]["accuracy"]["chosen_drop_interval"] is None
     for part in good["slices"]:
         assert (part["drop"], part["more_drops"]) == (0.25, {"accuracy": pytest.approx(0.02)})
     assert [part["more_drops"] for part in facts["baseline"]["slices"]] == [{}, {}]
