@@ -269,7 +269,8 @@ def closest(budget: Budget, candidates: list[Measured]) -> str | None:
     What the budget alone refuses is closer than what is at chance level, and that closer than what breaks the contract;
     what the target cannot run is close to nothing. Of one kind it is the one with the least sum of relative excesses.
     An excess is the part above a limit as a fraction of that limit; of a drop, of its limit or of one point (0.01),
-    whichever is larger; of the threshold, in points. Of all slices the worst excess of a metric counts.
+    whichever is larger; of the threshold, in points. Of all slices the worst excess of a metric counts. A misfit counts
+    as the whole of a limit.
     """
 
     def above(value: float, limit: float) -> float:
@@ -289,7 +290,7 @@ def closest(budget: Budget, candidates: list[Measured]) -> str | None:
         for name, limit in budget.limits.items():
             value = c.costs.get(name)
             total += 1.0 if value is None else max(value - limit, 0.0) / limit
-        return total
+        return total + len(c.misfits)
 
     def kind(c: Measured) -> int:
         return max((_KINDS.index(misfit.kind) for misfit in c.misfits), default=0)
