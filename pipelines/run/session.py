@@ -125,7 +125,7 @@ def run(
         listen(event)
 
     def check(so_far: RunResult, node_id: str) -> None:
-        if job.model is not None and node_id == "ModelImporter":
+        if node_id == "ModelImporter":
             [model] = so_far.outputs(node_id, "model")
             check_imported(job, model.uri)
 
