@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from edgeline.report import formats
 from edgeline.report.formats import Format
-from edgeline.report.schema import CalibrationBin, PhaseReport
+from edgeline.report.schema import CalibrationBin, PhaseReport, RegressionReport
 from edgeline.report.words import VERDICTS, PageBudget, Row
 
 # The only place for colours: the template turns them into CSS variables, the page's script puts them into the charts.
@@ -320,6 +320,44 @@ def calibration(curves: Mapping[str, Sequence[CalibrationBin]]) -> Figure:
         yaxis={**axis, "title": {"text": "right"}},
     )
     return {"data": [trace for trace in traces if trace["x"]], "layout": layout}
+
+
+def predictions(numbers: RegressionReport) -> Figure:
+    """Draws what is predicted beside what is true, of the examples that were kept.
+
+    Args:
+        numbers: with at least one example.
+    """
+    xs = [value for row in numbers.labels for value in row]
+    ys = [value for row in numbers.predicted for value in row]
+    low, high = min(*xs, *ys), max(*xs, *ys)
+    pad = min(0.04 * (high - low) or 1.0, 1e300)  # the difference of damaged numbers may be infinite
+    line = {
+        "type": "scatter",
+        "name": "perfect",
+        "x": [low - pad, high + pad],
+        "y": [low - pad, high + pad],
+        "mode": "lines",
+        "line": {"dash": "dot", "width": 1, "color": "@muted"},
+        "hoverinfo": "skip",
+    }
+    points = {
+        "type": "scatter",
+        "name": "examples",
+        "x": xs,
+        "y": ys,
+        "mode": "markers",
+        "marker": {"size": 6, "color": "@accent", "opacity": 0.6, "line": {"width": 1, "color": "@card"}},
+        "hovertemplate": "true %{x:.4g}<br>predicted %{y:.4g}<extra></extra>",
+    }
+    axis = {"range": [low - pad, high + pad], "fixedrange": True, "nticks": 6}
+    layout = _layout(
+        height=330,
+        showlegend=False,
+        xaxis={**axis, "title": {"text": "true"}},
+        yaxis={**axis, "title": {"text": "predicted"}},
+    )
+    return {"data": [line, points], "layout": layout}
 
 
 def learning(history: Mapping[str, Sequence[float | None]], name: str, phases: Sequence[PhaseReport] = ()) -> Figure:

@@ -127,7 +127,8 @@ def _slow(report: Report, shown: CandidateReport, style: Format) -> str | None:
         return None
     return (
         f"{shown.name} takes {style.times(own / reference)} the baseline's time on this machine ({style.duration(own)} "
-        f"to {style.duration(reference)}): the operators of its number type may be faster on the target, measure there."
+        f"beside {style.duration(reference)}): the operators of its number type may be faster on the target; measure "
+        f"there."
     )
 
 

@@ -19,7 +19,7 @@ from edgeline import files, layout
 from edgeline.budget import LIMITS
 from edgeline.report import TEMPLATES, charts, report_file, run_graph, words
 from edgeline.report.formats import Format
-from edgeline.report.schema import BaselineReport, CandidateReport, Report
+from edgeline.report.schema import BaselineReport, CandidateReport, ClassificationReport, Report
 from edgeline.report.words import PageBudget, Row
 
 
@@ -32,6 +32,7 @@ class Details:
     ladder: list[words.LadderRow]
     costs: words.Costs | None
     classes: words.Classes | None
+    parts: list[words.Part]
     worst_slices: list[words.SliceRow]
     more_slices: dict[str, list[words.SliceRow]]
 
@@ -67,7 +68,8 @@ def render(report: Report) -> str:
             candidate,
             words.ladder(candidate, style),
             words.costs(candidate, report.baseline, budget, style),
-            words.classes(candidate, report.baseline, labels),
+            words.classes(candidate.classification, report.baseline.classification, labels),
+            words.parts(candidate, report.baseline, labels),
             words.worst_slices(candidate, report.baseline, budget, labels),
             {
                 judged.metric: words.worst_slices(candidate, report.baseline, budget, labels, judged.metric)
@@ -142,11 +144,29 @@ def _environment() -> Environment:
 
 def _candidate_figures(details: Details, baseline: BaselineReport) -> dict[str, charts.Figure]:
     """The charts of one candidate, by name in the page."""
-    number, classes, figures = details.row.number, details.classes, {}
+    number = details.row.number
     here, before = details.candidate.classification, baseline.classification
+    figures = _classifier_figures(str(number), details.classes, here, before)
+    for index, part in enumerate(details.parts, 1):
+        own, old = part.here, part.before
+        figures |= _classifier_figures(
+            f"{number}-{index}", part.classes, own.classification, old.classification if old else None
+        )
+        if own.regression and any(own.regression.labels) and any(own.regression.predicted):
+            figures[f"predicted-{number}-{index}"] = charts.predictions(own.regression)
+    return figures
+
+
+def _classifier_figures(
+    place: str,
+    classes: words.Classes | None,
+    here: ClassificationReport | None,
+    before: ClassificationReport | None,
+) -> dict[str, charts.Figure]:
+    figures = {}
     if classes and classes.draw and here and here.confusion and before and before.confusion:
-        figures[f"confusion-{number}"] = charts.confusion_change(before.confusion, here.confusion, classes.names)
+        figures[f"confusion-{place}"] = charts.confusion_change(before.confusion, here.confusion, classes.names)
     if here and here.bins:
         bins = {"baseline": before.bins if before else (), "this candidate": here.bins}
-        figures[f"calibration-{number}"] = charts.calibration(bins)
+        figures[f"calibration-{place}"] = charts.calibration(bins)
     return figures

@@ -15,7 +15,7 @@ from edgeline.budget import LIMITS
 from edgeline.errors import UserError
 from edgeline.report import dataclass_json
 from edgeline.report.dataclass_json import MismatchError
-from edgeline.report.schema import SCHEMA_VERSION, RecipeStep, Report
+from edgeline.report.schema import SCHEMA_VERSION, ClassificationReport, RecipeStep, Report
 
 READABLE_VERSIONS = (1, 2, SCHEMA_VERSION)
 
@@ -87,17 +87,26 @@ def _contradictions(report: Report) -> list[str]:
         contradictions.append(f"created: expected a time as in ISO 8601, found {report.created!r}")
     named = [(f"candidates[{i}]", candidate) for i, candidate in enumerate(report.candidates)]
     for place, model in (("baseline", report.baseline), *named):
-        if not (scores := model.classification):
-            continue
-        if scores.confusion and {len(scores.confusion), *map(len, scores.confusion)} != {scores.classes}:
-            contradictions.append(f"{place}.classification.confusion: expected {scores.classes} rows and columns")
-        if scores.per_class and len(scores.per_class) != scores.classes:
-            contradictions.append(f"{place}.classification.per_class: expected {scores.classes} classes")
+        contradictions += _of_classes(model.classification, place)
+        for index, output in enumerate(model.outputs):
+            where = f"{place}.outputs[{index}]"
+            contradictions += _of_classes(output.classification, where)
+            if (numbers := output.regression) and len(numbers.labels) != len(numbers.predicted):
+                contradictions.append(f"{where}.regression.predicted: expected {len(numbers.labels)} examples")
     nodes = report.run.nodes if report.run else ()
     try:
         graphlib.TopologicalSorter({node.id: node.upstream for node in nodes}).prepare()
     except graphlib.CycleError as error:
         contradictions.append(f"run.nodes: expected no step to wait for itself, found {' → '.join(error.args[1])}")
+    return contradictions
+
+
+def _of_classes(scores: ClassificationReport | None, place: str) -> list[str]:
+    contradictions = []
+    if scores and scores.confusion and {len(scores.confusion), *map(len, scores.confusion)} != {scores.classes}:
+        contradictions.append(f"{place}.classification.confusion: expected {scores.classes} rows and columns")
+    if scores and scores.per_class and len(scores.per_class) != scores.classes:
+        contradictions.append(f"{place}.classification.per_class: expected {scores.classes} classes")
     return contradictions
 
 

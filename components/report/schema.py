@@ -326,6 +326,120 @@ class FlipReport:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RegressionReport:
+    """How far the numbers of an output are from their labels; errors are absolute, in the labels' own unit.
+
+    Attributes:
+      numbers: of an example, at least 1.
+      r2: 1 minus squared errors over squared deviations of the labels, at most 1: the mean over the numbers of an
+        example that are not the same in all labels; None: all are.
+      mean_abs_error: mean error, at least 0; None: not known.
+      rmse: root of the mean squared error, at least 0; None: not known.
+      error_quantiles: by the fraction of all errors that are no larger: `0.5`, `0.9`, `0.99`, to 0.5%, and `1`.
+      labels: of up to 200 examples, the numbers of each.
+      predicted: of the same examples, likewise.
+    """
+
+    numbers: Count
+    r2: float | None = None
+    mean_abs_error: float | None = None
+    rmse: float | None = None
+    error_quantiles: Metrics = dataclasses.field(default_factory=dict)
+    labels: tuple[tuple[float, ...], ...] = ()
+    predicted: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TagReport:
+    """How well one tag of a multi-label output is told; fractions from 0 to 1, at a probability of 0.5.
+
+    Attributes:
+      precision: of the examples that are given the tag, those that have it; None: none is given it.
+      recall: of the examples that have the tag, those that are given it; None: none has it.
+      f1: harmonic mean of both; None: none has it or is given it.
+      examples: that have it.
+      predicted: examples that are given it.
+    """
+
+    precision: float | None = None
+    recall: float | None = None
+    f1: float | None = None
+    examples: Count
+    predicted: Count = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IoUReport:
+    """How well the pixels of one class are told.
+
+    Attributes:
+      iou: pixels that have the class and are taken for it, over those that have it or are taken for it, from 0 to 1;
+        None: there are none.
+      pixels: that have it.
+    """
+
+    iou: float | None = None
+    pixels: Count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskReport:
+    """The classes of an example's pixels, each a data URI of a small PNG with a colour for each class.
+
+    Attributes:
+      differing: fraction of the pixels that the model decides otherwise than the baseline, from 0 to 1.
+      image: what goes in; None: it is no image.
+      label: the truth.
+      baseline: what the baseline predicts.
+      candidate: what the model predicts.
+    """
+
+    differing: float
+    image: str | None = None
+    label: str
+    baseline: str
+    candidate: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SegmentationReport:
+    """How well the classes of pixels are told.
+
+    Attributes:
+      per_class: of each class, by class number.
+      masks: of up to four examples, those where the model differs most from the baseline.
+    """
+
+    per_class: tuple[IoUReport, ...]
+    masks: tuple[MaskReport, ...] = ()
+
+    @property
+    def mean_iou(self) -> float | None:
+        """The mean over the classes that have one; None where none has."""
+        known = [each.iou for each in self.per_class if each.iou is not None]
+        return sum(known) / len(known) if known else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputReport:
+    """What a model does at one of its outputs: one of the following, the others are None.
+
+    Attributes:
+      output: its name.
+      classification: of a class for each example.
+      regression: of numbers.
+      segmentation: of a class for each pixel.
+      tags: of any number of tags for each example, by the tag's number.
+    """
+
+    output: str
+    classification: ClassificationReport | None = None
+    regression: RegressionReport | None = None
+    segmentation: SegmentationReport | None = None
+    tags: tuple[TagReport, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ChanceReport:
     """What answering the same whatever goes in would have of a metric, beside the model.
 
@@ -358,7 +472,9 @@ class ModelReport:
       bytes: size of the `.tflite` file; None: there is none, or not known.
       zlib_bytes: the same after zlib at level 9, about what a download transfers; None likewise.
       sha256: of the file, hexadecimal; None likewise.
-      classification: what it does class by class; None: it is no classifier, or was not evaluated.
+      classification: what it does class by class; None: it is no classifier with one output, or was not evaluated.
+      outputs: what it does at each output that is not described by `classification`: where there are several outputs,
+        or one that predicts numbers, tags, or the classes of pixels.
       comparison: with the baseline; None: of the baseline itself, or it was not evaluated.
       slices: what it does in each slice, by feature and value.
       flipped: up to six examples of each kind that the baseline and this model decide differently.
@@ -372,6 +488,7 @@ class ModelReport:
     zlib_bytes: Count | None = None
     sha256: str | None = None
     classification: ClassificationReport | None = None
+    outputs: tuple[OutputReport, ...] = ()
     comparison: ComparisonReport | None = None
     slices: tuple[SliceReport, ...] = ()
     flipped: tuple[FlipReport, ...] = ()

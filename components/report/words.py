@@ -27,6 +27,8 @@ from edgeline.report.schema import (
     LayerSensitivity,
     MeasuredReport,
     ModelReport,
+    OutputReport,
+    RegressionReport,
     Report,
     SliceReport,
     Timing,
@@ -790,11 +792,13 @@ class Classes:
     unchanged: bool
 
 
-def classes(candidate: ModelReport, baseline: ModelReport, labels: Sequence[str] | None) -> Classes | None:
-    """Returns how a classifier differs from the baseline; None where it is none."""
-    here, before = candidate.classification, baseline.classification or ClassificationReport(classes=0)
+def classes(
+    here: ClassificationReport | None, before: ClassificationReport | None, labels: Sequence[str] | None
+) -> Classes | None:
+    """Returns how a classifier differs from the baseline, whose scores are `before`; None where it is none."""
     if not here:
         return None
+    before = before or ClassificationReport(classes=0)
     names = class_names(max(len(here.per_class), len(here.confusion or ())), labels)
     scores = [
         *((f"Top-{k} accuracy", before.top_k.get(k), value) for k, value in here.top_k.items()),
@@ -814,6 +818,90 @@ def classes(candidate: ModelReport, baseline: ModelReport, labels: Sequence[str]
         draw=is_drawable and here.classes <= _DRAWN_CLASSES,
         names=names,
     )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a candidate does at one of its outputs, beside the baseline.
+
+    Attributes:
+        output: its name.
+        here: what the candidate does.
+        before: what the baseline does; None where it is not known.
+        classes: of a classifying output; else None.
+        scores: of numbers: name, the baseline's value and the candidate's.
+        rows: of tags and classes of pixels: name, the candidate's numbers and the baseline's; what lost most is first.
+    """
+
+    output: str
+    here: OutputReport
+    before: OutputReport | None
+    classes: Classes | None
+    scores: list[tuple[str, float | None, float | None]]
+    rows: list[tuple[str, Any, Any]]
+
+
+def parts(candidate: ModelReport, baseline: ModelReport, labels: Sequence[str] | None) -> list[Part]:
+    """Returns what a candidate does at each output that is not described by its classification."""
+    known = {output.output: output for output in baseline.outputs}
+    return [_part(output, known.get(output.output), labels) for output in candidate.outputs]
+
+
+def _part(here: OutputReport, before: OutputReport | None, labels: Sequence[str] | None) -> Part:
+    scores: list[tuple[str, float | None, float | None]] = []
+    rows: list[tuple[str, Any, Any]] = []
+    if now := here.regression:
+        old = (before and before.regression) or RegressionReport(numbers=0)
+        scores = [
+            ("R²", old.r2, now.r2),
+            ("Mean error", old.mean_abs_error, now.mean_abs_error),
+            ("Root mean square error", old.rmse, now.rmse),
+            *(
+                (_QUANTILES.get(q, f"Error quantile {q}"), old.error_quantiles.get(q), value)
+                for q, value in now.error_quantiles.items()
+            ),
+        ]
+    elif here.tags:
+        rows = _rows(here.tags, before.tags if before else None, labels, lambda tag: tag.f1)
+    elif here.segmentation:
+        old_classes = before.segmentation.per_class if before and before.segmentation else None
+        rows = _rows(here.segmentation.per_class, old_classes, labels, lambda each: each.iou)
+    own = here.classification
+    of_output = labels if labels and own and len(labels) == own.classes else None  # they may be another output's
+    scored = classes(own, before.classification if before else None, of_output)
+    return Part(here.output, here, before, scored, scores, rows)
+
+
+#: Quantiles of the absolute error, as the page calls them.
+_QUANTILES = {"0.5": "Median error", "0.9": "90% of errors are below", "0.99": "99% below", "1": "Largest error"}
+
+
+def _rows(
+    here: Sequence[Any],
+    before: Sequence[Any] | None,
+    labels: Sequence[str] | None,
+    score: Callable[[Any], float | None],
+) -> list[tuple[str, Any, Any]]:
+    """Returns name, the candidate's numbers and the baseline's of tags or classes; what lost most is first."""
+    names = class_names(len(here), labels if labels and len(labels) == len(here) else None)
+    rows = list(zip(names, here, before or [None] * len(here), strict=False))
+
+    def change(row: tuple[str, Any, Any]) -> float:
+        now, old = score(row[1]), score(row[2]) if row[2] else None
+        return 0.0 if now is None or old is None else now - old
+
+    return sorted(rows, key=change)
+
+
+def difference(now: float | None, before: float | None) -> str:
+    """Returns a difference with its sign and four decimals; nothing where one of both is not known.
+
+    >>> difference(0.5, 0.75), difference(0.5, 0.5), difference(None, 0.5)
+    ('−0.2500', '0.0000', '')
+    """
+    if now is None or before is None:
+        return ""
+    return f"{now - before:+.4f}".replace("-", "−") if now != before else "0.0000"
 
 
 def _changed_classes(here: Sequence[ClassReport], before: Sequence[ClassReport], names: list[str]) -> list[RecallRow]:

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from typing import TypeVar
 
+import numpy as np
 import tensorflow as tf
 
 from edgeline.budget import LIMITS, Budget, MetricBudget, matches, slice_drops, slice_limit
@@ -190,6 +191,7 @@ class Judge:
             metrics=metrics,
             undefined=undefined,
             chance=self.chance(result),
+            outputs=tuple(self._findings.outputs[name].report(part, _drawn) for name, part in result.parts.items()),
             classification=result.classes.report(self._task) if result.classes and self._task else None,
             comparison=result.comparison.report() if result.comparison else None,
             slices=tuple(slices),
@@ -211,11 +213,16 @@ def _all_but(groups: dict[int, State], left_out: int) -> State:
     return sum((state for group, state in groups.items() if group != left_out), State())
 
 
+def _drawn(image: np.ndarray) -> str:
+    """Returns a picture, uint8, shape [height, width] or [height, width, 3], as a data URI of a PNG."""
+    pixels = image if image.ndim == 3 else image[..., None]
+    return "data:image/png;base64," + base64.b64encode(tf.io.encode_png(pixels).numpy()).decode()
+
+
 def _flip(flip: Flip) -> FlipReport:
     image = None
     if flip.image is not None:
-        pixels = flip.image if flip.image.ndim == 3 else flip.image[..., None]
-        image = "data:image/png;base64," + base64.b64encode(tf.io.encode_png(pixels).numpy()).decode()
+        image = _drawn(flip.image)
     return FlipReport(
         kind=flip.kind,
         label=flip.label,

@@ -25,7 +25,8 @@ EPSILON = 1e-7
 
 Kind = Literal["sparse", "categorical", "binary"]
 
-_KINDS: dict[Any, Kind] = {
+#: How labels are written, by the loss.
+KINDS: dict[Any, Kind] = {
     tf_keras.losses.sparse_categorical_crossentropy: "sparse",
     tf_keras.losses.categorical_crossentropy: "categorical",
     tf_keras.losses.categorical_focal_crossentropy: "categorical",
@@ -65,19 +66,29 @@ class Task:
         losses = tf.nest.flatten(model.loss)
         if len(output_names) != 1 or len(model.outputs) != 1 or len(losses) != 1:
             return None
-        loss = tf_keras.losses.get(losses[0])
+        return cls.of_output(tf_keras.losses.get(losses[0]), model.outputs[0], output_names[0])
+
+    @classmethod
+    def of_output(cls, loss: Any, output: Any, name: str) -> Task | None:
+        """Returns how to read one output of a model as classes of whole examples; None if it is none; see `of`.
+
+        Args:
+          loss: of the output, Keras' own object or function.
+          output: the model's symbolic tensor.
+          name: under which it is known.
+        """
         config = loss.get_config() if isinstance(loss, tf_keras.losses.Loss) else {}
         # Keras' own losses are such functions, wrapped
         function = getattr(loss, "fn", loss)
-        kind = next((kind for known, kind in _KINDS.items() if known is function), None)
-        shape = model.outputs[0].shape
+        kind = next((kind for known, kind in KINDS.items() if known is function), None)
+        shape = output.shape
         # with a class to ignore not every example has a label: segmentation
         if kind is None or config.get("ignore_class") is not None or shape.rank != 2 or shape[1] is None:
             return None
         if (shape[1] == 1) != (kind == "binary"):
             return None
-        from_logits = bool(config.get("from_logits", False)) and not _ends_in_probabilities(model, kind)
-        return cls(2 if kind == "binary" else int(shape[1]), kind, from_logits, output_names[0])
+        from_logits = takes_logits(loss) and not ends_in_probabilities(output, kind)
+        return cls(2 if kind == "binary" else int(shape[1]), kind, from_logits, name)
 
     def read(self, label: Any, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the labels, int64 [n], the probabilities, float64 [n, classes], and the predicted classes, int64 [n].
@@ -133,9 +144,15 @@ class Task:
         return (values > 0.5 if self.kind == "binary" else values).astype(np.int64)
 
 
-def _ends_in_probabilities(model: tf_keras.Model, kind: Kind) -> bool:
-    """Returns whether a model's only output comes straight from a softmax, or sigmoid for binary labels."""
-    history = model.outputs[0]._keras_history
+def takes_logits(loss: Any) -> bool:
+    """Returns whether a loss takes logits for probabilities."""
+    config = loss.get_config() if isinstance(loss, tf_keras.losses.Loss) else {}
+    return bool(config.get("from_logits", False))
+
+
+def ends_in_probabilities(output: Any, kind: Kind) -> bool:
+    """Returns whether a symbolic output comes straight from a softmax, or sigmoid for binary labels."""
+    history = output._keras_history
     # into nested models, but not into subclassed ones: these do not know their layers' order
     while getattr(history.layer, "outputs", None):
         history = history.layer.outputs[history.tensor_index]._keras_history

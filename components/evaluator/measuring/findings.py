@@ -15,6 +15,8 @@ from edgeline.evaluator.measuring import transforms
 from edgeline.evaluator.measuring.classification import Task
 from edgeline.evaluator.measuring.measurements import Evaluated, Plan, Results
 from edgeline.evaluator.measuring.metrics import CompiledMetrics, State
+from edgeline.evaluator.measuring.outputs import Output
+from edgeline.evaluator.measuring.outputs import find as find_outputs
 from edgeline.evaluator.measuring.slices import Slicer
 from edgeline.model_module.hooks import ModelModule
 from edgeline.report.dataclass_json import from_json
@@ -38,6 +40,7 @@ class Findings:
       devices: by name, what it costs, or why that could not be measured.
       metrics: that the results' states belong to.
       task: how the module's outputs are read as classes; None where the model is no classifier.
+      outputs: of which more is measured than the metrics, by name.
       slice_features: the features that are sliced by, joined where crossed.
     """
 
@@ -46,6 +49,7 @@ class Findings:
     metrics: CompiledMetrics
     task: Task | None
     slice_features: list[list[str]] = dataclasses.field(default_factory=list)
+    outputs: dict[str, Output] = dataclasses.field(default_factory=dict)
 
     def renamed(self, unique: dict[str, str]) -> Findings:
         """Returns the findings with those of a file that several names stand for under each of them.
@@ -81,7 +85,8 @@ def find(plan: Plan, module: ModelModule, files: list[str], merged: Results) -> 
     metrics.prepare(label, _outputs(plan, named, 2))
     task = Task.of(metrics.model, list(plan.outputs))
     crosses = Slicer(module, task.classes if task else None).crosses
-    findings = Findings(dict(merged.models), {}, metrics, task, [list(cross) for cross in crosses])
+    parts = find_outputs(metrics, list(plan.outputs))
+    findings = Findings(dict(merged.models), {}, metrics, task, [list(cross) for cross in crosses], parts)
     return {name: values[:1] for name, values in named.items()}, findings
 
 

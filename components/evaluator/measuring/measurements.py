@@ -13,6 +13,7 @@ from edgeline.evaluator.measuring.chance import Chance
 from edgeline.evaluator.measuring.classification import Classification
 from edgeline.evaluator.measuring.comparison import Comparison, Paired
 from edgeline.evaluator.measuring.metrics import State
+from edgeline.evaluator.measuring.outputs import Part
 from edgeline.evaluator.measuring.slices import Key
 from edgeline.keras_models.model_form import ModelForm
 
@@ -81,6 +82,7 @@ class Evaluated:
       paired: by the name of the baseline or of the deployed model, and of one of the budget's metrics that is a mean:
         its difference.
       flips: examples that the baseline and this model disagree about.
+      parts: what it does at each output that is not described by `classes`, by name.
       chance: what a model that ignores its inputs would have, by metric.
     """
 
@@ -92,6 +94,7 @@ class Evaluated:
     paired: dict[tuple[str, str], Paired] = dataclasses.field(default_factory=dict)
     flips: list[Flip] = dataclasses.field(default_factory=list)
     chance: dict[str, Chance] = dataclasses.field(default_factory=dict)
+    parts: dict[str, Part] = dataclasses.field(default_factory=dict)
 
     def __add__(self, other: Evaluated) -> Evaluated:
         return Evaluated(
@@ -103,6 +106,7 @@ class Evaluated:
             _merged(self.paired, other.paired),
             _few([*self.flips, *other.flips]),
             _merged(self.chance, other.chance),
+            _merged(self.parts, other.parts),
         )
 
 

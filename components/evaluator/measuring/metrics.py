@@ -136,6 +136,7 @@ class CompiledMetrics:
         self._order: list[str] = []
         self._parts: list[_LossPart] = []
         self._guesses: dict[str, _Guess] = {}
+        self._shapes: list[tuple[tf.TensorShape, tf.TensorShape]] = []
         self._score: Any = None
         self._update: Any = None
         self._masks = _mask_model(self.model)
@@ -221,6 +222,15 @@ class CompiledMetrics:
             elif not masked and (weights == 1).all():
                 states[name] = Mean.of(guess.squared, digests, y.reshape(len(y), -1).astype(np.float64), values)
         return states
+
+    def labels(self, label: Any, outputs: list[np.ndarray]) -> list[np.ndarray | None]:
+        """Returns the labels of each output, as Keras matches them; None where an output has none; see `scores`."""
+        columns = self._columns(label, self._pack(outputs), None)
+        return [None if y is None else np.asarray(y) for y, _, _ in columns]
+
+    def compiled_outputs(self) -> list[tuple[int, Any, tf.TensorShape, tf.TensorShape]]:
+        """Returns place, loss, and shapes of label and prediction of each output with a loss; known once built."""
+        return [(part.place, part.loss, *self._shapes[part.place]) for part in self._parts]
 
     def batch(self, label: Any, outputs: list[np.ndarray], weight: Any = None, masks: Any = None) -> State:
         """Returns the state of one batch; see `scores`."""
@@ -319,6 +329,7 @@ class CompiledMetrics:
             )
             if y is not None and loss is not None
         ]
+        self._shapes = [(tf.TensorShape([]) if y is None else y.shape, p.shape) for y, p, _ in columns]
         self._guesses = self._find_guesses(columns, placed)
         self._score = self._make_score()
         self._update = self._make_update([(place, w, wide[m.name]) for place, w, m in placed if m.name in wide])

@@ -26,6 +26,8 @@ from edgeline.evaluator.measuring.classification import Classification, Task
 from edgeline.evaluator.measuring.comparison import GROUPS, Comparison, OutputError, Paired
 from edgeline.evaluator.measuring.measurements import FLIPS, Evaluated, Flip, Plan, Results
 from edgeline.evaluator.measuring.metrics import CompiledMetrics, Scores, State
+from edgeline.evaluator.measuring.outputs import Output, Part
+from edgeline.evaluator.measuring.outputs import find as find_outputs
 from edgeline.evaluator.measuring.slices import Key, Slicer
 from edgeline.model_module import hooks
 from edgeline.tflite.model_processes import ModelProcesses, RunError, SharedBatches
@@ -91,6 +93,7 @@ class EvaluateShards(beam.DoFn):
         self._metrics = CompiledMetrics(self._module)
         self._task = Task.of(self._metrics.model, list(plan.outputs))
         self._slicer = Slicer(self._module, self._task.classes if self._task else None)
+        self._outputs: dict[str, Output] | None = None  # likewise
         self._judged: list[str] = []  # known once the metrics have seen a batch
         self._parse = tf.function(self._parse_batch, input_signature=[tf.TensorSpec([None], tf.string)])
         self._batch = reading.fitting_batch(self._parse.get_concrete_function().structured_outputs[0], BATCH_SIZE)
@@ -219,6 +222,7 @@ class EvaluateShards(beam.DoFn):
         evaluated = Evaluated(State(len(scores.values), scores.values.sum(0), scores.weights.sum(0), others))
         masked = any(mask is not None for mask in group.masks)
         evaluated.chance = self._metrics.chance(group.label, outputs, scores, group.digests, masked)
+        evaluated.parts = self._measure_outputs(name, outputs, group, ran)
         if self._task is not None:
             own.labels, probabilities, own.predicted = self._task.read(group.label, outputs[0])
             evaluated.classes = Classification.of(self._task, own.labels, probabilities, own.predicted)
@@ -240,6 +244,26 @@ class EvaluateShards(beam.DoFn):
         if name != self._plan.baseline and self._plan.baseline in ran:
             evaluated.comparison, evaluated.flips = self._compare(own, ran[self._plan.baseline], group)
         return evaluated
+
+    def _measure_outputs(
+        self, name: str, outputs: list[np.ndarray], group: _Group, ran: dict[str, _Ran]
+    ) -> dict[str, Part]:
+        """Returns what a model did at each output of which more is measured than the metrics."""
+        if self._outputs is None:
+            self._outputs = find_outputs(self._metrics, list(self._plan.outputs))
+        labels = self._metrics.labels(group.label, outputs) if self._outputs else []
+        parts: dict[str, Part] = {}
+        for output in self._outputs.values():
+            label, scores, mask = labels[output.place], outputs[output.place], group.masks[output.place]
+            if label is None:
+                continue
+            part = output.measure(label, scores, group.digests, None if mask is None else np.asarray(mask))
+            if name != self._plan.baseline and self._plan.baseline in ran:
+                reference = ran[self._plan.baseline].outputs[output.place]
+                image = functools.partial(_thumbnail, group.inputs)
+                part = output.with_masks(part, label, scores, reference, group.digests, image)
+            parts[output.name] = part
+        return parts
 
     def _parts(self, numbers: np.ndarray, keys: list[Any], own: _Ran, group: _Group) -> dict[Any, State]:
         """Returns the State of each part of a group; `numbers` says which key each example belongs to."""

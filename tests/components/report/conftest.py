@@ -44,6 +44,12 @@ def make_report() -> Callable[..., dict[str, Any]]:
     return build
 
 
+@pytest.fixture
+def make_outputs() -> Callable[[float], list[dict[str, Any]]]:
+    """Makes what a report says of an output of each kind: `make_outputs(0.9)`, a tenth worse than 1.0."""
+    return lambda better: outputs(random.Random(3), better)
+
+
 def build(candidates: int = 13, classes: int = 10, *, nodes: bool = True) -> dict[str, Any]:
     """Makes the report of a classifier, each time anew for a test to change.
 
@@ -287,6 +293,49 @@ def slices(
         if baseline is not None:
             entry["drop"] = baseline[i]["metrics"]["accuracy"] - value
         found.append(entry)
+    return found
+
+
+def outputs(rng: random.Random, better: float) -> list[dict[str, Any]]:
+    """What a model does at an output of each kind; the higher `better` the better."""
+    labels = [[rng.uniform(-40, 60)] for _ in range(200)]
+    predicted = [[value + rng.gauss(0, 8 / better)] for [value] in labels]
+    found: list[dict[str, Any]] = [
+        {"output": "kind", "classification": classification(confusion(rng, 4, 0.8 * better))},
+        {
+            "output": "distance",
+            "regression": {
+                **{"numbers": 1, "r2": 0.94 * better, "mean_abs_error": 6.3 / better, "rmse": 8 / better},
+                "error_quantiles": {"0.5": 5.4 / better, "0.9": 13.2 / better, "0.99": 21 / better, "1": 30 / better},
+                **{"labels": labels, "predicted": predicted},
+            },
+        },
+        {
+            "output": "pixels",
+            "segmentation": {
+                "per_class": [
+                    {"iou": iou and iou * better, "pixels": n} for iou, n in ((0.9, 8000), (0.4, 90), (None, 0))
+                ],
+                "masks": [
+                    {
+                        **{"differing": 0.25 / (i + 1), "image": picture(i), "label": picture(i + 1)},
+                        **{"baseline": picture(i + 2), "candidate": picture(i + 3)},
+                    }
+                    for i in range(4)
+                ],
+            },
+        },
+        {
+            "output": "tags",
+            "tags": [
+                {
+                    **{"precision": None if recall is None else 0.9 * better, "recall": recall},
+                    **{"f1": recall and recall * better, "examples": 40 * i, "predicted": 44},
+                }
+                for i, recall in enumerate((None, 0.5, 0.75, 0.9))
+            ],
+        },
+    ]
     return found
 
 

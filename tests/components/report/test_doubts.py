@@ -73,7 +73,7 @@ def test_a_candidate_that_decides_otherwise(sound: dict[str, Any], agreement: fl
 @pytest.mark.parametrize(("p50", "is_said"), [(0.0226, True), (0.0225, False)])
 def test_a_candidate_slower_than_the_baseline_by_half(sound: dict[str, Any], p50: float, is_said: bool) -> None:
     chosen(sound)["latency_ms"]["p50"] = p50  # the baseline takes 0.015 ms
-    expected = f"{NAME} takes 1.5× the baseline's time on this machine (22.6 µs to 15 µs): "
+    expected = f"{NAME} takes 1.5× the baseline's time on this machine (22.6 µs beside 15 µs): "
     assert [text.startswith(expected) for text in said(sound)] == [True] * is_said
 
 

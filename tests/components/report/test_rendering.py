@@ -568,6 +568,37 @@ def test_a_model_at_chance_level_is_said_first(make_report):
     assert "always to answer the mean of the labels has 0.3000 (one example says nothing)" in first
 
 
+def test_each_output_is_shown_by_what_it_predicts(make_report, make_outputs):
+    report = make_report()
+    report["baseline"]["outputs"] = make_outputs(1.0)
+    report["candidates"][12]["outputs"] = make_outputs(0.9)
+    html = page(report)
+    assert rows(section(html, 13, "Numbers of distance")) == [
+        ["R²", "0.94", "0.846"], ["Mean error", "6.3", "7"], ["Root mean square error", "8", "8.889"],
+        ["Median error", "5.4", "6"], ["90% of errors are below", "13.2", "14.67"], ["99% below", "21", "23.33"],
+        ["Largest error", "30", "33.33"],
+    ]  # fmt: skip
+    assert rows(section(html, 13, "Pixels of pixels")) == [
+        ["Mean of all classes", "0.6500", "0.5850", "−0.0650", ""], ["0", "0.9000", "0.8100", "−0.0900", "8,000"],
+        ["1", "0.4000", "0.3600", "−0.0400", "90"], ["2", "–", "–", "", "0"],
+    ]  # fmt: skip
+    assert rows(section(html, 13, "Tags of tags"))[:2] == [
+        ["3", "0.9000", "0.8100", "−0.0900", "81.0 %", "90.0 %", "120", "44"],
+        ["2", "0.7500", "0.6750", "−0.0750", "81.0 %", "75.0 %", "80", "44"],
+    ]
+    assert rows(section(html, 13, "Classes of kind"))[0][0] == "Top-1 accuracy"
+    masks = html.xpath("//details[@id='candidate-13']//div[@class='masks']/figure")
+    assert [[text(span) for span in mask.xpath(".//span")] for mask in masks] == [
+        ["input", "truth", "baseline", "here"]
+    ] * 4
+    assert text(masks[0].xpath("./figcaption")[0]) == "25.0 % of the pixels are decided otherwise"
+    drawn = charts(html)
+    assert {"predicted-13-2", "confusion-13-1", "calibration-13-1"} <= set(drawn)
+    perfect, points = drawn["predicted-13-2"].data
+    assert len(points.x) == len(points.y) == 200
+    assert min(perfect.x) < min(*points.x, *points.y)
+
+
 def facts(html):
     return " ".join(" ".join(html.xpath("//div[@class='facts']//text()")).split())
 

@@ -255,6 +255,16 @@ def test_a_value_of_another_kind_is_named_with_its_place(make_report: Callable[.
             "baseline.classification.confusion: expected 3 rows and columns",
         ),
         (
+            ("candidates", 0, "outputs"),
+            [{"output": "y", "classification": {"classes": 2, "confusion": [[1, 2]]}}],
+            "candidates[0].outputs[0].classification.confusion: expected 2 rows and columns",
+        ),
+        (
+            ("baseline", "outputs"),
+            [{"output": "y", "regression": {"numbers": 1, "labels": [[1.0], [2.0]], "predicted": [[1.0]]}}],
+            "baseline.outputs[0].regression.predicted: expected 2 examples",
+        ),
+        (
             ("run", "nodes"),
             [{"id": "a", "state": "done", "upstream": ["b"]}, {"id": "b", "state": "done", "upstream": ["a"]}],
             "run.nodes: expected no step to wait for itself, found a → b → a",
@@ -282,10 +292,18 @@ def test_of_many_faults_the_first_are_said(make_report: Callable[..., Any]) -> N
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_report_is_refused_or_drawn(
-    make_report: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+    make_report: Callable[..., Any],
+    make_outputs: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    data: st.DataObject,
 ) -> None:
     monkeypatch.setattr(rendering, "get_plotlyjs", lambda: "")
     content = make_report(1, 3)
+    for model, better in ((content["baseline"], 1.0), (content["candidates"][0], 0.9)):
+        model["outputs"] = make_outputs(better)
+        numbers = model["outputs"][1]["regression"]
+        numbers["labels"], numbers["predicted"] = numbers["labels"][:2], numbers["predicted"][:2]
+        model["chance"] = {"accuracy": {"guess": "mean", "value": 0.5, "margin": 0.1, "beaten": False}}
     for place in data.draw(st.lists(st.sampled_from(list(places(content))), min_size=1, max_size=3)):
         value = data.draw(
             st.sampled_from([None, True, 0, -1, 7, 1.5, 1e308, -1e308, 10**30, "", "a=b c", [], [[]], {}])

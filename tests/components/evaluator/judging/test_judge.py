@@ -299,6 +299,7 @@ def test_all_of_a_candidate(whole: dict[str, Any]) -> None:
         "metrics": {"loss": 0.375, "accuracy": 0.92},
         "undefined": {},
         "chance": {},
+        "outputs": [],
         "misses": [],
         "drop": pytest.approx(0.03),
         "deployed_drop": pytest.approx(0.01),
@@ -357,6 +358,7 @@ def test_every_candidate_has_every_field(whole: dict[str, Any]) -> None:
         *("sparsity", "blessed", "reasons", "pareto", "sha256", "failure", "drop_interval", "device"),
         *("classification", "comparison", "deployed_drop", "deployed_drop_interval", "slices", "flipped", "ladder"),
         *("sensitivity", "ladder_walked", "undefined", "more_drops", "chance", "misses", "chosen_drop_interval"),
+        "outputs",
     }
     assert [entry["name"] for entry in whole["candidates"]] == ["small", "float32", "failed", "nan", "crashes", "gone"]
     for entry in whole["candidates"]:
