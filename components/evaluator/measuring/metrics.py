@@ -405,6 +405,7 @@ class CompiledMetrics:
                 metric.reset_state()
                 y, p, w = columns[place]
                 w = losses_utils.apply_mask(p, w if weighted else None, masks[place])
+                w = None if w is None else tf.cast(w, metric.dtype)
                 metric.update_state(_as_wide(y, metric), _as_wide(p, metric), sample_weight=w)
             return [variable.read_value() for metric in self._others for variable in metric.variables]
 
@@ -541,7 +542,8 @@ def _in_float64(
     weight = losses_utils.apply_mask(predicted, weight, mask)
     try:
         wide = type(metric).from_config({**metric.get_config(), "dtype": "float64"})
-        wide.update_state(_as_wide(label, wide), _as_wide(predicted, wide), sample_weight=weight)
+        weights = None if weight is None else tf.cast(weight, wide.dtype)  # R2Score casts none itself
+        wide.update_state(_as_wide(label, wide), _as_wide(predicted, wide), sample_weight=weights)
         wide.result()
     except (TypeError, ValueError, tf.errors.InvalidArgumentError):
         metric.update_state(label, predicted, sample_weight=weight)

@@ -14,6 +14,7 @@ from edgeline.evaluator.measuring.classification import (
     KINDS,
     Classification,
     Kind,
+    Tags,
     Task,
     ends_in_probabilities,
     takes_logits,
@@ -21,7 +22,6 @@ from edgeline.evaluator.measuring.classification import (
 from edgeline.evaluator.measuring.metrics import CompiledMetrics
 from edgeline.evaluator.measuring.regression import MOST_NUMBERS, Regression
 from edgeline.evaluator.measuring.segmentation import MASKS, MOST_CLASSES, Mask, Segmentation, smaller
-from edgeline.evaluator.measuring.tags import Tags
 from edgeline.report.schema import MaskReport, OutputReport, SegmentationReport
 
 #: What one model did at one output.

@@ -375,6 +375,111 @@ def test_is_what_keras_says_of_all_as_one_batch(tiny_module: Path, name: str, we
     assert own.undefined(reduce(add, states)) == {}
 
 
+FLAT = """
+def build_model():
+    return keras.Sequential([keras.Input([4], name="x"), keras.layers.Dense({size})])
+
+
+def compile_model(model):
+    model.compile("adam", {loss}, metrics=[{metrics}], weighted_metrics=[{weighted}])
+"""
+
+#: By name: numbers of an output, the loss, and what people measure beside it; `f` makes a metric of a loss's function.
+#: Top-k accuracies take float32 alone, and compare exactly.
+IN_FLOAT64 = {
+    "numbers": (
+        3, "keras.losses.Huber(0.5)",
+        ("f(keras.losses.huber)", "f(keras.losses.mse)", "f(keras.losses.mae)", "f(keras.losses.mape)",
+         "f(keras.losses.msle)", "f(keras.losses.log_cosh)", "f(keras.losses.poisson)", "m.CosineSimilarity()",
+         "m.RootMeanSquaredError()", "m.R2Score()"),
+    ),
+    "one-hot": (
+        4, "keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)",
+        ("m.CategoricalAccuracy()", "m.CategoricalCrossentropy(from_logits=True, label_smoothing=0.2)",
+         "m.CategoricalHinge()", "m.TopKCategoricalAccuracy(2, dtype='float32')",
+         "f(keras.losses.categorical_focal_crossentropy)"),
+    ),
+    "one-hot probabilities": (
+        4, "keras.losses.KLDivergence()",
+        ("m.KLDivergence()", "m.CategoricalCrossentropy(label_smoothing=0.05)", "m.Precision(0.2, class_id=1)"),
+    ),
+    "tags": (
+        3, "keras.losses.BinaryCrossentropy(label_smoothing=0.2)",
+        ("m.BinaryAccuracy(threshold=0.4)", "m.BinaryCrossentropy(label_smoothing=0.1)", "m.Hinge()", "m.AUC()",
+         "m.SquaredHinge()", "m.Precision()", "m.Recall()", "f(keras.losses.binary_focal_crossentropy)"),
+    ),
+    "class numbers": (
+        4, "keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=2)",
+        ("m.SparseCategoricalAccuracy()", "m.SparseTopKCategoricalAccuracy(2, dtype='float32')",
+         "m.SparseCategoricalCrossentropy(from_logits=True, ignore_class=1)"),
+    ),
+}  # fmt: skip
+
+
+def metrics_of(codes: tuple[str, ...], prefix: str) -> list[Any]:
+    known: dict[str, Any] = {"keras": tf_keras, "m": tf_keras.metrics, "f": tf_keras.metrics.MeanMetricWrapper}
+    found = []
+    for number, code in enumerate(codes):
+        metric = eval(code, known)
+        metric._name = f"{prefix}{number}"
+        found.append(metric)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed"),
+    [
+        pytest.param(kind, seed, marks=[] if (kind, seed) == ("class numbers", 0) else pytest.mark.slow)
+        for kind in IN_FLOAT64
+        for seed in (0, 1)
+    ],
+)
+def test_losses_and_metrics_beside_keras_in_float64(tiny_module: Path, kind: str, seed: int) -> None:
+    size, loss, codes = IN_FLOAT64[kind]
+    random, count = np.random.default_rng(seed), 40
+    scores = random.normal(size=[count, size]).astype(np.float32)
+    classes, label = random.integers(0, size, count), random.uniform(0.5, 2, [count, size])
+    if kind in ("numbers", "tags", "one-hot probabilities"):
+        scores = 1 / (1 + np.exp(-scores))
+    if kind == "one-hot probabilities":
+        scores /= scores.sum(1, keepdims=True)
+    if kind != "numbers":
+        label = {"tags": (label > 1).astype(float), "class numbers": classes}.get(kind, np.eye(size)[classes])
+    label = label.astype(np.int64 if kind == "class numbers" else np.float32)
+    weight = random.uniform(0, 2, count).astype(np.float32)
+
+    made = [[f"made({code!r}, '{prefix}{i}')" for i, code in enumerate(codes)] for prefix in ("plain", "weighted")]
+    helper = """
+def made(code, name):
+    metric = eval(code, {"keras": keras, "m": keras.metrics, "f": keras.metrics.MeanMetricWrapper})
+    metric._name = name
+    return metric
+"""
+    code = FLAT.format(size=size, loss=loss, metrics=", ".join(made[0]), weighted=", ".join(made[1]))
+    tiny_module.write_text(tiny_module.read_text() + helper + code)
+    own = CompiledMetrics(hooks.load(str(tiny_module)))
+    cuts = np.sort(random.choice(np.arange(1, count), 3, replace=False))
+    states = [
+        own.batch(tf.constant(label[rows]), [scores[rows]], tf.constant(weight[rows]))
+        for rows in np.split(np.arange(count), cuts)
+    ]
+    result = own.result(reduce(add, states))
+
+    wide = label if label.dtype == np.int64 else label.astype(np.float64)
+    tf_keras.backend.set_floatx("float64")
+    try:
+        expected = {"loss": float(eval(loss, {"keras": tf_keras})(wide, scores.astype(np.float64), weight))}
+        for prefix, weights in (("plain", None), ("weighted", weight.astype(np.float64))):
+            for metric in metrics_of(codes, prefix):
+                metric.update_state(wide, scores.astype(np.float64), weights)
+                expected[metric.name] = float(metric.result())
+    finally:
+        tf_keras.backend.set_floatx("float32")
+    assert result.keys() == expected.keys()
+    assert result == pytest.approx(expected, rel=1e-6, nan_ok=True)
+    assert np.isfinite(list(expected.values())).all()
+
+
 def test_a_loss_under_a_mask_by_hand(tiny_module: Path) -> None:
     # labels 1, 2 and 0, which is ignored: the mean is over two elements, and not over three
     code = TIMES.format(

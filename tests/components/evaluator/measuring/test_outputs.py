@@ -13,13 +13,12 @@ import tensorflow as tf
 from sklearn import metrics as sklearn_metrics
 
 from edgeline.evaluator.measuring import outputs as measured_outputs
-from edgeline.evaluator.measuring.classification import Classification
+from edgeline.evaluator.measuring.classification import Classification, Tags
 from edgeline.evaluator.measuring.measurements import Evaluated, Plan
 from edgeline.evaluator.measuring.metrics import CompiledMetrics
 from edgeline.evaluator.measuring.outputs import Output
 from edgeline.evaluator.measuring.regression import SAMPLES, Regression
 from edgeline.evaluator.measuring.segmentation import MASKS, Segmentation
-from edgeline.evaluator.measuring.tags import Tags
 from edgeline.evaluator.measuring.transforms import EvaluateShards
 from edgeline.model_module import hooks
 from edgeline.tflite.litert import TFLiteModel
