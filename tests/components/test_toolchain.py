@@ -91,7 +91,8 @@ def append(path: Path, text: str) -> Callable[[], object]:
         ("conversion/converter.py", {"quantizer", "tflite_exporter"}),
         ("conversion/worker.py", {"quantizer", "tflite_exporter"}),
         ("conversion/trial.py", {"tflite_exporter"}),  # it runs in a process of its own
-        ("tflite/device_cost.py", {"tflite_exporter", "evaluator"}),  # likewise
+        # likewise, and the quantizer takes from it how many processes it may start
+        ("tflite/device_cost.py", {"quantizer", "tflite_exporter", "evaluator"}),
         ("keras_models/promise_checks.py", {"pruner", "clusterer", "quantizer", "tflite_exporter"}),
         ("data_gate/checks.py", {"data_gate"}),
         ("pusher/component.py", {"pusher"}),
