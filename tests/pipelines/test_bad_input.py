@@ -227,6 +227,18 @@ def use_sines(case: Case) -> None:
     case.module.write_text(source + "\n\ndef custom_objects():\n    return {'sin': tf.math.sin}\n")
 
 
+@pytest.mark.slow  # of the Evaluator alone, test_component.py shows it every time
+def test_a_model_that_learned_nothing_is_no_first_push(case: Case) -> None:
+    write_data(case.data, lambda row: {"y": ints(row % 3)}, "eval")  # what has nothing to do with the inputs
+    asked = ("--recipe", "float16", "--max-drop", 1)
+    assert case.run(*asked, "--no-allow-chance-level") == 1
+    assert "float16 is at chance level: accuracy 0." in case.out
+    assert "no candidate is better than chance, nothing is pushed; closest was float16" in case.out
+    assert not list(case.root.glob("pushed/*"))
+    assert case.run(*asked) == 0
+    assert len(list(case.root.glob("pushed/*/model.tflite"))) == 1
+
+
 @pytest.mark.slow  # the next test has such a candidate too
 def test_a_candidate_that_cannot_be_converted_is_rejected_and_the_others_finish(case: Case) -> None:
     write_data(case.data)
