@@ -162,9 +162,9 @@ class Budget(StepConfig):
 
     Attributes:
       metric: the compiled metrics that must hold, or `loss`, each `NAME[:max|min[:DROP]]`: whether more of it is better
-        (accuracy) or less is (loss, mean absolute error), and how much worse than the float32 baseline it may be, above
-        0. Keras calls the metrics of a model with several outputs `OUTPUT_NAME`. Every one must hold; the first ranks
-        the candidates. None: `accuracy` where it is compiled, else the first compiled metric, else the loss.
+        (accuracy) or less is (loss, mean absolute error), and how much worse than the float32 baseline it may be, at
+        least 0. Keras calls the metrics of a model with several outputs `OUTPUT_NAME`. Every one must hold; the first
+        ranks the candidates. None: `accuracy` where it is compiled, else the first compiled metric, else the loss.
       direction: of the metrics that do not say their own; None: what the metric's name and class tell.
       max_drop: of the metrics that do not say their own, in the metric's unit (0.01 is one point of accuracy), at
         least 0.
@@ -379,8 +379,8 @@ def _check_metric(text: str, where: str) -> None:
         drop = float(rest[1]) if len(rest) > 1 else 1.0
     except ValueError:
         drop = math.nan
-    if not (math.isfinite(drop) and drop > 0):
-        raise ValueError(f"{where}: the drop of {name} must be a positive finite number, received {rest[1]!r}")
+    if not (math.isfinite(drop) and drop >= 0):
+        raise ValueError(f"{where}: the drop of {name} must be a finite number of at least 0, received {rest[1]!r}")
 
 
 def _contradiction(name: str, known: str) -> str:

@@ -190,7 +190,7 @@ def test_several_metrics() -> None:
     assert options.budget(parse(*words)) == Budget(metric=["boxes_mae:min:0.5", "classes_accuracy"])
     with pytest.raises(UserError, match=r"Budget.metric names boxes_mae 2 times; name it once"):
         options.budget(parse(*words, "--metric", "boxes_mae"))
-    with pytest.raises(UserError, match=r"the drop of boxes_mae must be a positive finite number, received '-1'"):
+    with pytest.raises(UserError, match=r"the drop of boxes_mae must be a finite number of at least 0, received '-1'"):
         options.budget(parse("--metric", "boxes_mae:min:-1"))
     with pytest.raises(UserError, match=r"must be NAME\[:max\|min\[:DROP\]\], .*, received 'boxes_mae:0.5'"):
         options.budget(parse("--metric", "boxes_mae:0.5"))
