@@ -92,7 +92,7 @@ def root(tables: None, tiny_source: str, tmp_path_factory: pytest.TempPathFactor
                 *("run", "--module", str(folder / "model.py"), "--data", str(folder / "data")),
                 *("--root", str(folder / "root"), "--recipes-file", str(folder / "recipes.py"), "--target", "board"),
                 *("--epochs", "1", "--finetune-epochs", "1", "--max-accuracy-drop", "1"),
-                *("--max-operators", "3"),
+                *("--max-operators", "3", "--allow-chance-level"),
             ]
         )
     assert code == 0, said.getvalue()
