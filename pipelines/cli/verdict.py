@@ -55,8 +55,8 @@ def _exit_code(outcome: Any) -> int:
     return ExitCode.DONE if outcome.report.selected else ExitCode.NOTHING_FITS
 
 
-#: Columns that a terminal of less than this width is spared: the others fit 80, beside a name of 24.
-_WIDE, _SPARED = 110, ("ratio", "latency", "sparsity")
+#: Columns that a terminal of less than this width is spared: the others fit 80, beside a name of 22.
+_WIDE, _SPARED = 110, ("latency", "sparsity")
 
 
 def _table(report: Report, width: int) -> Table:
@@ -77,6 +77,8 @@ def _table(report: Report, width: int) -> Table:
         *("bytes", "zlib bytes", "ratio", "latency", "sparsity", "verdict"),
     ]
     titles = {"latency": f"p50/p90 {style.time_unit}"}
+    if width < _WIDE:
+        titles["zlib bytes"] = "zlib\nbytes"
     shown = [i for i, name in enumerate(columns) if width >= _WIDE or name not in (*_SPARED, *others)]
     for i in shown:
         is_word = i in (0, len(columns) - 1)
@@ -107,7 +109,7 @@ def _table(report: Report, width: int) -> Table:
         ]
         table.add_row(*(cells[i] for i in shown), **look)
 
-    add("  float32 baseline", report.baseline, "", "1.0x", None, "reference", style="dim", end_section=True)
+    add("  float32 baseline", report.baseline, "", "1.0x", None, "", style="dim", end_section=True)
     for candidate in report.candidates:
         numbers = (_number(candidate.drop, "+.4f"), f"{_number(candidate.ratio, '.1f')}x", candidate.sparsity)
         if candidate.name == report.selected:
