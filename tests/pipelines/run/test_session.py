@@ -180,7 +180,7 @@ def test_the_table_fits_80_columns(run: Run) -> None:
     verdict.show(outcome, Path("a.log"), Namespace(debug=False, output="table"), terminal)
     assert "▶ prune80_cluster16_int8" in out.getvalue()
     assert "…" not in out.getvalue()
-    assert " ratio " in out.getvalue()
+    assert "ratio" in out.getvalue()
 
 
 def test_the_terminal_says_what_the_split_cannot_tell(run: Run) -> None:
