@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import Any
 
@@ -347,8 +348,9 @@ def load(
 def _import(name: str, source: Source) -> ModuleType:
     if not source.reference.endswith(".py"):
         return importlib.import_module(name)
-    spec = importlib.util.spec_from_file_location(name, source.path)
-    if spec is None or spec.loader is None:
+    loader = _FromSource(name, str(source.path))
+    spec = importlib.util.spec_from_file_location(name, source.path, loader=loader)
+    if spec is None:
         raise UserError(f"model module {source.reference} cannot be imported; give a .py file or a dotted name")
     code = importlib.util.module_from_spec(spec)
     sys.modules[name] = code
@@ -356,9 +358,39 @@ def _import(name: str, source: Source) -> ModuleType:
         # what is loaded under this name may be older than the file, or another folder's
         sys.modules.pop(local, None)
     folder = str(source.path.parent)
+    finder = _LocalFinder(source.local)
     sys.path.insert(0, folder)
+    sys.meta_path.insert(0, finder)
     try:
-        spec.loader.exec_module(code)
+        loader.exec_module(code)
     finally:
+        sys.meta_path.remove(finder)
         sys.path.remove(folder)
     return code
+
+
+class _FromSource(importlib.machinery.SourceFileLoader):
+    """Compiles a file as it is now: whether compiled code beside it is of this text, only second and size tell."""
+
+    def get_code(self, fullname: str) -> Any:
+        """Returns the code of the source."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+class _LocalFinder:
+    """Finds the modules that lie beside a model module, to be compiled from their sources.
+
+    Args:
+      names: of these modules, dotted.
+    """
+
+    def __init__(self, names: Collection[str]):
+        self._names = names
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """Returns where a module is and how it is loaded; None of one that is no local one."""
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name in self._names else None
+        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            spec.loader = _FromSource(name, spec.loader.path)
+        return spec
