@@ -110,6 +110,7 @@ class Executor(base_beam_executor.BaseBeamExecutor):
                 label_names=tuple(baseline.passport.io["labels"]) or None,
                 bad_records=sum(merged.bad_records.values()),
                 slice_features=tuple(map(tuple, found_out.slice_features)),
+                training_examples=baseline.metadata.get("training_examples", {}),
             ),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             pipeline=exec_properties["pipeline"],

@@ -39,6 +39,7 @@ class DatasetReport:
       label_names: of the classes, by class number; None: they have no names.
       bad_records: that could not be read and took no part; None: not known.
       slice_features: names of the features that the examples are sliced by, joined where several are crossed.
+      training_examples: of the train split, by class number as text; empty: not known, or the labels are no classes.
     """
 
     split: str
@@ -48,6 +49,7 @@ class DatasetReport:
     label_names: tuple[str, ...] | None = None
     bad_records: Count | None = None
     slice_features: tuple[tuple[str, ...], ...] = ()
+    training_examples: Mapping[str, Count] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -408,21 +408,27 @@ def _examples_by_class(report: Report) -> list[tuple[str, int]]:
     return list(zip(class_names(len(counts), report.dataset.label_names), counts, strict=True))
 
 
-def without_examples(report: Report) -> str | None:
-    """Says of which classes the evaluated split has no example; None where it has one of each, or is not classified.
+def without_examples(report: Report) -> list[str]:
+    """Says of which classes the evaluated split has no example, and of which the training one; nothing where all have.
 
     Args:
         report: all of it.
     """
-    counts = _examples_by_class(report)
-    absent = [name for name, count in counts if not count]
-    if not absent:
-        return None
+    counts, trained_on = _examples_by_class(report), report.dataset.training_examples
+    said = []
+    if text := _named_absent([name for name, count in counts if not count], len(counts)):
+        said.append(
+            f"The {report.dataset.split} split has no example of {text}: nothing here says what becomes of them."
+        )
+    untrained = [name for number, (name, _) in enumerate(counts) if trained_on and not trained_on.get(str(number))]
+    if text := _named_absent(untrained, len(counts)):
+        said.append(f"The train split has no example of {text}: no training of this run has seen them.")
+    return said
+
+
+def _named_absent(absent: Sequence[str], classes: int) -> str:
     named = ", ".join(absent[:_NAMED_CLASSES]) + (", …" if len(absent) > _NAMED_CLASSES else "")
-    return (
-        f"The {report.dataset.split} split has no example of {len(absent)} of {len(counts)} classes ({named}): "
-        f"nothing here says what becomes of them."
-    )
+    return f"{len(absent)} of {classes} classes ({named})" if absent else ""
 
 
 def guess_says(metric: str, value: float | None, guess: ChanceReport, labels: Sequence[str] | None) -> str:
@@ -539,8 +545,7 @@ def warnings(
     if bad := report.dataset.bad_records:
         records = "1 record" if bad == 1 else f"{style.count(bad)} records"
         texts.append(f"{records} of the {report.dataset.split} split could not be read and took no part.")
-    if absent := without_examples(report):
-        texts.append(absent)
+    texts += without_examples(report)
     texts += [f"The metric {name} has no value on this split: {why}." for name, why in baseline.model.undefined.items()]
     timed = [dataclasses.replace(baseline, name="the baseline"), *rows]
     noisy = [(row.noise, row.name) for row in timed if row.noise is not None and row.noise > NOISY]

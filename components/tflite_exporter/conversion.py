@@ -108,8 +108,9 @@ def export(
       fixed_batch (why it takes one example only, or null); parity and parity_reference (closeness to Keras with XNNPACK
       and with the reference kernels, by output; null where it was not run); ops, float_ops (by name), number_types,
       layers and techniques (bytes of the constants); peak_rss_bytes; golden (samples in `golden.npz`, the examples of
-      which are the lines of `golden.jsonl`); preprocessing (digest of the module); passport (a summary); not_run (why
-      it was not run, or null).
+      which are the lines of `golden.jsonl`); preprocessing (digest of the module); training_examples (of the train
+      split, by class number; empty where labels are no classes); passport (a summary); not_run (why it was not run, or
+      null).
 
     Raises:
       ExportError: the result does not run, is not what the Keras model does, or has operators that are not allowed.
@@ -179,6 +180,7 @@ def export(
         "peak_rss_bytes": outcome and outcome.peak_rss_bytes,
         "golden": _write_golden(content, tested, outcome, calibration_uri, serving) if outcome else 0,
         "preprocessing": {"digest": module.source.digest},
+        "training_examples": manifest.get("label_histogram", {}),
         "passport": _summary(passport),
         "not_run": not_run,
     }

@@ -137,7 +137,7 @@ def _print_verdict(outcome: Any, shown: Console) -> None:
             say(f"warm start: {training.warm_start.note}")
     if report.budget.metric_is_default or report.budget.more_metrics:
         say(f"metric    {words.judged_by(report.budget)}")
-    for note in (words.at_chance_level(report), words.without_examples(report)):
+    for note in (words.at_chance_level(report), *words.without_examples(report)):
         if note is not None:
             say(f"note      {note}", "yellow")
     for candidate in report.candidates:

@@ -247,6 +247,7 @@ def test_a_better_candidate_than_the_deployed_model_is_blessed(made: Made, run: 
         "label_names": ["top", "middle", "bottom"],
         "bad_records": 0,
         "slice_features": [["label"]],
+        "training_examples": {"0": 40, "2": 7},
         "examples": 90,
     }
     assert report["baseline"]["metrics"]["accuracy"] == pytest.approx(right / 90)

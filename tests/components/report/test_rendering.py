@@ -537,10 +537,13 @@ def test_what_the_split_cannot_tell(make_report):
         scores[number] |= {"examples": 0, "recall": None}
     report["baseline"]["undefined"] = {"auc": "no example has a positive label"}
     names = report["dataset"]["label_names"]
+    report["dataset"]["training_examples"] = {str(number): 5 for number in range(len(scores)) if number != 1}
     said = [text(item) for item in page(report).xpath("//section[@aria-labelledby='warnings-title']//li")]
-    assert said[1:3] == [
+    assert said[1:4] == [
         f"The eval split has no example of 2 of {len(scores)} classes ({names[0]}, {names[2]}): nothing here says what "
         "becomes of them.",
+        f"The train split has no example of 1 of {len(scores)} classes ({names[1]}): no training of this run has seen "
+        "them.",
         "The metric auc has no value on this split: no example has a positive label.",
     ]
 

@@ -206,6 +206,7 @@ def test_export_writes_the_folder_that_is_deployed(small: Any, calibration: str,
     assert [port["name"] for port in metadata["outputs"]] == ["logits"]
     assert metadata["parity"]["logits"]["agreement"] == metadata["parity_reference"]["logits"]["agreement"] == 1.0
     assert metadata["fixed_batch"] is metadata["not_run"] is None
+    assert metadata["training_examples"] == {"0": 40, "2": 7}
     assert metadata["ops"]["builtin"]["CONV_2D"] == metadata["float_ops"]["CONV_2D"] == 2
     assert metadata["ops"]["custom"] == metadata["ops"]["flex"] == {}
     # 18 + 144 + 2048 + 48 values and 29 biases, the first convolution's from its normalization

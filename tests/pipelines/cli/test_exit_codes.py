@@ -537,11 +537,15 @@ def logged(root: Root) -> list[dict[str, Any]]:
     return events.read(root) if root.events.exists() else []
 
 
+CRASH = "__import__('ctypes').string_at(0)"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("hook", "code", "exit_code", "verdict"),
     [
-        ("build_model", "import ctypes; ctypes.string_at(0)", -signal.SIGSEGV, "killed"),  # a shell calls it 139
+        # when it computes, not when the module is looked into before the first step; a shell calls it 139
+        ("preprocess", f"tf.py_function(lambda: {CRASH}, [], tf.string)", -signal.SIGSEGV, "killed"),
         ("build_model", "import os; os.kill(os.getpid(), 15)", 143, "interrupted"),
         ("build_model", "import sys; sys.exit(0)", 2, "refused"),
         ("build_model", "", 130, "interrupted"),
