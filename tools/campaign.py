@@ -65,8 +65,10 @@ LEFT_OVER = re.compile(r"\.pushing-.*|\..+\.[0-9a-f]{32}")
 FILE_EVENTS = frozenset(
     {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
 )
-#: Parts of report.json that time, and nothing else, decides.
-OF_TIME = frozenset({"created", "run", "latency_ms", "seconds", "device", "devices", "machine", "pushed_at", "version"})
+#: Parts of report.json and metadata.json that are measured of time and memory.
+OF_TIME = frozenset({
+    "created", "run", "latency_ms", "seconds", "device", "devices", "machine", "pushed_at", "version", "peak_rss_bytes",
+})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,7 +360,7 @@ def _digest(path: Path) -> str:
 
 
 def _timeless(value: Any) -> Any:
-    """Returns a part of a JSON file without what time decides.
+    """Returns a part of a JSON file without what time decides, or what was measured of time and memory.
 
     Numbers are rounded: Beam adds sums up in an order of its own.
     """

@@ -25,7 +25,8 @@ def recover(root: Root) -> None:
         with transaction.held(str(root.pushed)):
             versions.finish_rollback(str(root.pushed), lambda rollback: log_rollback(root, rollback))
             _log_push(root)
-        for folder in (root.path, root.report, root.schemas, root.last_statistics, root.data_checked("").parent):
+        written = (root.path, root.artifacts, root.report, root.schemas, root.last_statistics)
+        for folder in (*written, root.data_checked("").parent):
             files.remove_abandoned(folder)
 
 

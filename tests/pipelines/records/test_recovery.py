@@ -104,12 +104,13 @@ def test_no_log_is_begun_by_it(root: Root, tmp_path: Path) -> None:
 
 def test_left_overs_are_removed(root: Root) -> None:
     root.report.mkdir()
-    left = [root.path / "pushed" / ".pushing-1", *(
-        folder / f".{name}.{'0' * 32}"
-        for folder, name in ((root.path, "metrics.prom"), (root.report, "report.html"), (root.pushed, "latest.json"))
-    )]  # fmt: skip
+    written = (
+        (root.path, "metrics.prom"), (root.report, "report.html"), (root.pushed, "latest.json"),
+        (root.artifacts, ".published.json"),
+    )  # fmt: skip
+    left = [root.path / "pushed" / ".pushing-1", *(folder / f".{name}.{'0' * 32}" for folder, name in written)]
     for path in left:
-        path.mkdir()
+        path.mkdir(parents=True)
     recovery.recover(root)
     assert not any(path.exists() for path in left)
     assert {path.name for path in root.pushed.iterdir()} == {".lock", VERSION, "latest.json"}
