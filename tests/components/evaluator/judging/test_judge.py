@@ -376,6 +376,7 @@ def test_the_rest_of_the_report(whole: dict[str, Any]) -> None:
         "split": "eval",
         "fingerprint": "f",
         "label_names": ["a", "b", "c"],
+        "training_examples": {},
         "bad_records": 2,
         "slice_features": [["camera"], ["label"]],
         "examples": 100,
