@@ -92,6 +92,7 @@ def test_it_is_renewed_after_so_many_calls(cheap: None, monkeypatch: pytest.Monk
 # its deaths -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # the other deaths are made by hand
 def test_a_crash_of_the_real_quantizer() -> None:
     # with an infinite range the quantizer crashes: here nobody has looked before
     model = built()

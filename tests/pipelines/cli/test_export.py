@@ -160,6 +160,7 @@ def test_recipes_that_train_need_layers(case: Case) -> None:
             check(source, "int8", "qat8", "prune80_int8")
 
 
+@pytest.mark.slow  # tests/components/model_importer/test_importing.py chooses among signatures every time
 def test_a_signature_is_chosen(case: Case, tmp_path: Path) -> None:
     holder = tf.Module()
     holder.model = case.model
@@ -254,13 +255,14 @@ def outcome_of(capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "name", "recipes"),
     [
         (tf_keras, "graph", ["int8"]),
-        pytest.param(tf_keras, "lite.tflite", ["int8", "dynamic_range"], marks=pytest.mark.slow),
-        pytest.param(tf_keras, "keras2.keras", ["int8", "prune80_int8"], marks=pytest.mark.slow),
-        pytest.param(keras, "keras3.keras", ["int8", "prune80_int8"], marks=pytest.mark.slow),
+        (tf_keras, "lite.tflite", ["int8", "dynamic_range"]),
+        (tf_keras, "keras2.keras", ["int8", "prune80_int8"]),
+        (keras, "keras3.keras", ["int8", "prune80_int8"]),
     ],
 )
 def test_optimize(
