@@ -178,16 +178,16 @@ def _port(port: dict[str, Any]) -> dict[str, Any]:
 
 def _quantized(content: bytes) -> list[str]:
     """Returns the tensors whose numbers stand for real ones, in words."""
-    types = {number: name.lower() for name, number in vars(schema.TensorType).items() if not name.startswith("_")}
     model = schema.ModelT.InitFromPackedBuf(content, 0)
-    operators = []
+    quantized = []
     for graph in model.subgraphs:
         for tensor in graph.tensors:
             scales = tensor.quantization.scale if tensor.quantization is not None else None
             is_float = tensor.type in (schema.TensorType.FLOAT32, schema.TensorType.FLOAT64)
             if tensor.type == schema.TensorType.FLOAT16 or (scales is not None and len(scales) and not is_float):
-                operators.append(f"{tensor.name.decode(errors='replace')} ({types.get(tensor.type, tensor.type)})")
-    return operators
+                number_type = inspection.NUMBER_TYPES.get(tensor.type, tensor.type)
+                quantized.append(f"{tensor.name.decode(errors='replace')} ({number_type})")
+    return quantized
 
 
 def _only(content: bytes, signature: str | None) -> bytes:

@@ -94,10 +94,10 @@ def _refuse_unchanged(content: bytes, result: bytes, kind: str) -> None:
     """Refuses a file all of whose weights are as they were, which the quantizer makes without a word."""
     before, after = _weight_types(content), _weight_types(result)
     if before["float32"] and after["float32"] >= before["float32"]:
-        with_weights = ", ".join(sorted(inspection.structure(content)["ops"]["builtin"]))
+        operators = ", ".join(sorted(inspection.structure(content)["ops"]["builtin"]))
         raise ConversionError(
             f"{kind} changed none of the {before['float32']} weights: ai-edge-quantizer has no {kind} of the operators "
-            f"that use them (the model's: {with_weights}). Choose another scheme, or make the model a float32 TFLite "
+            f"that use them (the model's: {operators}). Choose another scheme, or make the model a float32 TFLite "
             f"file anew with a converter of today"
         )
 
@@ -105,9 +105,8 @@ def _refuse_unchanged(content: bytes, result: bytes, kind: str) -> None:
 def _weight_types(content: bytes) -> Counter[str]:
     """Returns of how many constants of two axes or more the numbers have which type."""
     model = schema.ModelT.InitFromPackedBuf(content, 0)
-    names = {number: name.lower() for name, number in vars(schema.TensorType).items() if not name.startswith("_")}
     return Counter(
-        names.get(tensor.type, "")
+        inspection.NUMBER_TYPES.get(tensor.type, "")
         for graph in model.subgraphs
         for tensor in graph.tensors
         if len(tensor.shape if tensor.shape is not None else ()) > 1

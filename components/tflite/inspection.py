@@ -29,7 +29,8 @@ from edgeline.tflite.litert import DEFAULT_SIGNATURE
 FLEX_PREFIX = "Flex"
 
 _OPS = {number: name for name, number in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
-_TYPES = {number: name.lower() for name, number in vars(schema.TensorType).items() if not name.startswith("_")}
+#: Names of number types, as NumPy has them, by the schema's number.
+NUMBER_TYPES = {number: name.lower() for name, number in vars(schema.TensorType).items() if not name.startswith("_")}
 #: What the child process of `read` runs.
 _CHILD = f"from {__name__} import main; main(*sys.argv[1:])"
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
@@ -181,7 +182,7 @@ def _shape(tensor: Any) -> list[int]:
 
 
 def _dtype(tensor: Any) -> str:
-    return _TYPES.get(tensor.type, f"type {tensor.type}")
+    return NUMBER_TYPES.get(tensor.type, f"type {tensor.type}")
 
 
 def _scales(tensor: Any) -> np.ndarray:
