@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
 
 import numpy as np
 
@@ -17,9 +16,6 @@ MOST_NUMBERS = 64
 MOST_EXAMPLES = 4096
 
 _NORMAL_95 = 1.96  # quantile 0.975 of the normal distribution
-
-#: How the label of one class per example is written: its number, one-hot, or 0 and 1.
-Labels = Literal["sparse", "categorical", "binary"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

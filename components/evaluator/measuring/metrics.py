@@ -13,7 +13,8 @@ from tf_keras.src.engine import compile_utils
 from tf_keras.src.utils import losses_utils, metrics_utils
 
 from edgeline.evaluator.measuring import directions, undefined
-from edgeline.evaluator.measuring.chance import MOST_NUMBERS, Chance, CommonestClass, Labels, Mean
+from edgeline.evaluator.measuring.chance import MOST_NUMBERS, Chance, CommonestClass, Mean
+from edgeline.evaluator.measuring.classification import Kind
 from edgeline.model_module.hooks import ModelModule
 
 
@@ -81,7 +82,7 @@ class _LossPart:
 
 
 #: The accuracies of one label per example, by the function that scores it or by class.
-_ACCURACIES: dict[Any, Labels] = {
+_ACCURACIES: dict[Any, Kind] = {
     tf_keras.metrics.sparse_categorical_accuracy: "sparse",
     metrics_utils.sparse_categorical_matches: "sparse",
     tf_keras.metrics.categorical_accuracy: "categorical",
@@ -108,7 +109,7 @@ class _Guess:
     """
 
     place: int
-    labels: Labels | None = None
+    labels: Kind | None = None
     squared: bool = False
     classes: int = 0
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import tf_keras
 
+from edgeline.evaluator.measuring.chance import MOST_NUMBERS
 from edgeline.evaluator.measuring.classification import (
     KINDS,
     Classification,
@@ -20,7 +21,7 @@ from edgeline.evaluator.measuring.classification import (
     takes_logits,
 )
 from edgeline.evaluator.measuring.metrics import CompiledMetrics
-from edgeline.evaluator.measuring.regression import MOST_NUMBERS, Regression
+from edgeline.evaluator.measuring.regression import Regression
 from edgeline.evaluator.measuring.segmentation import MASKS, MOST_CLASSES, Mask, Segmentation, smaller
 from edgeline.report.schema import MaskReport, OutputReport, SegmentationReport
 

@@ -9,9 +9,6 @@ import numpy as np
 
 from edgeline.report.schema import RegressionReport
 
-#: Outputs with more numbers than this per example are pictures or sequences.
-MOST_NUMBERS = 64
-
 #: Examples whose labels and predictions are kept to be drawn.
 SAMPLES = 200
 
