@@ -93,8 +93,9 @@ class EvaluateShards(beam.DoFn):
         self._metrics = CompiledMetrics(self._module)
         self._task = Task.of(self._metrics.model, list(plan.outputs))
         self._slicer = Slicer(self._module, self._task.classes if self._task else None)
-        self._outputs: dict[str, Output] | None = None  # likewise
-        self._judged: list[str] = []  # known once the metrics have seen a batch
+        # known once the metrics have seen a batch
+        self._judged: list[str] = []
+        self._outputs: dict[str, Output] | None = None
         self._parse = tf.function(self._parse_batch, input_signature=[tf.TensorSpec([None], tf.string)])
         self._batch = reading.fitting_batch(self._parse.get_concrete_function().structured_outputs[0], BATCH_SIZE)
         # threads that only wait for the processes
